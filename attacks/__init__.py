@@ -35,6 +35,7 @@ LABEL_ATTACKS = Registry(
         ),
         "idlg": Entry("attacks.idlg:IDLG", "class of one example by the sign rule (hard labels)"),
     },
+    group="fl_sim.label_attacks",
 )
 IMAGE_ATTACKS = Registry(
     "image attack",
@@ -44,21 +45,25 @@ IMAGE_ATTACKS = Registry(
             "exact image from a fully connected network, one example",
         ),
     },
+    group="fl_sim.image_attacks",
 )
 
-_TYPES = (
+__all__ = [
+    "IMAGE_ATTACKS",
+    "LABEL_ATTACKS",
+    "Entry",
     "GradientLeak",
     "ImageAttack",
     "Knowledge",
     "LabelAttack",
     "LabelRecovery",
     "Reconstruction",
+    "Registry",
     "Status",
-)
-__all__ = ["IMAGE_ATTACKS", "LABEL_ATTACKS", "Entry", "Registry", *_TYPES]
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _TYPES:
+    if name in __all__:
         return getattr(importlib.import_module("attacks.types"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,6 +7,7 @@ Axis letters, the same everywhere: `B` batch, `C` channels, `H` `W` height and w
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -37,12 +38,26 @@ class Knowledge:
         smoothing: the label smoothing ε, in [0, 1].
         clipping_norm: L2 bound that the clients put on their weight difference, above 0.
         noise_std: standard deviation of the noise on the weight difference, at least 0.
+
+    Raises:
+        ValueError: a value is out of its range.
     """
 
     type: str | None = None
     smoothing: float | None = None
     clipping_norm: float | None = None
     noise_std: float | None = None
+
+    def __post_init__(self) -> None:
+        types = ("hard", "label-smoothing", "mixup", "mixup+label-smoothing")
+        if self.type is not None and self.type not in types:
+            raise ValueError(f"type must be one of {', '.join(types)} or None, found {self.type!r}")
+        if self.smoothing is not None and not 0 <= self.smoothing <= 1:
+            raise ValueError(f"smoothing must be in [0, 1] or None, found {self.smoothing}")
+        if self.clipping_norm is not None and not self.clipping_norm > 0:
+            raise ValueError(f"clipping_norm must be above 0 or None, found {self.clipping_norm}")
+        if self.noise_std is not None and not self.noise_std >= 0:
+            raise ValueError(f"noise_std must be at least 0 or None, found {self.noise_std}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,18 +101,30 @@ class GradientLeak:
                     f"gradient {name!r} must have the shape {tuple(parameters[name].shape)} of its "
                     f"parameter, found {tuple(gradient.shape)}"
                 )
+            if not gradient.is_floating_point():
+                raise ValueError(f"gradient {name!r} must be floating, found {gradient.dtype}")
+        if len(self.input_shape) != 3 or min(self.input_shape) < 1:
+            raise ValueError(
+                f"input_shape must be (C, H, W), each at least 1, found {self.input_shape}"
+            )
         if self.batch_size is not None and self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1 or None, found {self.batch_size}")
         if self.local_steps < 1:
             raise ValueError(f"local_steps must be at least 1, found {self.local_steps}")
-        if self.update_dtype is not None and not (self.lr and self.lr > 0):
-            raise ValueError(f"a weight update needs its lr, above 0, found {self.lr}")
+        if self.lr is not None and not 0 < self.lr < math.inf:
+            raise ValueError(f"lr must be above 0 and finite, or None, found {self.lr}")
+        if self.update_dtype is not None and self.lr is None:
+            raise ValueError("a weight update needs its lr, above 0, found None")
+        if self.mode not in ("eval", "train"):
+            raise ValueError(f"mode must be 'eval' or 'train', found {self.mode!r}")
 
     def rounding(self, name: str) -> Tensor:
         """Return the standard deviation of the float rounding in a gradient, entry by entry.
 
-        A weight w comes back rounded to a multiple of ulp(w): uniform in ±ulp/2, that is
-        ulp(w) / √12, divided by lr. A gradient sent as such is rounded relative to itself.
+        A weight comes back as w − lr·g, rounded to a multiple of its ulp: uniform in ±ulp/2, that
+        is ulp / √12, divided by lr. The ulp is that of the larger of |w| and |w − lr·g|: a weight
+        that starts at zero is rounded relative to what is added, and one that is cancelled
+        relative to what was there. A gradient sent as such is rounded relative to itself.
 
         Returns:
             float64, of the parameter's shape.
@@ -107,9 +134,12 @@ class GradientLeak:
             dtype = self.gradients[name].dtype
             return gradient.abs() * torch.finfo(dtype).eps
         assert self.lr is not None
-        weight = self.model.get_parameter(name).detach().to(self.update_dtype)
-        ulp = torch.nextafter(weight.abs(), torch.full_like(weight, torch.inf)) - weight.abs()
-        return ulp.double() / (self.lr * 12**0.5)
+        weight = self.model.get_parameter(name).detach().to(gradient)
+        size = torch.maximum(weight.abs(), (weight - self.lr * gradient).abs())
+        numbers = torch.finfo(self.update_dtype)
+        exponent = torch.frexp(size.clamp(min=numbers.tiny)).exponent
+        ulp = torch.ldexp(torch.full_like(size, numbers.eps), exponent.double() - 1)
+        return ulp / (self.lr * 12**0.5)
 
 
 @dataclass(frozen=True)

@@ -21,13 +21,13 @@ DEFENSES = Registry(
             "defenses.dp_noise:DPNoise", "clips the update and adds Gaussian noise to it"
         ),
     },
+    group="fl_sim.defenses",
 )
 
-_TYPES = ("Chain", "ClientStep", "Defense")
-__all__ = ["DEFENSES", *_TYPES]
+__all__ = ["DEFENSES", "Chain", "ClientStep", "Defense"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _TYPES:
+    if name in __all__:
         return getattr(importlib.import_module("defenses.base"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -112,11 +115,30 @@ class Chain:
         return update
 
     def public(self) -> dict[str, Any]:
-        """Return what an aware attacker knows of all stages."""
-        known: dict[str, Any] = {}
+        """Return what an aware attacker knows of all stages together.
+
+        Smoothings ε₁ and ε₂ make ε₁ + ε₂ − ε₁ε₂; mixup and label smoothing make the type
+        "mixup+label-smoothing". Whatever else several stages state has no joint value and is left
+        out, so that the attacker is told nothing false.
+        """
+        stated: dict[str, list[Any]] = {}
         for stage in self.stages:
-            known |= stage.public()
+            for key, value in stage.public().items():
+                stated.setdefault(key, []).append(value)
+        types = [part for kind in stated.pop("type", []) for part in kind.split("+")]
+        smoothings = stated.pop("smoothing", [])
+        known = {key: values[0] for key, values in stated.items() if len(values) == 1}
+        if smoothings and len(smoothings) >= types.count("label-smoothing"):
+            known["smoothing"] = functools.reduce(lambda e, f: e + f - e * f, smoothings)
+        if types and types.count("mixup") <= 1:  # mixed twice, four classes share a label
+            order = ("mixup", "label-smoothing")
+            known["type"] = "+".join(kind for kind in order if kind in types) or "hard"
         return known
+
+
+def is_number(value: object) -> bool:
+    """Say whether a parameter is a real number; booleans and NaN aren't."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and not math.isnan(value)
 
 
 def replace_batch(step: ClientStep, images: Tensor, labels: Tensor) -> ClientStep:

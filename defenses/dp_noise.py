@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from defenses.base import Defense, Gradients
+from defenses.base import Defense, Gradients, is_number
 
 
 def clip(update: Gradients, clipping_norm: float) -> dict[str, Tensor]:
@@ -23,6 +23,9 @@ def clip(update: Gradients, clipping_norm: float) -> dict[str, Tensor]:
     Args:
         update: parameter name -> tensor.
         clipping_norm: C, above 0; infinity changes nothing.
+
+    Returns:
+        Tensors of the same names, shapes and types; a zero update stays zero.
 
     Example:
         >>> clip({"w": torch.tensor([3.0, 4.0])}, 1.0)["w"].norm().item()
@@ -49,13 +52,14 @@ class DPNoise(Defense):
     noise_multiplier: float
 
     def __post_init__(self) -> None:
-        if not 0 < self.clipping_norm < math.inf:
+        if not (is_number(self.clipping_norm) and 0 < self.clipping_norm < math.inf):
             raise ValueError(
-                f"clipping_norm must be above 0 and finite, found {self.clipping_norm}"
+                f"clipping_norm must be a finite number above 0, found {self.clipping_norm!r}"
             )
-        if not 0 <= self.noise_multiplier < math.inf:
+        if not (is_number(self.noise_multiplier) and 0 <= self.noise_multiplier < math.inf):
             raise ValueError(
-                f"noise_multiplier must be at least 0 and finite, found {self.noise_multiplier}"
+                "noise_multiplier must be a finite number of at least 0, "
+                f"found {self.noise_multiplier!r}"
             )
 
     def on_update(self, update: Gradients, generator: torch.Generator) -> Gradients:

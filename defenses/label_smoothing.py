@@ -1,4 +1,8 @@
-"""Label smoothing (Szegedy et al., CVPR 2016, arXiv 1512.00567, section 7)."""
+"""Label smoothing: every label is mixed with the uniform one.
+
+Szegedy, Vanhoucke, Ioffe, Shlens and Wojna, *Rethinking the Inception Architecture for Computer
+Vision*, CVPR 2016, arXiv 1512.00567, section 7.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from defenses.base import ClientStep, Defense, replace_batch
+from defenses.base import ClientStep, Defense, is_number, replace_batch
 
 
 def smooth_labels(labels: Tensor, smoothing: Tensor | float) -> Tensor:
@@ -43,12 +47,15 @@ class LabelSmoothing(Defense):
     smoothing: float | Sequence[float] = 0.1
 
     def __post_init__(self) -> None:
-        low, high = self._interval()
-        if not 0 <= low <= high <= 1:
+        found: Any = self.smoothing
+        ends = [found, found] if is_number(found) else found
+        has_two = isinstance(ends, (list, tuple)) and len(ends) == 2 and all(map(is_number, ends))
+        if not (has_two and 0 <= ends[0] <= ends[1] <= 1):
             raise ValueError(
-                "smoothing must be a number in [0, 1] or two of them in order, "
-                f"found {self.smoothing}"
+                f"smoothing must be a number in [0, 1] or two of them in order, found {found!r}"
             )
+        if isinstance(found, list):
+            object.__setattr__(self, "smoothing", tuple(found))  # frozen means hashable, too
 
     def on_batch(self, step: ClientStep, generator: torch.Generator) -> ClientStep:
         """Smooth the labels."""
@@ -58,14 +65,12 @@ class LabelSmoothing(Defense):
         return replace_batch(step, step.images, smooth_labels(step.labels, smoothing))
 
     def public(self) -> dict[str, Any]:
-        """Return ε, where it is fixed."""
+        """Return that labels are smoothed, and ε where it is fixed."""
         low, high = self._interval()
-        return {"smoothing": low} if low == high else {}
+        return {"type": "label-smoothing"} | ({"smoothing": low} if low == high else {})
 
     def _interval(self) -> tuple[float, float]:
-        if isinstance(self.smoothing, (int, float)):
-            return float(self.smoothing), float(self.smoothing)
-        if len(self.smoothing) != 2:
-            raise ValueError(f"smoothing must have two ends, found {list(self.smoothing)}")
-        low, high = self.smoothing
-        return float(low), float(high)
+        if isinstance(self.smoothing, Sequence):
+            low, high = self.smoothing
+            return float(low), float(high)
+        return float(self.smoothing), float(self.smoothing)

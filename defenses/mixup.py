@@ -1,15 +1,20 @@
-"""Mixup (Zhang et al., *mixup: Beyond Empirical Risk Minimization*, ICLR 2018, arXiv 1710.09412)."""
+"""Mixup: convex combinations of two examples.
+
+Zhang, Cissé, Dauphin and Lopez-Paz, *mixup: Beyond Empirical Risk Minimization*, ICLR 2018, arXiv
+1710.09412, section 2.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from defenses.base import ClientStep, Defense, replace_batch
+from defenses.base import ClientStep, Defense, is_number, replace_batch
 
 
 def mix_halves(batch: Tensor, mixing: Tensor) -> Tensor:
@@ -22,11 +27,18 @@ def mix_halves(batch: Tensor, mixing: Tensor) -> Tensor:
     Returns:
         (B, ...).
 
+    Raises:
+        ValueError: the batch doesn't hold two rows for each share.
+
     Example:
         >>> mix_halves(torch.tensor([[0.0], [8.0]]), torch.tensor([0.75])).tolist()
         [[2.0]]
     """
-    first, second = batch.chunk(2)
+    if len(batch) != 2 * len(mixing):
+        raise ValueError(
+            f"batch must hold two rows for each of {len(mixing)} pairs, found {len(batch)}"
+        )
+    first, second = batch[: len(mixing)], batch[len(mixing) :]
     share = mixing.to(batch).reshape(-1, *[1] * (batch.dim() - 1))
     return share * first + (1 - share) * second
 
@@ -39,15 +51,15 @@ class Mixup(Defense):
         alpha: above 0; towards 0 pairs stay unmixed, 1 draws shares uniformly, large values halve.
 
     Raises:
-        ValueError: alpha isn't above 0.
+        ValueError: alpha isn't a finite number above 0.
     """
 
     alpha: float = 1.0
     draws: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
-        if not self.alpha > 0:
-            raise ValueError(f"alpha must be above 0, found {self.alpha}")
+        if not (is_number(self.alpha) and 0 < self.alpha < math.inf):
+            raise ValueError(f"alpha must be a finite number above 0, found {self.alpha!r}")
 
     def on_batch(self, step: ClientStep, generator: torch.Generator) -> ClientStep:
         """Mix example i with example B+i."""
@@ -55,3 +67,7 @@ class Mixup(Defense):
         pairs = len(step.images) // 2
         mixing = torch.from_numpy(np.random.default_rng(seed).beta(self.alpha, self.alpha, pairs))
         return replace_batch(step, mix_halves(step.images, mixing), mix_halves(step.labels, mixing))
+
+    def public(self) -> dict[str, Any]:
+        """Return that pairs are mixed."""
+        return {"type": "mixup"}

@@ -30,6 +30,7 @@ MODELS = Registry(
             "fl_sim.models:resnet18", "torchvision's ResNet-18; CIFAR stem below 64 pixels"
         ),
     },
+    group="fl_sim.models",
 )
 DATASETS = Registry(
     "dataset",
@@ -42,6 +43,7 @@ DATASETS = Registry(
             "fl_sim.data:image_folder", "a folder of images, one sub-folder a class"
         ),
     },
+    group="fl_sim.datasets",
 )
 
 _NAMES = {

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
+import os
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,7 +61,8 @@ class LeakageRecord:
 
     def to_json(self) -> str:
         """Return the record as one line of JSON; NaN and infinities become null."""
-        return json.dumps({k: _plain(v) for k, v in dataclasses.asdict(self).items()})
+        values = dataclasses.asdict(self)
+        return json.dumps({k: _plain(v) for k, v in values.items()}, allow_nan=False)
 
 
 def _plain(value: Any) -> Any:
@@ -70,14 +74,65 @@ def _plain(value: Any) -> Any:
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """Read a JSON-lines file; a last line that was torn by a kill is left out.
 
+    A last line is torn when its newline is missing or when it isn't a JSON object.
+
+    Returns:
+        One mapping for each line; empty if there is no file.
+
     Raises:
-        ValueError: a line before the last isn't JSON.
+        ValueError: a line before the last isn't a JSON object.
+    """
+    return [record for record, _ in _whole_lines(path)]
+
+
+def append_lines(path: Path, lines: Iterable[str]) -> None:
+    """Append lines in one write, and return when they are on the disk.
+
+    A file with a torn last line must be cut first, by `truncate_after`.
+
+    Args:
+        path: the file; created if missing.
+        lines: without their newlines, as `LeakageRecord.to_json` returns them.
+    """
+    with path.open("ab") as file:
+        file.write("".join(f"{line}\n" for line in lines).encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def truncate_after(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
+    """Cut a JSON-lines file after the leading run of lines that `keep` accepts.
+
+    A torn last line goes, too. The file is replaced atomically: a kill leaves the old or the new
+    one. Without a file nothing happens.
+
+    Raises:
+        ValueError: a line before the last isn't a JSON object.
     """
     if not path.exists():
+        return
+    kept = itertools.takewhile(lambda pair: keep(pair[0]), _whole_lines(path))
+    beside = path.with_name(path.name + ".tmp")
+    with beside.open("wb") as file:
+        file.writelines(line + b"\n" for _, line in kept)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)
+
+
+def _whole_lines(path: Path) -> list[tuple[dict[str, Any], bytes]]:
+    """Parse a file's lines and return them beside their bytes, without a torn last one."""
+    if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    whole, _torn = lines[:-1], lines[-1]
-    try:
-        return [json.loads(line) for line in whole]
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} isn't a JSON-lines file: {error}") from error
+    whole: list[tuple[dict[str, Any], bytes]] = []
+    *lines, rest = path.read_bytes().split(b"\n")  # the rest is empty, or torn
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+        except ValueError:  # JSONDecodeError, or UnicodeDecodeError from half a character
+            record = None
+        if isinstance(record, dict):
+            whole.append((record, line))
+        elif rest or number < len(lines):
+            raise ValueError(f"{path}: line {number} must be a JSON object, found {line[:80]!r}")
+    return whole

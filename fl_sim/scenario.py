@@ -9,16 +9,40 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from attacks import IMAGE_ATTACKS, LABEL_ATTACKS, Registry
 from attacks.registry import nearest
 from defenses import DEFENSES
 from fl_sim import DATASETS, MODELS
 from fl_sim.errors import UserError
+from fl_sim.scenario_errors import describe
 
 STRATEGIES = ("fedavg", "fedadam")
+_NOT_IN_RECORDS = {"name", "images", "engine"}
+
+
+def _plain(options: dict[str, Any]) -> dict[str, Any]:
+    try:
+        json.dumps(options, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            "must hold finite numbers, strings, booleans, or lists and tables of them, "
+            f"found {options}"
+        ) from error
+    return options
+
+
 Positive = Annotated[int, Field(ge=1)]
+Options = Annotated[dict[str, Any], AfterValidator(_plain)]
 
 
 class _Section(BaseModel):
@@ -40,7 +64,7 @@ class Data(_Section):
     alpha: Annotated[float, Field(gt=0)] = 0.5
     classes: Positive = 2
     test_examples: Positive = 1000
-    options: dict[str, Any] = {}
+    options: Options = {}
 
     @field_validator("name")
     @classmethod
@@ -53,7 +77,7 @@ class Model(_Section):
 
     name: str = "fcn4"
     bias: bool = False
-    options: dict[str, Any] = {}
+    options: Options = {}
 
     @field_validator("name")
     @classmethod
@@ -84,7 +108,7 @@ class Server(_Section):
     """`[server]`: the strategy that aggregates, with its options."""
 
     strategy: str = "fedavg"
-    options: dict[str, Any] = {}
+    options: Options = {}
 
     @field_validator("strategy")
     @classmethod
@@ -109,6 +133,7 @@ class DefenseStage(BaseModel):
     def _builds(self) -> DefenseStage:
         if self.name in DEFENSES:
             DEFENSES.build(self.name, **self.parameters)
+        _plain(self.parameters)
         return self
 
     @property
@@ -118,7 +143,7 @@ class DefenseStage(BaseModel):
 
 
 class Every(_Section):
-    """`{ every = n }`: rounds n, 2n, 3n, …"""
+    """`{ every = n }`: rounds n, 2n, 3n and so on."""
 
     every: Positive
 
@@ -129,10 +154,14 @@ class Attack(_Section):
     label: str = "soft-label"
     image: str | None = None
     attacker: Literal["unaware", "aware"] = "unaware"
-    rounds: Literal["all"] | list[Positive] | Every = "all"
-    clients: Literal["all"] | list[Annotated[int, Field(ge=0)]] = "all"
-    label_options: dict[str, Any] = {}
-    image_options: dict[str, Any] = {}
+    rounds: Literal["all"] | list[Positive] | Every = Field(
+        "all", description='"all", a list of round numbers (from 1) or { every = n }'
+    )
+    clients: Literal["all"] | list[Annotated[int, Field(ge=0)]] = Field(
+        "all", description='"all" or a list of client numbers (from 0)'
+    )
+    label_options: Options = {}
+    image_options: Options = {}
 
     @field_validator("label")
     @classmethod
@@ -157,17 +186,21 @@ class Scenario(_Section):
     """A whole run. Build one with `load`, or from keyword arguments."""
 
     name: str = "scenario"
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    seed: int = Field(0, ge=0, lt=2**63, description="a whole number from 0 to 2**63 - 1")
     rounds: Positive = 10
     engine: Literal["local"] = "local"
-    device: str = "auto"
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|cuda(:\d+)?|mps)\z",
+        description='"auto", "cpu", "cuda", "cuda:N" or "mps"',
+    )
     images: Annotated[int, Field(ge=0)] = 20
     data: Data = Data()
     model: Model = Model()
     client: Client = Client()
     server: Server = Server()
-    defense: list[DefenseStage] = []
-    attack: list[Attack] = []
+    defense: list[DefenseStage] = Field([], description="tables, each headed [[defense]]")
+    attack: list[Attack] = Field([], description="tables, each headed [[attack]]")
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> Scenario:
@@ -179,7 +212,7 @@ class Scenario(_Section):
         try:
             return cls.model_validate(dict(values))
         except ValidationError as error:
-            raise UserError(_sentence(error, values)) from error
+            raise UserError(describe(error, cls)) from error
 
     @classmethod
     def load(
@@ -208,75 +241,55 @@ class Scenario(_Section):
         return json.dumps(self.model_dump(mode="json"), sort_keys=True)
 
     def digest(self) -> str:
-        """Return a hash of all that determines the records."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
+        """Return a hash of all that determines the records.
+
+        It doesn't depend on the name, the number of images kept, or the engine.
+        """
+        values = self.model_dump(mode="json", exclude=_NOT_IN_RECORDS)
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Scenario) and self.to_json() == other.to_json()
+
+    def __hash__(self) -> int:
+        return hash(self.digest())
 
 
 def _override(values: dict[str, Any], override: str) -> None:
     """Apply `key.path=value`; a number in the path indexes a list, as in `defense.0.smoothing`."""
     path, equals, text = override.partition("=")
-    keys = path.strip().split(".")
+    path = path.strip()
+    keys = path.split(".")
     if not equals or not all(keys):
         raise UserError(f"--set must be key.path=value, found {override!r}")
     target: Any = values
-    for depth, key in enumerate(keys):
-        last = depth == len(keys) - 1
-        if isinstance(target, list):
-            if not (key.isdigit() and int(key) < len(target)):
-                raise UserError(
-                    f"--set {path}: {key!r} must be an index below {len(target)}, the number of "
-                    f"[[{'.'.join(keys[:depth])}]] tables"
-                )
-            slot: Any = int(key)
-        elif isinstance(target, dict):
-            slot = key
-            if not last:
-                target.setdefault(key, {})
-        else:
-            raise UserError(f"--set {path}: {'.'.join(keys[:depth])!r} has no keys of its own")
-        if last:
-            target[slot] = _value(text.strip())
-        else:
-            target = target[slot]
+    for depth, key in enumerate(keys[:-1]):
+        slot = _slot(target, keys, depth)
+        if isinstance(target, dict):
+            target.setdefault(key, [] if key in ("attack", "defense") else {})
+        target = target[slot]
+    target[_slot(target, keys, len(keys) - 1)] = _value(text.strip())
+
+
+def _slot(target: Any, keys: Sequence[str], depth: int) -> int | str:
+    """Return what indexes `target`, the value at `keys[:depth]`, under the next key."""
+    key, path, parent = keys[depth], ".".join(keys), ".".join(keys[:depth])
+    if isinstance(target, dict):
+        return key
+    if not isinstance(target, list):
+        raise UserError(f"--set {path}: {parent} must be a table, found {target!r}")
+    if not (key.isdecimal() and int(key) < len(target)):
+        raise UserError(
+            f"--set {path}: {key!r} must be the number of an entry of {parent}, counted from 0; "
+            f"it has {len(target)}"
+        )
+    return int(key)
 
 
 def _value(text: str) -> Any:
     """Read a TOML value; anything that isn't one is a string."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        parsed = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
         return text
-
-
-def _sentence(error: ValidationError, values: Mapping[str, Any]) -> str:
-    """Turn the first validation error into one sentence: the key, the rule, the value found."""
-    first = error.errors()[0]
-    place = [part for part in first["loc"] if part in ("all",) or not _is_union_tag(part)]
-    key = ".".join(str(part) for part in place)
-    if first["type"] == "extra_forbidden":
-        section = _model_at(place[:-1])
-        known = nearest(str(place[-1]), section) if section else ""
-        return f"unknown key {key!r}{known}"
-    if first["type"] == "value_error":
-        message = str(first["ctx"]["error"])
-        return f"{key}: {message}" if key else message
-    rule = first["msg"].removeprefix("Input ").rstrip(".")
-    return f"{key}: {rule}, found {first['input']!r}"
-
-
-def _is_union_tag(part: int | str) -> bool:
-    return isinstance(part, str) and (part.startswith(("literal[", "list[")) or part == "Every")
-
-
-def _model_at(place: Sequence[int | str]) -> list[str] | None:
-    sections: dict[str, type[BaseModel]] = {
-        "data": Data,
-        "model": Model,
-        "client": Client,
-        "server": Server,
-        "attack": Attack,
-    }
-    if not place:
-        return list(Scenario.model_fields)
-    section = sections.get(str(place[0]))
-    return list(section.model_fields) if section else None
+    return parsed["value"] if len(parsed) == 1 else text

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-import zlib
+import hashlib
+import json
+import operator
 
 import numpy as np
 import torch
 
 
-def _words(seed: int, path: tuple[int | str, ...]) -> list[int]:
-    return [seed, *(zlib.crc32(part.encode()) if isinstance(part, str) else part for part in path)]
+def _sequence(seed: int, path: tuple[int | str, ...]) -> np.random.SeedSequence:
+    # Hashed, since SeedSequence pads with zeros: [1] and [1, 0] would give the same seed.
+    parts = [part if isinstance(part, str) else operator.index(part) for part in path]
+    digest = hashlib.sha256(json.dumps([operator.index(seed), *parts]).encode()).digest()
+    return np.random.SeedSequence(int.from_bytes(digest, "big"))
 
 
 def seed_for(seed: int, *path: int | str) -> int:
@@ -19,8 +24,7 @@ def seed_for(seed: int, *path: int | str) -> int:
         >>> seed_for(0, "batch", 1, 2) == seed_for(0, "batch", 1, 2) != seed_for(0, "batch", 2, 1)
         True
     """
-    state = np.random.SeedSequence(_words(seed, path)).generate_state(1, np.uint64)
-    return int(state[0]) >> 1
+    return int(_sequence(seed, path).generate_state(1, np.uint64)[0]) >> 1
 
 
 def torch_generator(seed: int, *path: int | str) -> torch.Generator:
@@ -30,4 +34,4 @@ def torch_generator(seed: int, *path: int | str) -> torch.Generator:
 
 def numpy_generator(seed: int, *path: int | str) -> np.random.Generator:
     """Return a NumPy generator for a path."""
-    return np.random.default_rng(np.random.SeedSequence(_words(seed, path)))
+    return np.random.default_rng(_sequence(seed, path))

@@ -1,0 +1,46 @@
+# `make` lists the targets. The first one you run creates .venv and installs everything into it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+export FLWR_TELEMETRY_ENABLED ?= 0
+export FLWR_DISABLE_UPDATE_CHECK ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all lint bench clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(INSTALLED) ## Run the label-smoothing scenario and write its report
+	$(BIN)/fl-sim run label-smoothing
+
+test: lint ## Check format, lint and types, and run the tests that take seconds
+	$(BIN)/pytest
+
+test-all: lint ## The same, with the tests that take minutes
+	$(BIN)/pytest -m "not gpu"
+
+test test-all: export OMP_NUM_THREADS = 1
+
+lint: $(INSTALLED) ## Check format, lint and types only
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(INSTALLED) ## Run the benchmarks and write their tables
+	$(BIN)/python -m benchmarks
+
+clean: ## Remove caches and build outputs; runs/ and .venv stay
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(INSTALLED): pyproject.toml | $(BIN)/pip
+	@echo "Installing into $(VENV); the first time, PyTorch takes a few minutes."
+	$(BIN)/pip install --editable '.[dev]'
+	@touch $@
+
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("fl-sim needs Python 3.11 or later, found %d.%d; name another: make PYTHON=python3.12" % v[:2])'
+	$(PYTHON) -m venv $(VENV)

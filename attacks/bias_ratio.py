@@ -1,0 +1,77 @@
+"""Soft label of one example from the ratio of weight and bias gradients of one row.
+
+The well-known closed form for a last layer with a bias: `∂L/∂W = (p − y) xᵀ` and `∂L/∂b = p − y`,
+so that `x = (∂L/∂W)_r / (∂L/∂b)_r` for any row r and `y = softmax(W x + b) − ∂L/∂b`. See Wang,
+Liang, He, ICLR 2024, arXiv 2402.03124, section 4.1, for labels that aren't hard.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.special import softmax
+
+from attacks.label_fit import fit_label, label_models
+from attacks.last_layer import LastLayer
+from attacks.network import Network
+from attacks.soft_label import decide
+from attacks.types import (
+    GradientLeak,
+    LabelAttack,
+    LabelRecovery,
+    NotApplicable,
+    Status,
+    require_one_example,
+)
+
+
+@dataclass(frozen=True)
+class BiasRatio(LabelAttack):
+    """Read the label off the row with the largest bias gradient; a baseline for `soft-label`.
+
+    The formula alone accepts anything, a scaled or noisy gradient too. So the status comes from
+    `soft-label`'s test that an augmented label explains all of the gradient; label and feature are
+    the formula's own.
+
+    Args:
+        tolerance: L∞ error of the label that RECOVERED stays below, in (0, 1).
+    """
+
+    tolerance: float = 1e-2
+
+    def recover(self, leak: GradientLeak, generator: torch.Generator) -> LabelRecovery:
+        """Apply the formula, then test its answer."""
+        require_one_example(leak)
+        network = Network(leak)
+        if network.head.bias is None:
+            raise NotApplicable("the last layer has no bias")
+        layer = LastLayer.of(leak, network)
+        gradient = leak.gradients[f"{network.head_name}.weight"].detach().double().numpy()
+        bias_gradient = leak.gradients[f"{network.head_name}.bias"].detach().double().numpy()
+        row = int(np.argmax(np.abs(bias_gradient)))
+        x = gradient[row] / bias_gradient[row]
+        label = softmax(layer.weight @ np.append(x, 1.0)) - bias_gradient
+
+        fits = [
+            fit_label(layer, model, 1 / layer.g[-1], gradient_scale_known=not layer.is_noisy)
+            for model in label_models(leak.knowledge)
+        ]
+        verdict = decide(layer, [[f for f in fits if f is not None]], None, self.tolerance)
+        recovered = verdict.status is Status.RECOVERED
+        assert verdict.labels is not None
+        distance = float(np.abs(label - verdict.labels[0].numpy()).max())
+        if recovered and distance > self.tolerance / 2:
+            reason = f"one row leaves the label off by {distance:.2g} from what all rows say"
+            verdict = dataclasses.replace(
+                verdict, status=Status.NOT_IDENTIFIABLE, reason=reason,
+                statuses=(Status.NOT_IDENTIFIABLE,),
+            )
+        return dataclasses.replace(
+            verdict,
+            labels=torch.from_numpy(label)[None],
+            features=torch.from_numpy(x)[None],
+            candidates=None,
+        )

@@ -1,0 +1,257 @@
+"""Fit a label model to a rank-one gradient by least squares, with its error bar.
+
+The observed `α` obeys `α = λ (p(λ) − y)`, `p(λ) = softmax(λ W g)`, up to noise. An augmented label
+is linear in at most two numbers once its classes a and b are known:
+
+    y = 1/K + u (e_a − 1/K) + w (e_b − 1/K),    ε = 1 − u − w,    mixing = u / (u + w).
+
+Hard: u = 1, w = 0. Smoothing: w = 0. Mixup: u + w = 1. Mixup with smoothing: both free. So each
+model is a least-squares problem in λ and those numbers, weighted by the covariance that noise and
+rounding give `α − λ (p − y)`.
+The letters are those of `attacks.soft_label`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.linalg import solve_triangular
+from scipy.special import softmax
+
+from attacks.last_layer import Array, LastLayer
+from attacks.types import Augmentation, Knowledge
+
+BAR = 4.0
+"""Standard deviations in an error bar: 1 in 16,000 lies outside, for Gaussian errors."""
+DENSE_LIMIT = 512
+"""Classes up to which the covariance is kept whole; beyond, its diagonal."""
+
+
+@dataclass(frozen=True)
+class LabelModel:
+    """Which labels are considered.
+
+    Args:
+        pair: whether two classes share the label.
+        total: u + w = 1 − ε where it is known; None where ε is free.
+    """
+
+    pair: bool
+    total: float | None
+
+    @property
+    def unknowns(self) -> int:
+        """Free numbers in the label, λ not counted."""
+        return int(self.pair) + (self.total is None)
+
+    def basis(self, classes: int, a: int, b: int) -> tuple[Array, Array]:
+        """Return y₀ (K,) and Y (K, unknowns) such that `y = y₀ + Y β`."""
+        uniform = np.full(classes, 1 / classes)
+        towards_a, towards_b = -uniform, -uniform
+        towards_a[a] += 1
+        towards_b[b] += 1
+        if not self.pair and self.total is None:
+            return uniform, towards_a[:, None]
+        if not self.pair:
+            return uniform + self.total * towards_a, np.empty((classes, 0))
+        if self.total is None:
+            return uniform, np.stack([towards_a, towards_b], axis=1)
+        return uniform + self.total * towards_b, self.total * (towards_a - towards_b)[:, None]
+
+    def describe(self, label: Array, a: int, b: int) -> Augmentation:
+        """Name the augmentation behind a label of this model."""
+        tie = (1 - label[a] - label[b]) / max(len(label) - 2, 1) if self.pair else None
+        if not self.pair:
+            smoothing = 1 - (label[a] - label[b])
+        else:
+            assert tie is not None
+            smoothing = len(label) * tie
+        if self.total is not None:
+            smoothing = 1 - self.total
+        smooth = self.total is None or self.total < 1
+        if not self.pair:
+            return Augmentation("label-smoothing" if smooth else "hard", float(smoothing))
+        share = (label[a] - smoothing / len(label)) / (1 - smoothing)
+        return Augmentation(
+            "mixup+label-smoothing" if smooth else "mixup",
+            float(smoothing),
+            float(max(share, 1 - share)),
+        )
+
+
+def label_models(knowledge: Knowledge) -> list[LabelModel]:
+    """Return the models that an attacker's knowledge leaves, the simplest first."""
+    epsilon = knowledge.smoothing
+    models = [LabelModel(False, 1.0), LabelModel(False, None), LabelModel(True, 1.0)]
+    models.append(LabelModel(True, None))
+    if knowledge.type is not None:
+        # A pair of one class is no pair: mixing includes its unmixed counterpart.
+        kept = {"hard": (0,), "label-smoothing": (1,), "mixup": (0, 2)}.get(knowledge.type, (1, 3))
+        models = [models[index] for index in kept]
+    if epsilon is not None:
+        models = [LabelModel(pair, 1 - epsilon) for pair in sorted({m.pair for m in models})]
+    return models
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """A label model fitted at one root λ.
+
+    Args:
+        model: what was fitted.
+        scale: λ.
+        label: (K,), on the simplex up to its error bar.
+        classes: (a, b), the largest entries of the label.
+        residual: rms of the whitened residual; 1 is what noise and rounding explain.
+        surplus: equations minus unknowns; a model without surplus fits anything.
+        bar: the largest error bar (4 standard deviations) of an entry of the label.
+    """
+
+    model: LabelModel
+    scale: float
+    label: Array
+    classes: tuple[int, int]
+    residual: float
+    surplus: int
+    bar: float
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """The augmentation that the label shows."""
+        return self.model.describe(self.label, *self.classes)
+
+
+def fit_label(
+    layer: LastLayer, model: LabelModel, scale: float, *, gradient_scale_known: bool
+) -> Fit | None:
+    """Fit one model by Gauss-Newton on (λ, β), starting near a root.
+
+    Args:
+        layer: the rank-one problem.
+        model: which labels.
+        scale: λ, near a root.
+        gradient_scale_known: whether the gradient is known not to have been multiplied by anything;
+            otherwise the error bar allows for a factor c, fitted along: `α = c λ (p − y)`.
+
+    Returns:
+        The fit, or None where it doesn't settle.
+    """
+    logits = layer.logits
+    label = softmax(scale * logits) - layer.alpha / scale
+    a, b = (int(k) for k in np.argsort(-label)[:2])
+    base, basis = model.basis(len(label), a, b)
+    beta = np.linalg.lstsq(basis, label - base, rcond=None)[0]
+    step = np.zeros(1)
+    for _ in range(20):
+        label = base + basis @ beta
+        p = softmax(scale * logits)
+        jacobian = p * (logits - p @ logits)
+        deviation = Deviation.at(layer, scale, p, label)
+        target = deviation.whiten(layer.alpha - scale * (p - label), 1 - scale * layer.g[-1])
+        by_scale = deviation.whiten(p - label + scale * jacobian, layer.g[-1])
+        by_beta = deviation.whiten(-scale * basis, 0.0)
+        design = np.column_stack([by_scale, by_beta])
+        step = np.linalg.lstsq(design, target, rcond=None)[0]
+        if not np.isfinite(step).all() or abs(step[0]) > 0.5 * abs(scale):
+            return None
+        if abs(step[0]) <= 1e-13 * abs(scale):
+            break
+        scale += float(step[0])
+        beta = beta + step[1:]
+    bar = _error_bar(design, basis)
+    if not gradient_scale_known:
+        design = np.column_stack([design, deviation.whiten(layer.alpha, 0.0)])
+        shift = np.linalg.lstsq(design, target, rcond=None)[0][1 : 1 + model.unknowns]
+        bar = _error_bar(design, basis) + float(np.abs(basis @ shift).max(initial=0.0))
+    surplus = len(label) - 2 - model.unknowns + int(layer.has_bias)
+    return Fit(
+        model,
+        scale,
+        label,
+        (a, b),
+        float(np.linalg.norm(target) / np.sqrt(max(surplus, 1))),
+        surplus,
+        bar,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Deviation:
+    """What noise and rounding make of `α − λ (p − y)`, to first order.
+
+    α carries the noise σ; g carries σ/‖α‖, which reaches p through the logits `λ W g`; the client
+    rounded logits, p and y in its own precision. With a bias there is one more equation,
+    `λ g_bias = 1`.
+
+    Args:
+        factor: (K, K) lower Cholesky factor, or (K,) standard deviations where K is large.
+        bias: standard deviation of `λ g_bias`; None without a bias.
+    """
+
+    factor: Array
+    bias: float | None
+
+    @classmethod
+    def at(cls, layer: LastLayer, scale: float, p: Array, label: Array) -> Deviation:
+        """Linearise at a root."""
+        bias = None
+        if layer.has_bias:
+            bias = abs(scale) * layer.bias_sigma / float(np.linalg.norm(layer.alpha)) + layer.eps
+        own = layer.sigma**2 + (scale * layer.eps * (p + np.abs(label))) ** 2
+        variance = _logit_variance(layer, scale)
+        if len(p) > DENSE_LIMIT:
+            return cls(np.sqrt(own + (scale * p) ** 2 * variance), bias)
+        logits = np.diag(variance)
+        if layer.is_noisy:
+            logits = logits + _feature_variance(layer, scale) * (
+                layer.gram - np.diag(np.diag(layer.gram))
+            )
+        slope = scale * (np.diag(p) - np.outer(p, p))
+        covariance = np.diag(own) + slope @ logits @ slope
+        try:
+            return cls(np.linalg.cholesky(covariance), bias)
+        except np.linalg.LinAlgError:  # variances too far apart for float64
+            return cls(np.sqrt(np.diag(covariance)), bias)
+
+    def whiten(self, rows: Array, bias_row: float) -> Array:
+        """Divide rows (K,) or (K, n) by their standard deviation, and the bias's row by its own."""
+        if self.factor.ndim == 1:
+            white = (rows.T / self.factor).T
+        else:
+            white = np.asarray(solve_triangular(self.factor, rows, lower=True))
+        if self.bias is None:
+            return white
+        extra = np.full((1, *rows.shape[1:]), bias_row / self.bias)
+        return np.concatenate([white, extra])
+
+
+def expected_variance(layer: LastLayer, scale: float) -> Array:
+    """Return the variance, (K,), that noise and rounding give `λ p(λ) − α` at a root λ."""
+    p = softmax(scale * layer.logits)
+    own = layer.sigma**2 + (scale * layer.eps * p) ** 2
+    return np.asarray(own + (scale * p) ** 2 * _logit_variance(layer, scale))
+
+
+def _feature_variance(layer: LastLayer, scale: float) -> float:
+    return float((scale * layer.sigma) ** 2 / (layer.alpha @ layer.alpha))
+
+
+def _logit_variance(layer: LastLayer, scale: float) -> Array:
+    """Return the variance of each logit: noise in the feature, and the client's own rounding."""
+    rounding = (2 * layer.eps * scale) ** 2 * (layer.weight**2 @ layer.g**2)
+    norms = np.einsum("kd,kd->k", layer.weight, layer.weight)
+    return np.asarray(_feature_variance(layer, scale) * norms + rounding)
+
+
+def _error_bar(design: Array, basis: Array) -> float:
+    """Return the largest error bar in the label, from a whitened design (λ, β, perhaps c)."""
+    unknowns = basis.shape[1]
+    if not unknowns:
+        return 0.0
+    columns = np.linalg.norm(design, axis=0)
+    if not columns.all():
+        return np.inf
+    inverse = np.linalg.pinv(design / columns, rcond=1e-14)
+    root = (inverse / columns[:, None])[1 : 1 + unknowns]
+    return float(BAR * np.linalg.norm(basis @ root, axis=1).max())

@@ -1,0 +1,146 @@
+"""The gradient of the last layer for one example: the rank-one problem behind label recovery."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from attacks.network import Network
+from attacks.types import GradientLeak, NotApplicable
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class LastLayer:
+    """`G = ∂L/∂W = (p − y) xᵀ`, estimated as `α gᵀ` with ‖g‖ = 1, so that `x = λ g`.
+
+    With a bias, `∂L/∂b` is a further column of G whose feature is the constant 1, and b a further
+    column of W: that fixes λ.
+
+    Args:
+        alpha: (K,), with sum 0.
+        g: (D,), or (D+1,) with a bias; zero where every gradient is.
+        weight: (K, D) or (K, D+1).
+        has_bias: whether the last column is the bias.
+        sigma: standard deviation of the noise in G's entries.
+        rounding: what float rounding alone makes of it.
+        bias_sigma: the noise in ∂L/∂b; 0 without a bias.
+        eps: unit roundoff of the precision that the client computed in.
+        is_rank_one: whether what is left of G beside `α gᵀ` looks like noise.
+    """
+
+    alpha: Array
+    g: Array
+    weight: Array
+    has_bias: bool
+    sigma: float
+    rounding: float
+    bias_sigma: float
+    eps: float
+    is_rank_one: bool
+
+    @property
+    def direction_error(self) -> float:
+        """Relative error that noise leaves in g, over all its entries: σ √D / ‖α‖."""
+        return self.sigma * len(self.g) ** 0.5 / float(np.linalg.norm(self.alpha))
+
+    def sign_of_features(self) -> int:
+        """Return the sign of λ where features are never negative."""
+        width = len(self.g) - self.has_bias
+        return 1 if self.g[:width].sum() >= 0 else -1
+
+    @cached_property
+    def logits(self) -> Array:
+        """W g, the logits at λ = 1, (K,)."""
+        return self.weight @ self.g
+
+    @cached_property
+    def gram(self) -> Array:
+        """W Wᵀ, (K, K)."""
+        return self.weight @ self.weight.T
+
+    @property
+    def is_noisy(self) -> bool:
+        """Whether the noise is more than float rounding explains."""
+        return self.sigma > 4 * self.rounding
+
+    @classmethod
+    def of(cls, leak: GradientLeak, network: Network) -> LastLayer:
+        """Take the last layer's gradient out of a leak.
+
+        Raises:
+            NotApplicable: the gradient is missing, not finite or zero, or K < 2.
+        """
+        weight_name = _join(network.head_name, "weight")
+        bias_name = _join(network.head_name, "bias")
+        if weight_name not in leak.gradients:
+            raise NotApplicable(f"the gradient of the last layer, {weight_name!r}, is missing")
+        gradient = leak.gradients[weight_name].detach().double().numpy()
+        weight = network.head.weight.detach().double().numpy()
+        rounding = _rms(leak.rounding(weight_name).numpy()[gradient != 0])
+        bias_sigma = 0.0
+        has_bias = bias_name in leak.gradients
+        if network.head.bias is not None and not has_bias:
+            raise NotApplicable(f"the gradient of the last layer's bias, {bias_name!r}, is missing")
+        if has_bias:
+            column = leak.gradients[bias_name].detach().double().numpy()[:, None]
+            gradient = np.hstack([gradient, column])
+            bias = network.head.bias.detach().double().numpy()[:, None]
+            weight = np.hstack([weight, bias])
+            bias_sigma = _rms(leak.rounding(bias_name).numpy())
+        if not np.isfinite(gradient).all():
+            raise NotApplicable("the last layer's gradient has NaN or infinite entries")
+        if not gradient.any():
+            raise NotApplicable("the last layer's gradient is zero")
+        alpha, g, residual, is_rank_one = rank_one(gradient, zero_sum=True)
+        known = leak.knowledge.noise_std
+        measured = residual if known is None or not leak.lr else known / leak.lr
+        sigma = max(measured, rounding)
+        if sigma > 4 * rounding:
+            bias_sigma = max(bias_sigma, sigma) if has_bias else 0.0
+        eps = float(torch.finfo(network.head.weight.dtype).eps)
+        return cls(alpha, g, weight, has_bias, sigma, rounding, bias_sigma, eps, is_rank_one)
+
+
+def rank_one(gradient: Array, *, zero_sum: bool) -> tuple[Array, Array, float, bool]:
+    """Estimate `G ≈ α gᵀ` by its leading singular pair, with ‖g‖ = 1.
+
+    Args:
+        gradient: (K, D), not zero.
+        zero_sum: whether α sums to 0, as in the last layer, where p and y both sum to 1.
+
+    Returns:
+        α (K,), g (D,); the standard deviation of what is left, over the entries of columns that
+        aren't zero altogether (a dead feature's column is exactly zero and carries no noise); and
+        whether its largest singular value is at most twice that of noise, `σ (√K + √D)`.
+    """
+    centred = gradient - gradient.mean(axis=0) if zero_sum else gradient
+    g = centred[np.argmax(np.einsum("kd,kd->k", centred, centred))]
+    g = g / np.linalg.norm(g)
+    for _ in range(200):
+        before, g = g, centred.T @ (centred @ g)
+        g /= np.linalg.norm(g)
+        if np.abs(g - before).max() < 1e-15:
+            break
+    alpha = centred @ g
+    rest = centred - np.outer(alpha, g)
+    live = int(gradient.any(axis=0).sum())
+    freedom = max((len(alpha) - 1 - zero_sum) * (live - 1), 1)
+    sigma = float(np.linalg.norm(rest) / np.sqrt(freedom))
+    second = rest.T @ (rest @ rest[np.argmax(np.einsum("kd,kd->k", rest, rest))])
+    second /= max(float(np.linalg.norm(second)), np.finfo(float).tiny)
+    edge = sigma * (np.sqrt(len(alpha)) + np.sqrt(live))
+    return alpha, g, sigma, bool(np.linalg.norm(rest @ second) <= 2 * edge)
+
+
+def _join(module: str, parameter: str) -> str:
+    return f"{module}.{parameter}" if module else parameter
+
+
+def _rms(values: Array) -> float:
+    return float(np.sqrt(np.mean(values**2))) if values.size else 0.0

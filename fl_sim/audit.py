@@ -1,0 +1,230 @@
+"""Attack one client's update, and write down what it leaks."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from attacks import (
+    IMAGE_ATTACKS,
+    LABEL_ATTACKS,
+    GradientLeak,
+    ImageAttack,
+    Knowledge,
+    LabelAttack,
+    LabelRecovery,
+    Reconstruction,
+    Status,
+)
+from fl_sim.federation import Federation
+from fl_sim.records import LeakageRecord
+from fl_sim.scoring import (
+    Baseline,
+    Truth,
+    pair_examples,
+    psnr_db,
+    score_image,
+    score_label,
+)
+from fl_sim.seeds import torch_generator
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class AttackPlan:
+    """One label attack, perhaps an image attack on top of it, and when they run.
+
+    Args:
+        label_name: for the records.
+        label: the attack.
+        image_name: for the records; None without an image attack.
+        image: the attack.
+        knowledge: what the attacker knows of the clients' defenses; nothing when "unaware".
+        attacker: "unaware" or "aware", for the records.
+        covers: (server round, client) -> whether this attack runs.
+    """
+
+    label_name: str
+    label: LabelAttack
+    image_name: str | None = None
+    image: ImageAttack | None = None
+    knowledge: Knowledge = field(default_factory=Knowledge)
+    attacker: str = "unaware"
+    covers: Callable[[int, int], bool] = lambda server_round, client: True
+
+    @classmethod
+    def by_name(
+        cls,
+        label: str,
+        image: str | None = None,
+        *,
+        label_options: Mapping[str, Any] | None = None,
+        image_options: Mapping[str, Any] | None = None,
+        **plan: Any,
+    ) -> AttackPlan:
+        """Build from registered names or `module:attr`.
+
+        Raises:
+            ValueError: a name or an option is unknown.
+        """
+        return cls(
+            label,
+            LABEL_ATTACKS.build(label, **(label_options or {})),
+            image,
+            None if image is None else IMAGE_ATTACKS.build(image, **(image_options or {})),
+            **plan,
+        )
+
+
+class Judge(Protocol):
+    """Who holds the truth: the simulator. A deployment has none."""
+
+    baseline: Baseline
+
+    def truth(self, client: int, server_round: int) -> Truth:
+        """Return what the client trained on in the round's first step."""
+
+
+@dataclass(frozen=True, eq=False)
+class ReplayJudge:
+    """Replays the truth from the scenario's seeds."""
+
+    federation: Federation
+    baseline: Baseline
+
+    def truth(self, client: int, server_round: int) -> Truth:
+        """Return what the client trained on in the round's first step."""
+        batch = self.federation.training_batch(client, server_round, 0)
+        return Truth(batch.images, batch.labels)
+
+
+@dataclass(frozen=True, eq=False)
+class Finding:
+    """A record, and what it is about.
+
+    Args:
+        record: the line for `leakage.jsonl`.
+        tensors: "label" (K,), "image" (C, H, W) as recovered and "true_label", "true_image",
+            as far as there are any.
+    """
+
+    record: LeakageRecord
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def audit_leak(
+    leak: GradientLeak,
+    plan: AttackPlan,
+    place: LeakageRecord,
+    *,
+    seed: int,
+    judge: Judge | None,
+) -> list[Finding]:
+    """Run one plan on one leak.
+
+    An attack that raises costs its own record, with the reason; nothing else.
+
+    Args:
+        leak: what the server sees, with the plan's knowledge.
+        plan: the attacks.
+        place: a record with round, client, attack and what else is known beforehand.
+        seed: of the run; the attack's generator derives from it and the place.
+        judge: holds the truth; None leaves the scores empty.
+
+    Returns:
+        One finding for each example, or a single one where the attack gives no rows.
+    """
+    client, attack = str(place.client), str(place.attack)
+    generator = torch_generator(seed, "attack", place.round, client, attack)
+    started = time.perf_counter()
+    try:
+        labels = plan.label(leak, generator=generator)
+    except Exception as error:  # a third party's attack may raise anything
+        logger.exception("label attack %s raised", plan.label_name)
+        labels = LabelRecovery(Status.FAILED, f"{type(error).__name__}: {error}")
+    label_seconds = time.perf_counter() - started
+    image: Reconstruction | None = None
+    image_seconds = None
+    if plan.image is not None:
+        started = time.perf_counter()
+        try:
+            image = plan.image(leak, labels, generator=generator)
+        except Exception as error:  # likewise
+            logger.exception("image attack %s raised", plan.image_name)
+            image = Reconstruction(Status.FAILED, f"{type(error).__name__}: {error}")
+        image_seconds = time.perf_counter() - started
+    shared = dataclasses.replace(
+        place,
+        batch_size=leak.batch_size or labels.batch_size,
+        label_status=labels.status.value,
+        label_reason=labels.reason,
+        label_residual=labels.residual,
+        label_certificate=labels.certificate,
+        label_seconds=label_seconds,
+        image_status=None if image is None else image.status.value,
+        image_reason=None if image is None else image.reason,
+        image_residual=None if image is None else image.residual,
+        image_seconds=image_seconds,
+    )
+    rows = 0 if labels.labels is None else len(labels.labels)
+    if image is not None and image.images is not None:
+        rows = max(rows, len(image.images))
+    if not rows:
+        return [Finding(shared)]
+    truth = None
+    if judge is not None and place.client is not None:
+        truth = judge.truth(place.client, place.round)
+    pairs = list(range(rows)) if truth is None else pair_examples(labels, truth, rows)
+    findings = [
+        _finding(leak, shared, labels, image, row, example, truth, judge)
+        for row, example in enumerate(pairs)
+    ]
+    return sorted(findings, key=lambda finding: finding.record.example or 0)
+
+
+def _finding(
+    leak: GradientLeak,
+    shared: LeakageRecord,
+    labels: LabelRecovery,
+    image: Reconstruction | None,
+    row: int,
+    example: int,
+    truth: Truth | None,
+    judge: Judge | None,
+) -> Finding:
+    """Fill in what concerns one example, and score it if there is a truth."""
+    fields: dict[str, Any] = {"example": example}
+    tensors: dict[str, Tensor] = {}
+    if labels.statuses:
+        fields["label_status"] = labels.statuses[row].value
+    found = labels.augmentations[row] if labels.augmentations else None
+    if found is not None:
+        fields |= {
+            "augmentation": found.type,
+            "smoothing": found.smoothing,
+            "mixing": found.mixing,
+        }
+    if labels.labels is not None:
+        tensors["label"] = labels.labels[row]
+        if truth is not None:
+            fields |= score_label(labels, row, truth, example, leak)
+    if image is not None and image.images is not None:
+        tensors["image"] = image.images[row]
+        fields["image_status"] = image.statuses[row].value
+        if truth is not None:
+            fields |= score_image(image.images[row], truth.images[example])
+    if truth is not None and judge is not None:
+        tensors |= {"true_label": truth.labels[example], "true_image": truth.images[example]}
+        top1 = int(truth.labels[example].argmax())
+        fields["baseline_top1"] = top1 == judge.baseline.top1
+        if image is not None:
+            fields["baseline_psnr_db"] = psnr_db(judge.baseline.image, truth.images[example])
+    return Finding(dataclasses.replace(shared, **fields), tensors)

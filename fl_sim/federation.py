@@ -1,0 +1,148 @@
+"""Who holds which examples, and which of them a client trains on in a step.
+
+Everything here is a pure function of the scenario. The client trains on what it returns, and the
+judge replays it: the truth is never on the wire.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn.functional import one_hot
+
+from defenses import DEFENSES, Chain, ClientStep
+from fl_sim.data import Dataset, build_dataset
+from fl_sim.errors import UserError
+from fl_sim.models import build_model
+from fl_sim.partition import split
+from fl_sim.scenario import Scenario
+from fl_sim.seeds import numpy_generator, torch_generator
+
+
+@dataclass(frozen=True, eq=False)
+class Federation:
+    """A scenario's data set, its clients' shares and their defenses.
+
+    Args:
+        scenario: what to set up.
+        dataset: the data.
+        shares: for each client, the indices of its training examples.
+        defenses: what every client does.
+    """
+
+    scenario: Scenario
+    dataset: Dataset
+    shares: Sequence[NDArray[np.int64]]
+    defenses: Chain
+
+    @classmethod
+    def of(cls, scenario: Scenario) -> Federation:
+        """Load, split and check; the last few scenarios are remembered.
+
+        Raises:
+            UserError: the data can't be had or split so, or a client holds too few examples for a
+                batch.
+        """
+        return _federation(scenario)
+
+    def client_batch(self, client: int, server_round: int, step: int) -> ClientStep:
+        """Draw the raw examples of a local step, without replacement.
+
+        Returns:
+            B·draws images (N, C, H, W) and one-hot labels (N, K), where `draws` is what the
+            defenses use up for one training example.
+        """
+        share = self.shares[client]
+        size = self.scenario.client.batch_size * self.defenses.draws
+        generator = numpy_generator(self.scenario.seed, "batch", server_round, client, step)
+        chosen = torch.from_numpy(generator.choice(share, size, replace=False))
+        labels = one_hot(self.dataset.labels[chosen], self.dataset.num_classes).float()
+        return ClientStep(self.dataset.images[chosen], labels)
+
+    def training_batch(self, client: int, server_round: int, step: int) -> ClientStep:
+        """Return what a client trains on: the raw examples after all defenses' `on_batch`."""
+        raw = self.client_batch(client, server_round, step)
+        return self.defenses.on_batch(raw, self.draws_of(client, server_round, step))
+
+    def draws_of(self, client: int, server_round: int, step: int) -> _Draws:
+        """Return the generators of the defenses' draws, by stage and hook."""
+        return _Draws(self.scenario.seed, (server_round, client, step))
+
+    def build_model(self) -> nn.Module:
+        """Return the initial network, in eval mode; the same weights at every call."""
+        return copy.deepcopy(_initial_model(self.scenario))
+
+    def sampled_clients(self, server_round: int) -> list[int]:
+        """Return the clients that take part in a round, in order."""
+        clients = self.scenario.data.clients
+        count = max(1, round(self.scenario.client.fraction * clients))
+        generator = numpy_generator(self.scenario.seed, "sample", server_round)
+        return sorted(int(c) for c in generator.choice(clients, count, replace=False))
+
+
+@dataclass(frozen=True)
+class _Draws:
+    """A generator for each (stage, hook), named by where it is used."""
+
+    seed: int
+    place: tuple[int, ...]
+
+    def __call__(self, stage: int, hook: str) -> torch.Generator:
+        return torch_generator(self.seed, "defense", *self.place, stage, hook)
+
+
+@lru_cache(maxsize=4)
+def _federation(scenario: Scenario) -> Federation:
+    dataset = build_dataset(scenario.data.name, options=scenario.data.options)
+    available = len(dataset.test_labels)
+    if scenario.data.test_examples > available:
+        raise UserError(
+            f"data.test_examples must be at most {available}, the test images of "
+            f"{scenario.data.name!r}, found {scenario.data.test_examples}"
+        )
+    shares = split(
+        dataset.labels.numpy(),
+        scenario.data.clients,
+        scheme=scenario.data.partition,
+        alpha=scenario.data.alpha,
+        classes=scenario.data.classes,
+        generator=numpy_generator(scenario.seed, "partition"),
+    )
+    try:
+        stages = [DEFENSES.build(stage.name, **stage.parameters) for stage in scenario.defense]
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    defenses = Chain(stages)
+    needed = scenario.client.batch_size * defenses.draws
+    for client, share in enumerate(shares):
+        if len(share) < needed:
+            pairs = f" × {defenses.draws}" if defenses.draws > 1 else ""
+            raise UserError(
+                f"client.batch_size{pairs} must be at most the examples that a client holds: "
+                f"client {client} has {len(share)}, a step takes {needed}"
+            )
+    return Federation(scenario, dataset, shares, defenses)
+
+
+@lru_cache(maxsize=2)
+def _initial_model(scenario: Scenario) -> nn.Module:
+    federation = Federation.of(scenario)
+    dataset = federation.dataset
+    model = build_model(
+        scenario.model.name,
+        options=scenario.model.options,
+        num_classes=dataset.num_classes,
+        input_shape=dataset.input_shape,
+        bias=scenario.model.bias,
+        mean=dataset.mean,
+        std=dataset.std,
+        seed=scenario.seed,
+    )
+    return federation.defenses.on_model(model, _Draws(scenario.seed, ())).eval()

@@ -1,0 +1,110 @@
+"""The report of a run: one self-contained page, and its figures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from fl_sim.errors import UserError
+from fl_sim.records import read_lines
+from fl_sim.report import text
+from fl_sim.report.examples import image_pairs, label_charts
+from fl_sim.report.figures import Drawing, draw_figures
+from fl_sim.summary import Record, by_round, reasons, summarize
+
+PAIRS_SHOWN, CHARTS_SHOWN, REASONS_SHOWN, ROUNDS_SHOWN = 24, 12, 20, 100
+
+
+def build_report(directory: Path) -> Path:
+    """Write `report.html` and `figures/*.png` into a run folder, finished or not.
+
+    Args:
+        directory: The run folder; of its files, only `scenario.json` has to be there.
+
+    Returns:
+        The path of `report.html`.
+
+    Raises:
+        UserError: the folder has no `scenario.json`, or one of its files isn't what it should be.
+    """
+    run = _run(directory)
+    records, rounds = _lines(directory / "leakage.jsonl"), _lines(directory / "rounds.jsonl")
+    drawings = draw_figures(by_round(records), rounds, summarize(records))
+    figures = directory / "figures"
+    figures.mkdir(exist_ok=True)
+    for drawing in drawings:
+        (figures / f"{drawing.name}.png").write_bytes(drawing.png)
+    page = _template().render(_context(run, records, rounds, drawings, directory / "images"))
+    path = directory / "report.html"
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def _context(
+    run: dict[str, Any],
+    records: list[Record],
+    rounds: list[Record],
+    drawings: list[Drawing],
+    images: Path,
+) -> dict[str, Any]:
+    """Gather what the page shows."""
+    scenario = run["scenario"]
+    planned, attacks = int(scenario.get("rounds", 0)), len(scenario.get("attack") or [])
+    is_finished = text.last_round(rounds) >= planned
+    summaries, failures = summarize(records), reasons(records)
+    step = max(1, -(-len(rounds) // ROUNDS_SHOWN))
+    return {
+        "name": scenario.get("name", "scenario"),
+        "outcome": text.outcome(records, summaries, attacks=attacks, is_finished=is_finished),
+        "notice": text.notice(records, rounds, planned),
+        "cards": text.cards(summaries, rounds),
+        "facts": text.facts(run, rounds),
+        "scenario": json.dumps(scenario, indent=2, ensure_ascii=False),
+        "summaries": summaries,
+        "measures": text.measures(summaries),
+        "figures": {drawing.name: drawing for drawing in drawings},
+        "pairs": image_pairs(images, records, PAIRS_SHOWN),
+        "charts": label_charts(images, records, CHARTS_SHOWN),
+        "failures": failures[:REASONS_SHOWN],
+        "failures_left": failures[REASONS_SHOWN:],
+        "rounds": rounds[::step],
+        "rounds_step": step,
+        "attack_seconds": sum(summary.total_seconds for summary in summaries),
+        "round_seconds": sum(line.get("seconds") or 0.0 for line in rounds),
+    }
+
+
+def _run(directory: Path) -> dict[str, Any]:
+    path = directory / "scenario.json"
+    if not path.is_file():
+        raise UserError(f"{directory} is not a run folder: it has no scenario.json")
+    try:
+        run = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} isn't valid JSON: {error}") from error
+    if not isinstance(run, dict) or not isinstance(run.get("scenario"), dict):
+        raise UserError(f'{path} must hold an object with the key "scenario"')
+    return run
+
+
+def _lines(path: Path) -> list[Record]:
+    try:
+        return list(read_lines(path))
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def _template() -> Any:
+    environment = Environment(
+        loader=PackageLoader("fl_sim.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    for format_value in (text.percent, text.db, text.scientific, text.seconds, text.number):
+        environment.filters[format_value.__name__] = format_value
+    return environment.get_template("report.html")

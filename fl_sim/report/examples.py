@@ -1,0 +1,173 @@
+"""The examples that the report shows: images and labels, recovered beside true."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+import zipfile
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from fl_sim.summary import Record
+
+Arrays = dict[str, NDArray[Any]]
+
+_NAME = re.compile(r"r(\d+)-c(\d+)-a(\d+)-e(\d+)\.npz")
+_OPENED = 240  # files at most, so that a folder without any recovered image costs little
+_LARGEST_PIXELS = 224  # a side of an embedded image; larger ones would bloat the page
+CLASSES_SHOWN = 20
+
+
+class Key(NamedTuple):
+    """Which record an example belongs to."""
+
+    round: int
+    attack: int
+    client: int
+    example: int
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A recovered image beside the true one, as data URIs, with its record."""
+
+    recovered: str
+    true: str
+    record: Record
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One class in a label chart; probabilities clipped to [0, 1]."""
+
+    index: int
+    true: float
+    recovered: float
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A recovered soft label beside the true one, its `bars` out of `classes`, with its record."""
+
+    bars: list[Bar]
+    classes: int
+    record: Record
+
+
+def image_pairs(folder: Path, records: Iterable[Record], limit: int) -> list[Pair]:
+    """Return pairs of finite (C, H, W) images, spread over rounds and attacks."""
+    chosen = _choose(folder, limit, _has_image)
+    found = _records_of(records, chosen)
+    return [
+        Pair(_data_uri(arrays["image"]), _data_uri(arrays["true_image"]), found.get(key, {}))
+        for key, arrays in sorted(chosen.items())
+    ]
+
+
+def label_charts(folder: Path, records: Iterable[Record], limit: int) -> list[Chart]:
+    """Return charts of finite (K,) labels, spread over rounds and attacks."""
+    chosen = _choose(folder, limit, _has_label)
+    found = _records_of(records, chosen)
+    return [
+        Chart(
+            _bars(arrays["label"], arrays["true_label"]), arrays["label"].size, found.get(key, {})
+        )
+        for key, arrays in sorted(chosen.items())
+    ]
+
+
+def _choose(folder: Path, limit: int, accepts: Callable[[Arrays], bool]) -> dict[Key, Arrays]:
+    """Open files in an order that spreads, until `limit` of them are accepted."""
+    paths: dict[Key, Path] = {}
+    for path in folder.glob("*.npz"):
+        if match := _NAME.fullmatch(path.name):
+            server_round, client, attack, example = map(int, match.groups())
+            paths[Key(server_round, attack, client, example)] = path
+    chosen: dict[Key, Arrays] = {}
+    for key in _spread(paths, limit)[:_OPENED]:
+        arrays = _read(paths[key])
+        if accepts(arrays):
+            chosen[key] = arrays
+        if len(chosen) == limit:
+            break
+    return chosen
+
+
+def _spread(keys: Iterable[Key], limit: int) -> list[Key]:
+    """Order keys: one for each attack at evenly spaced rounds, a second one, …, then the rest."""
+    cells: dict[tuple[int, int], list[Key]] = defaultdict(list)
+    for key in sorted(keys):
+        cells[key.round, key.attack].append(key)
+    if not cells:
+        return []
+    rounds = sorted({server_round for server_round, _ in cells})
+    count = min(len(rounds), max(1, limit // len({attack for _, attack in cells})))
+    even = {rounds[i * (len(rounds) - 1) // max(count - 1, 1)] for i in range(count)}
+    layers = [
+        [cell for (server_round, _), cell in cells.items() if (server_round in even) is is_even]
+        for is_even in (True, False)
+    ]
+    return [key for part in layers for layer in zip_longest(*part) for key in layer if key]
+
+
+def _read(path: Path) -> Arrays:
+    """Read an archive; one that a kill has torn is empty."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return dict(archive)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        return {}
+
+
+def _has_image(arrays: Arrays) -> bool:
+    image, true = arrays.get("image"), arrays.get("true_image")
+    if image is None or true is None or image.ndim != 3 or image.shape != true.shape:
+        return False
+    return bool(np.isfinite(image).all() and np.isfinite(true).all())
+
+
+def _has_label(arrays: Arrays) -> bool:
+    label, true = arrays.get("label"), arrays.get("true_label")
+    if label is None or true is None or label.ndim != 1 or label.shape != true.shape:
+        return False
+    return bool(np.isfinite(label).all() and np.isfinite(true).all())
+
+
+def _records_of(records: Iterable[Record], keys: Iterable[Key]) -> dict[Key, Record]:
+    wanted: set[tuple[Any, ...]] = set(keys)
+    found: dict[Key, Record] = {}
+    for record in records:
+        key = tuple(record.get(name) for name in Key._fields)
+        if key in wanted:
+            found[Key(*key)] = record
+    return found
+
+
+def _data_uri(pixels: NDArray[Any]) -> str:
+    """Encode a (C, H, W) image in [0, 1] as PNG; neither 1 nor 3 channels become their mean."""
+    if pixels.shape[0] != 3:
+        pixels = pixels.mean(axis=0, keepdims=True)
+    levels = np.round(255 * np.clip(pixels, 0.0, 1.0)).astype(np.uint8).transpose(1, 2, 0)
+    image = Image.fromarray(levels.squeeze(axis=2) if levels.shape[2] == 1 else levels)
+    image.thumbnail((_LARGEST_PIXELS, _LARGEST_PIXELS))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _bars(label: NDArray[Any], true: NDArray[Any]) -> list[Bar]:
+    """Return all classes, or of many the largest ones, in their order."""
+    largest: Sequence[int] = np.argsort(-np.maximum(label, true), kind="stable").tolist()
+    return [
+        Bar(index, float(np.clip(true[index], 0, 1)), float(np.clip(label[index], 0, 1)))
+        for index in sorted(largest[:CLASSES_SHOWN])
+    ]

@@ -1,0 +1,201 @@
+"""A run's folder: what it holds, how a round is committed, and how a killed run goes on.
+
+The line in `rounds.jsonl` commits a round. Before it, the round's lines in `leakage.jsonl` and the
+checkpoint are on the disk; whatever stands there beyond the last commit is cut when a run resumes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+from fl_sim.errors import UserError
+from fl_sim.records import append_lines, read_lines, truncate_after
+from fl_sim.scenario import Scenario
+
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a run goes on from.
+
+    Args:
+        server_round: the last committed round; 0 is the initial model.
+        weights: the global model's arrays.
+        state: the strategy's, as `fl_sim.strategy.state` packs it.
+    """
+
+    server_round: int
+    weights: Arrays
+    state: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """An open run folder.
+
+    Args:
+        path: the folder.
+    """
+
+    path: Path
+
+    @property
+    def leakage(self) -> Path:
+        """One line for each record."""
+        return self.path / "leakage.jsonl"
+
+    @property
+    def rounds(self) -> Path:
+        """One line for each committed round; round 0 is the initial model."""
+        return self.path / "rounds.jsonl"
+
+    @property
+    def images(self) -> Path:
+        """Recovered and true labels and images, as NumPy archives."""
+        return self.path / "images"
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(cls, path: Path, scenario: Scenario, *, resume: bool) -> Iterator[RunFolder]:
+        """Start a run in a new or empty folder, or go on with the same run in its own.
+
+        Raises:
+            UserError: the folder holds something else, or another process runs in it.
+        """
+        path.mkdir(parents=True, exist_ok=True)
+        described = path / "scenario.json"
+        foreign = sorted(entry.name for entry in path.iterdir() if entry.name != ".lock")
+        if described.exists():
+            _check_same_run(described, scenario, resume=resume)
+        elif foreign and foreign != ["scenario.json.tmp"]:
+            raise UserError(f"{path} must be empty or hold a run; it holds {foreign[0]!r}")
+        with _locked(path):
+            folder = cls(path)
+            if not described.exists():
+                _write_atomically(described, json.dumps(_description(scenario), indent=2) + "\n")
+            folder.images.mkdir(exist_ok=True)
+            (path / "checkpoint").mkdir(exist_ok=True)
+            yield folder
+
+    def last_round(self) -> int | None:
+        """Return the last committed round; None before the initial model is."""
+        committed = read_lines(self.rounds)
+        return int(committed[-1]["round"]) if committed else None
+
+    def restore(self) -> Checkpoint | None:
+        """Cut everything beyond the last commit, and return the checkpoint to go on from.
+
+        Raises:
+            UserError: the checkpoint is missing or damaged.
+        """
+        last = self.last_round()
+        truncate_after(self.rounds, lambda line: True)
+        truncate_after(self.leakage, lambda line: last is not None and line["round"] <= last)
+        if last is None:
+            return None
+        file = self._checkpoint(last)
+        try:
+            arrays = load_file(file)
+            state = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"checkpoint {file} can't be read: {error}") from error
+        weights = {k.removeprefix("model/"): v for k, v in arrays.items() if k.startswith("model/")}
+        held = {k: v for k, v in arrays.items() if not k.startswith("model/")}
+        return Checkpoint(last, {k: weights[k] for k in state["order"]}, {**state, "arrays": held})
+
+    def commit(
+        self, line: Mapping[str, Any], weights: Arrays, state: Mapping[str, Any]
+    ) -> None:
+        """Save the checkpoint, then commit the round by its line, then drop older checkpoints.
+
+        Args:
+            line: for `rounds.jsonl`, with the key "round".
+            weights: the global model's arrays.
+            state: the strategy's: "arrays" (name -> array) and JSON-able values.
+        """
+        file = self._checkpoint(int(line["round"]))
+        scalars = {key: value for key, value in state.items() if key != "arrays"}
+        arrays = {f"model/{name}": np.ascontiguousarray(a) for name, a in weights.items()}
+        arrays |= {name: np.ascontiguousarray(a) for name, a in state.get("arrays", {}).items()}
+        # Arrays of no dimension come back as such: safetensors keeps shapes.
+        beside = file.with_name(file.name + ".tmp")
+        save_file(arrays, beside)
+        _sync(beside)
+        os.replace(beside, file)
+        _write_atomically(
+            file.with_suffix(".json"), json.dumps({**scalars, "order": list(weights)})
+        )
+        append_lines(self.rounds, [json.dumps(line, allow_nan=False)])
+        for old in file.parent.iterdir():
+            if old.stem != file.stem:
+                old.unlink()
+
+    def log(self, lines: Sequence[str]) -> None:
+        """Append records to `leakage.jsonl`."""
+        append_lines(self.leakage, lines)
+
+    def _checkpoint(self, server_round: int) -> Path:
+        return self.path / "checkpoint" / f"round-{server_round:05d}.safetensors"
+
+
+def _check_same_run(described: Path, scenario: Scenario, *, resume: bool) -> None:
+    try:
+        digest = json.loads(described.read_text(encoding="utf-8"))["digest"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{described} isn't a run's description: {error}") from error
+    if digest != scenario.digest():
+        raise UserError(
+            f"{described.parent} holds another run (scenario {digest}, this one is "
+            f"{scenario.digest()}); choose another --out"
+        )
+    if not resume:
+        raise UserError(f"{described.parent} holds this run already; go on with --resume")
+
+
+def _description(scenario: Scenario) -> dict[str, Any]:
+    packages = ("fl-sim", "flwr", "torch", "numpy", "scipy")
+    versions = {package: version(package) for package in packages}
+    return {
+        "scenario": scenario.model_dump(mode="json"),
+        "digest": scenario.digest(),
+        "versions": versions | {"python": platform.python_version()},
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    beside = path.with_name(path.name + ".tmp")
+    beside.write_text(text, encoding="utf-8")
+    _sync(beside)
+    os.replace(beside, path)
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the folder for this process; the lock goes with the process, however it ends."""
+    with (path / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"{path} is in use by another run") from error
+        yield

@@ -1,0 +1,168 @@
+"""Run a scenario in this process: a Flower grid that calls the ClientApp directly."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+from threadpoolctl import threadpool_limits
+
+from fl_sim import client, server
+from fl_sim.federation import Federation
+from fl_sim.scenario import Scenario
+
+logger = logging.getLogger(__name__)
+OnProgress = Callable[[int, int, int], None]
+
+
+def run(
+    scenario: Scenario,
+    out: Path,
+    *,
+    resume: bool = False,
+    on_progress: OnProgress | None = None,
+) -> None:
+    """Run a scenario and write its run folder; the report is made from that afterwards.
+
+    Args:
+        scenario: what to run.
+        out: a folder that is new or empty, or holds this run when `resume` is set.
+        resume: go on after the last committed round; a folder without a run starts one.
+        on_progress: called with (server round, replies so far, clients in the round).
+
+    Raises:
+        UserError: the scenario can't be run, or the folder holds something else.
+    """
+    Federation.of(scenario)
+    config = {"scenario": scenario.to_json(), "out": str(out.absolute()), "resume": resume}
+    with _one_thread():
+        grid = LocalGrid(client.app, scenario.data.clients, config, on_progress)
+        server.app(grid, Context(1, 0, {}, RecordDict(), dict(config)))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute on one thread: sums in the same order everywhere, and no contention."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(limits=1):
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class LocalGrid(Grid):
+    """A Flower grid whose nodes are calls of a ClientApp in this process.
+
+    Messages carry the same serialised arrays as over a network; a client that raises is an error
+    reply. Node `i + 1` is client i.
+
+    Args:
+        client_app: what every node runs.
+        clients: how many nodes.
+        run_config: the run configuration that ClientApps read.
+        on_progress: called with (server round, replies so far, clients in the round).
+    """
+
+    def __init__(
+        self,
+        client_app: ClientApp,
+        clients: int,
+        run_config: dict[str, str | bool],
+        on_progress: OnProgress | None = None,
+    ) -> None:
+        self._client_app = client_app
+        self._on_progress = on_progress
+        self._run = Run.create_empty(1)
+        self._replies: dict[str, Message] = {}
+        self._contexts = {
+            index + 1: Context(
+                run_id=1,
+                node_id=index + 1,
+                node_config={"partition-id": index, "num-partitions": clients},
+                state=RecordDict(),
+                run_config=dict(run_config),
+            )
+            for index in range(clients)
+        }
+        # What Flower sets for a task of its own; Message reads it.
+        TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
+
+    def set_run(self, run: Run) -> None:
+        """Set the run that messages belong to."""
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        """The run that messages belong to."""
+        return self._run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Create a message to a node."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return all nodes."""
+        return list(self._contexts)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Have every addressee answer, one after the other, and return the messages' ids."""
+        messages = list(messages)
+        ids = []
+        for done, message in enumerate(messages, start=1):
+            ids.append(uuid.uuid4().hex)
+            message.metadata.__dict__["_message_id"] = ids[-1]
+            self._replies[ids[-1]] = self._answer(message)
+            if self._on_progress is not None and message.metadata.message_type == "train":
+                config = message.content.config_records["config"]
+                self._on_progress(int(str(config["server-round"])), done, len(messages))
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Return the answers to messages."""
+        return [self._replies.pop(message_id) for message_id in message_ids]
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Send messages and return all answers; calls in process can't time out."""
+        return self.pull_messages(self.push_messages(messages))
+
+    def _answer(self, message: Message) -> Message:
+        received = Message(_own_copy(message.content), metadata=message.metadata)
+        try:
+            return self._client_app(received, self._contexts[message.metadata.dst_node_id])
+        except Exception as error:  # as Flower does: a client that raises is an error reply
+            logger.warning("client %d raised", message.metadata.dst_node_id - 1, exc_info=True)
+            reason = f"{type(error).__name__}: {error}"
+            return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+
+
+def _own_copy(content: RecordDict) -> RecordDict:
+    """Copy the records, which strategies share among messages; the bytes in them can't change."""
+    copied = RecordDict()
+    for name, record in content.items():
+        if isinstance(record, ArrayRecord):
+            arrays = {k: Array(a.dtype, a.shape, a.stype, a.data) for k, a in record.items()}
+            copied[name] = ArrayRecord(arrays)
+        else:
+            copied[name] = type(record)(dict(record))  # type: ignore[arg-type]
+    return copied

@@ -1,0 +1,54 @@
+"""Strategies by name."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from flwr.serverapp.strategy import Strategy
+
+from fl_sim.errors import UserError
+
+BUILT_IN = {
+    "fedavg": "flwr.serverapp.strategy:FedAvg",
+    "fedadam": "flwr.serverapp.strategy:FedAdam",
+}
+
+
+def build_strategy(name: str, options: Mapping[str, Any]) -> Strategy:
+    """Build a strategy that takes every client it is offered.
+
+    Args:
+        name: "fedavg", "fedadam" or `module:attr` of a class with FedAvg's keyword arguments.
+        options: further keyword arguments.
+
+    Raises:
+        UserError: the name can't be imported, or the options aren't accepted.
+    """
+    module, _, attribute = BUILT_IN.get(name, name).partition(":")
+    try:
+        factory = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"strategy {name!r} can't be imported: {error}") from error
+    offered = {
+        "fraction_train": 1.0,
+        "fraction_evaluate": 0.0,
+        "min_train_nodes": 1,
+        "min_evaluate_nodes": 0,
+        "min_available_nodes": 1,
+    }
+    known = inspect.signature(factory).parameters
+    for option in options:
+        if option not in known or option in offered:
+            free = sorted(set(known) - set(offered))
+            raise UserError(f"strategy {name!r}: unknown option {option!r}; known: {', '.join(free)}")
+    fixed = {key: value for key, value in offered.items() if key in known}
+    try:
+        strategy = factory(**fixed, **options)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"strategy {name!r}: {error}") from error
+    if not isinstance(strategy, Strategy):
+        raise UserError(f"strategy {name!r} must build a Flower Strategy, found {type(strategy)}")
+    return strategy

@@ -1,0 +1,153 @@
+"""Chains: order, a generator for each stage and hook, and what they tell an attacker."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from defenses.base import Chain, ClientStep, Defense, Gradients, is_number, replace_batch
+from defenses.dp_noise import DPNoise
+from defenses.label_smoothing import LabelSmoothing
+from defenses.mixup import Mixup
+
+
+@dataclass(frozen=True)
+class _Affine(Defense):
+    """Maps x to factor · x + a draw, in every hook; its order in a chain shows in the result."""
+
+    factor: float
+    draws: ClassVar[int] = 3
+
+    def _apply(self, value: Tensor, generator: torch.Generator) -> Tensor:
+        return self.factor * value + torch.rand((), generator=generator)
+
+    def on_model(self, model: nn.Module, generator: torch.Generator) -> nn.Module:
+        return nn.Sequential(model, nn.Identity())
+
+    def on_batch(self, step: ClientStep, generator: torch.Generator) -> ClientStep:
+        return replace_batch(step, self._apply(step.images, generator), step.labels)
+
+    def on_gradient(
+        self, step: ClientStep, gradients: Gradients, generator: torch.Generator
+    ) -> Gradients:
+        return {name: self._apply(part, generator) for name, part in gradients.items()}
+
+    def on_update(self, update: Gradients, generator: torch.Generator) -> Gradients:
+        return {name: self._apply(part, generator) for name, part in update.items()}
+
+
+STEP = ClientStep(torch.ones(1, 1, 1, 1), torch.ones(1, 1))
+HOOKS = ("batch", "gradient", "update")
+
+
+def generator_for(stage: int, hook: str) -> torch.Generator:
+    """Name each stage's and hook's generator by its own seed."""
+    seed = 10 * stage + ["model", *HOOKS].index(hook)
+    return torch.Generator().manual_seed(seed)
+
+
+def draw(stage: int, hook: str) -> Tensor:
+    return torch.rand((), generator=generator_for(stage, hook))
+
+
+def run(chain: Chain, hook: str, value: Tensor) -> Tensor:
+    if hook == "batch":
+        return chain.on_batch(replace_batch(STEP, value, STEP.labels), generator_for).images
+    if hook == "gradient":
+        return chain.on_gradient(STEP, {"w": value}, generator_for)["w"]
+    return chain.on_update({"w": value}, generator_for)["w"]
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_stages_apply_in_order_each_with_its_own_generator(hook: str) -> None:
+    start = torch.full((1, 1, 1, 1), 7.0)
+    expected = 3 * (2 * start + draw(0, hook)) + draw(1, hook)
+    assert torch.equal(run(Chain([_Affine(2), _Affine(3)]), hook, start), expected)
+
+
+def test_models_pass_through_every_stage() -> None:
+    inner = nn.Identity()
+    outer = Chain([_Affine(2), Defense(), _Affine(3)]).on_model(inner, generator_for)
+    assert isinstance(outer, nn.Sequential)
+    assert isinstance(outer[0], nn.Sequential)
+    assert outer[0][0] is inner
+
+
+def test_an_empty_chain_and_a_bare_defense_change_nothing() -> None:
+    gradients = {"w": torch.ones(2)}
+    for chain in (Chain(()), Chain([Defense()])):
+        assert chain.on_batch(STEP, generator_for) is STEP
+        assert chain.on_gradient(STEP, gradients, generator_for) is gradients
+        assert chain.on_update(gradients, generator_for) is gradients
+        assert (chain.draws, chain.public()) == (1, {})
+
+
+@pytest.mark.parametrize(
+    ("stages", "draws"),
+    [([LabelSmoothing()], 1), ([Mixup()], 2), ([Mixup(), Mixup()], 4), ([Mixup(), _Affine(1)], 6)],
+)
+def test_draws_multiply(stages: list[Defense], draws: int) -> None:
+    assert Chain(stages).draws == draws
+
+
+BOTH = "mixup+label-smoothing"
+
+
+@pytest.mark.parametrize(
+    ("stages", "public"),
+    [
+        ([Mixup()], {"type": "mixup"}),
+        ([LabelSmoothing(0.1)], {"type": "label-smoothing", "smoothing": 0.1}),
+        ([LabelSmoothing((0, 0.5))], {"type": "label-smoothing"}),
+        ([LabelSmoothing(0.1), Mixup()], {"type": BOTH, "smoothing": 0.1}),
+        ([Mixup(), LabelSmoothing(0.1)], {"type": BOTH, "smoothing": 0.1}),
+        ([Mixup(), LabelSmoothing((0, 0.5))], {"type": BOTH}),
+        (
+            [LabelSmoothing(0.5), LabelSmoothing(0.5)],
+            {"type": "label-smoothing", "smoothing": 0.75},
+        ),
+        ([LabelSmoothing(0.5), LabelSmoothing((0, 0.5))], {"type": "label-smoothing"}),
+        ([Mixup(), Mixup()], {}),
+        ([DPNoise(2.0, 0.5)], {"clipping_norm": 2.0, "noise_std": 1.0}),
+        ([DPNoise(2.0, 0.5), DPNoise(1.0, 0.5)], {}),
+        ([Mixup(), DPNoise(2.0, 0.5)], {"type": "mixup", "clipping_norm": 2.0, "noise_std": 1.0}),
+    ],
+)
+def test_public_is_true_of_the_whole_chain(
+    stages: list[Defense], public: Mapping[str, Any]
+) -> None:
+    assert Chain(stages).public() == public
+
+
+def test_two_smoothings_make_one() -> None:
+    label = torch.tensor([[1.0, 0.0, 0.0, 0.0]], dtype=torch.float64)
+    chain = Chain([LabelSmoothing(0.2), LabelSmoothing(0.3)])
+    step = chain.on_batch(ClientStep(STEP.images, label), generator_for)
+    once = LabelSmoothing(chain.public()["smoothing"])
+    joint = once.on_batch(ClientStep(STEP.images, label), generator_for(0, "batch"))
+    # float64, a handful of operations on numbers near 1
+    assert torch.allclose(step.labels, joint.labels, rtol=0, atol=1e-15)
+
+
+def test_replace_batch_keeps_the_rest() -> None:
+    step = dataclasses.replace(STEP, loss=torch.tensor(1.0))
+    changed = replace_batch(step, torch.zeros(1, 1, 1, 1), torch.zeros(1, 1))
+    assert changed.loss is step.loss
+    assert torch.equal(step.images, torch.ones(1, 1, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        *((number, True) for number in (1, 0.5, -2.0, float("inf"))),
+        *((other, False) for other in (True, float("nan"), "1", None, [1], 1j)),
+    ],
+)
+def test_is_number(value: object, expected: bool) -> None:
+    assert is_number(value) is expected

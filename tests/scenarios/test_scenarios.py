@@ -1,0 +1,81 @@
+"""Every shipped scenario is valid, and explains itself to a user who copies it."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from fl_sim.scenario import Attack, Client, Data, Model, Scenario, Server
+
+FOLDER = Path(__file__).parents[2] / "scenarios"
+FILES = sorted(FOLDER.glob("*.toml"))
+KEY = re.compile(r"(?:# )?([a-z_]+) = (.*)")
+
+every_scenario = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+
+
+def test_the_documented_scenarios_are_there() -> None:
+    assert {path.stem for path in FILES} >= {"baseline", "label-smoothing", "mixup", "dp-noise"}
+
+
+@every_scenario
+def test_scenario_parses_and_attacks(path: Path) -> None:
+    scenario = Scenario.load(path)
+    assert scenario.name == path.stem
+    assert scenario.attack
+
+
+@every_scenario
+def test_keys_that_are_commented_out_are_valid(path: Path, tmp_path: Path) -> None:
+    text = re.sub(r"^# (?=[a-z_]+ = )", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert text != path.read_text(encoding="utf-8")
+    full = tmp_path / path.name
+    full.write_text(text, encoding="utf-8")
+    Scenario.load(full)
+
+
+@every_scenario
+def test_first_line_tells_purpose_and_duration(path: Path) -> None:
+    first = path.read_text(encoding="utf-8").split("\n", 1)[0]
+    assert re.fullmatch(r"# What .+\. .+: .*(second|minute)s?\.", first)
+
+
+@every_scenario
+def test_every_key_has_a_comment(path: Path) -> None:
+    lines = [m for line in path.read_text(encoding="utf-8").split("\n") if (m := KEY.match(line))]
+    assert len(lines) > 20
+    bare = [line[0] for line in lines if not re.search(r" # \S.{9,}", line[2])]
+    assert not bare
+
+
+@every_scenario
+def test_every_key_that_exists_is_shown(path: Path) -> None:
+    sections = {"data": Data, "model": Model, "client": Client, "server": Server, "attack": Attack}
+    shown: dict[str, set[str]] = {"": set()}
+    section = ""
+    for line in path.read_text(encoding="utf-8").split("\n"):
+        if header := re.match(r"\[+(\w+)\]+", line):
+            section = header[1]
+            shown[section] = set()
+        elif key := KEY.match(line):
+            shown[section].add(key[1])
+    for name, model in sections.items():
+        assert shown[name] == set(model.model_fields)
+    top_level = set(Scenario.model_fields) - sections.keys() - {"name", "defense"}
+    assert shown[""] == top_level
+
+
+def test_scenarios_differ_in_their_defense_only() -> None:
+    """A comparison between them is one of defenses (and of what the attacker is told of them)."""
+
+    def rest(path: Path) -> dict[str, object]:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values.pop("defense", None)
+        for attack in values["attack"]:
+            del attack["attacker"]
+        return values
+
+    assert all(rest(path) == rest(FILES[0]) for path in FILES)

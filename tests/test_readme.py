@@ -1,0 +1,96 @@
+"""What the README shows works: its examples run, its commands exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from typer.testing import CliRunner
+
+from fl_sim.cli import app
+from fl_sim.scenario import Scenario
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = {name: (ROOT / name).read_text("utf-8") for name in ("README.md", "CONTRIBUTING.md")}
+README = DOCUMENTS["README.md"]
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def commands(program: str) -> list[list[str]]:
+    """Return the arguments of a program's command lines, in the README's order."""
+    lines = [
+        shlex.split(line, comments=True) for block in blocks("bash") for line in block.split("\n")
+    ]
+    return [line[1:] for line in lines if line[:1] == [program]]
+
+
+@pytest.mark.usefixtures("moves_generators")  # as a user's script does
+@pytest.mark.parametrize("block", blocks("python"))
+def test_python_example_runs(block: str) -> None:
+    exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
+
+
+def test_there_is_an_example_of_each_kind() -> None:
+    assert blocks("python")
+    assert blocks("toml")
+    assert len(commands("fl-sim")) > 5
+    assert ["demo"] in commands("make")
+
+
+def test_fl_sim_commands_are_accepted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """All of them in order, as a reader would; the simulation itself is left out."""
+
+    def simulate(scenario: Scenario, out: Path, **options: object) -> None:
+        assert isinstance(scenario, Scenario)
+        (out / "scenario.json").touch()
+
+    monkeypatch.chdir(tmp_path)
+    stand_ins = {
+        "fl_sim.simulation": SimpleNamespace(run=simulate),
+        "fl_sim.report": SimpleNamespace(build_report=lambda out: out / "report.html"),
+        "fl_sim.summary": SimpleNamespace(table=lambda records: ""),
+    }
+    for name, module in stand_ins.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    (mine,) = blocks("toml")
+    Path("mine.toml").write_text(mine)
+    for arguments in commands("fl-sim"):
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 0, f"{arguments}: {result.stderr}"
+
+
+@pytest.mark.e2e
+def test_make_targets_exist() -> None:
+    targets = {
+        name for text in DOCUMENTS.values() for name in re.findall(r"`make ([a-z-]+)`", text)
+    }
+    targets |= {target for target, *_ in commands("make")}
+    assert targets >= {"demo", "test", "test-all"}
+    for target in sorted(targets):
+        plan = ["make", "--dry-run", "--no-print-directory", target]
+        done = subprocess.run(plan, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout
+
+
+@pytest.mark.e2e
+def test_make_lists_every_target() -> None:
+    listed = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    assert phony
+    assert re.findall(r"^make ([a-z-]+) +\S", listed, flags=re.MULTILINE) == phony[1].split()
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_files_and_folders_that_are_named_exist(name: str) -> None:
+    named = re.findall(r"`([a-z_]+/[a-z_/.]*|[A-Z]+\.md|\.ci/run)`", DOCUMENTS[name])
+    left_by_a_run = {"checkpoint/", "figures/", "images/"}
+    assert not [path for path in named if path not in left_by_a_run and not (ROOT / path).exists()]
