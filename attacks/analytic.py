@@ -64,7 +64,11 @@ class AnalyticInversion(ImageAttack):
         gradient = _gradient(leak, f"{first}.weight")
         if network.linear[first].bias is not None:
             return self._answer(
-                leak, network, inverse, *_from_bias(gradient, _gradient(leak, f"{first}.bias")), labels
+                leak,
+                network,
+                inverse,
+                *_from_bias(gradient, _gradient(leak, f"{first}.bias")),
+                labels,
             )
         if labels.features is None or not torch.isfinite(labels.features).all():
             raise NotApplicable(
@@ -165,7 +169,7 @@ def _gradient(leak: GradientLeak, name: str) -> Tensor:
 
 
 def _from_bias(gradient: Tensor, bias_gradient: Tensor) -> tuple[Tensor, float]:
-    """Return `a = δᵀ ∂L/∂W / ‖δ‖²` with δ = ∂L/∂b, and the error that noise leaves in its entries."""
+    """Return `a = δᵀ ∂L/∂W / ‖δ‖²`, δ = ∂L/∂b, and the error that noise leaves in its entries."""
     square = float(bias_gradient @ bias_gradient)
     if square == 0:
         raise NotApplicable("the first layer's bias gradient is zero")
@@ -195,9 +199,7 @@ def _require_homogeneous(network: Network, inverse: PixelMap) -> None:
         )
 
 
-def _scale(
-    network: Network, inverse: PixelMap, u: Tensor, feature: Tensor
-) -> tuple[float, float]:
+def _scale(network: Network, inverse: PixelMap, u: Tensor, feature: Tensor) -> tuple[float, float]:
     """Return s with `f(s u) ≈ x`, and the relative residual."""
     response = network.double_features(inverse.pixels(u))[0]
     square = float(response @ response)

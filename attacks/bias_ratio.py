@@ -66,7 +66,9 @@ class BiasRatio(LabelAttack):
         if recovered and distance > self.tolerance / 2:
             reason = f"one row leaves the label off by {distance:.2g} from what all rows say"
             verdict = dataclasses.replace(
-                verdict, status=Status.NOT_IDENTIFIABLE, reason=reason,
+                verdict,
+                status=Status.NOT_IDENTIFIABLE,
+                reason=reason,
                 statuses=(Status.NOT_IDENTIFIABLE,),
             )
         return dataclasses.replace(

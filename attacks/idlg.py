@@ -51,7 +51,7 @@ class IDLG(LabelAttack):
         if len(found) != 1:
             return LabelRecovery(
                 Status.NOT_IDENTIFIABLE,
-                f"{len(found)} classes oppose all others, so the label isn't hard or noise hides it",
+                f"{len(found)} classes oppose all others: the label isn't hard, or noise hides it",
                 labels=torch.full((1, classes), torch.nan, dtype=torch.float64),
                 statuses=(Status.NOT_IDENTIFIABLE,),
                 augmentations=(None,),

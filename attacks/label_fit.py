@@ -141,8 +141,8 @@ def fit_label(
     label = softmax(scale * logits) - layer.alpha / scale
     a, b = (int(k) for k in np.argsort(-label)[:2])
     base, basis = model.basis(len(label), a, b)
-    beta = np.linalg.lstsq(basis, label - base, rcond=None)[0]
-    step = np.zeros(1)
+    beta: Array = np.linalg.lstsq(basis, label - base, rcond=None)[0]
+    step: Array = np.zeros(1)
     for _ in range(20):
         label = base + basis @ beta
         p = softmax(scale * logits)
@@ -198,7 +198,7 @@ class Deviation:
         bias = None
         if layer.has_bias:
             bias = abs(scale) * layer.bias_sigma / float(np.linalg.norm(layer.alpha)) + layer.eps
-        own = layer.sigma**2 + (scale * layer.eps * (p + np.abs(label))) ** 2
+        own = np.asarray(layer.sigma**2 + (scale * layer.eps * (p + np.abs(label))) ** 2)
         variance = _logit_variance(layer, scale)
         if len(p) > DENSE_LIMIT:
             return cls(np.sqrt(own + (scale * p) ** 2 * variance), bias)
@@ -212,7 +212,7 @@ class Deviation:
         try:
             return cls(np.linalg.cholesky(covariance), bias)
         except np.linalg.LinAlgError:  # variances too far apart for float64
-            return cls(np.sqrt(np.diag(covariance)), bias)
+            return cls(np.sqrt(np.asarray(np.diag(covariance))), bias)
 
     def whiten(self, rows: Array, bias_row: float) -> Array:
         """Divide rows (K,) or (K, n) by their standard deviation, and the bias's row by its own."""

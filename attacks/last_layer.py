@@ -47,7 +47,7 @@ class LastLayer:
     @property
     def direction_error(self) -> float:
         """Relative error that noise leaves in g, over all its entries: σ √D / ‖α‖."""
-        return self.sigma * len(self.g) ** 0.5 / float(np.linalg.norm(self.alpha))
+        return float(self.sigma * np.sqrt(len(self.g)) / np.linalg.norm(self.alpha))
 
     def sign_of_features(self) -> int:
         """Return the sign of λ where features are never negative."""

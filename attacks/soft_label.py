@@ -49,7 +49,7 @@ WORST_DIRECTION = 0.1
 """Largest relative error of the feature's direction at which error bars, which are of first order,
 are believed."""
 MAX_CANDIDATES = 16
-ROUNDED_RESIDUAL = 10.0
+ROUNDED_RESIDUAL = 30.0
 """Largest residual that float rounding explains, whose size is known roughly; false roots have
 hundreds and more."""
 
@@ -84,7 +84,9 @@ class SoftLabelRecovery(LabelAttack):
         network = Network(leak)
         layer = LastLayer.of(leak, network)
         if leak.batch_size is None and not layer.is_rank_one:
-            raise NotApplicable("the gradient has more than one example in it (its rank is above 1)")
+            raise NotApplicable(
+                "the gradient has more than one example in it (its rank is above 1)"
+            )
         if layer.has_bias:
             roots, certificate = np.array([1 / layer.g[-1]]), None
         else:
@@ -93,7 +95,11 @@ class SoftLabelRecovery(LabelAttack):
         scale_known = not layer.is_noisy or _is_unclipped(leak)
         models = label_models(leak.knowledge)
         fits = [
-            [fit for m in models if (fit := fit_label(layer, m, root, gradient_scale_known=scale_known))]
+            [
+                fit
+                for m in models
+                if (fit := fit_label(layer, m, root, gradient_scale_known=scale_known))
+            ]
             for root in roots
         ]
         return decide(layer, fits, certificate, self.tolerance)
@@ -102,13 +108,13 @@ class SoftLabelRecovery(LabelAttack):
 def predicted_label(layer: LastLayer, scales: Array) -> Array:
     """Return `ŷ(λ) = softmax(λ W g) − α / λ` for scales λ (N,); (N, K)."""
     p = softmax(np.multiply.outer(scales, layer.logits), axis=-1)
-    return p - layer.alpha / scales[..., None]
+    return np.asarray(p - layer.alpha / scales[..., None])
 
 
 def tie_variance(layer: LastLayer, scales: Array, largest: int = 2) -> Array:
     """Return `φ(λ) = λ² Var(ŷ(λ))` over all but the `largest` entries of ŷ; of `scales`' shape."""
     tied = np.partition(predicted_label(layer, scales), -largest, axis=-1)[..., :-largest]
-    return scales**2 * tied.var(axis=-1)
+    return np.asarray(scales**2 * tied.var(axis=-1))
 
 
 def scan(layer: LastLayer, signs: tuple[int, ...]) -> tuple[Array, float | None]:
@@ -196,7 +202,9 @@ def decide(
     least_surplus = 0 if layer.is_noisy else 1
     rivals = [fits for fits in fitting if any(f.surplus >= least_surplus for f in fits)]
 
-    def answer(status: Status, reason: str | None, fits: list[Fit], label: Fit | None) -> LabelRecovery:
+    def answer(
+        status: Status, reason: str | None, fits: list[Fit], label: Fit | None
+    ) -> LabelRecovery:
         return _answer(layer, status, reason, fits, label, certificate)
 
     if not fitting:
@@ -284,7 +292,9 @@ def _answer(
         augmentations=(None if best is None else best.augmentation,),
         residual=None if best is None else best.residual,
         certificate=certificate,
-        candidates=torch.from_numpy(np.array([_on_simplex(f.label) for f in candidates[:MAX_CANDIDATES]])),
+        candidates=torch.from_numpy(
+            np.array([_on_simplex(f.label) for f in candidates[:MAX_CANDIDATES]])
+        ),
         batch_size=1,
     )
 

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from attacks import (
@@ -87,7 +86,9 @@ class AttackPlan:
 class Judge(Protocol):
     """Who holds the truth: the simulator. A deployment has none."""
 
-    baseline: Baseline
+    @property
+    def baseline(self) -> Baseline:
+        """What an attacker guesses who sees no update."""
 
     def truth(self, client: int, server_round: int) -> Truth:
         """Return what the client trained on in the round's first step."""

@@ -118,9 +118,7 @@ class RunFolder:
         held = {k: v for k, v in arrays.items() if not k.startswith("model/")}
         return Checkpoint(last, {k: weights[k] for k in state["order"]}, {**state, "arrays": held})
 
-    def commit(
-        self, line: Mapping[str, Any], weights: Arrays, state: Mapping[str, Any]
-    ) -> None:
+    def commit(self, line: Mapping[str, Any], weights: Arrays, state: Mapping[str, Any]) -> None:
         """Save the checkpoint, then commit the round by its line, then drop older checkpoints.
 
         Args:

@@ -10,7 +10,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from attacks import GradientLeak, LabelRecovery, Reconstruction
+from attacks import GradientLeak, LabelRecovery
 from attacks.network import Network
 from attacks.types import Augmentation
 from fl_sim.federation import Federation

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from flwr.serverapp import Grid, ServerApp
 from torch.nn.functional import cross_entropy
 
 from attacks import Knowledge
-from defenses import DEFENSES, Chain
+from defenses import Chain
 from fl_sim.audit import AttackPlan, Finding, ReplayJudge
 from fl_sim.client import resolve_device, to_arrays
 from fl_sim.errors import UserError
@@ -132,7 +132,7 @@ class Server:
 
     def _remember(self, server_round: int, findings: list[Finding]) -> None:
         self._findings = findings
-        
+
     def _quarantine(self, server_round: int, client: int, reason: str) -> None:
         self._quarantined.append(
             LeakageRecord(

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
+from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
@@ -44,7 +44,11 @@ def run(
         UserError: the scenario can't be run, or the folder holds something else.
     """
     Federation.of(scenario)
-    config = {"scenario": scenario.to_json(), "out": str(out.absolute()), "resume": resume}
+    config: UserConfig = {
+        "scenario": scenario.to_json(),
+        "out": str(out.absolute()),
+        "resume": resume,
+    }
     with _one_thread():
         grid = LocalGrid(client.app, scenario.data.clients, config, on_progress)
         server.app(grid, Context(1, 0, {}, RecordDict(), dict(config)))
@@ -79,7 +83,7 @@ class LocalGrid(Grid):
         self,
         client_app: ClientApp,
         clients: int,
-        run_config: dict[str, str | bool],
+        run_config: UserConfig,
         on_progress: OnProgress | None = None,
     ) -> None:
         self._client_app = client_app
@@ -147,13 +151,16 @@ class LocalGrid(Grid):
         return self.pull_messages(self.push_messages(messages))
 
     def _answer(self, message: Message) -> Message:
-        received = Message(_own_copy(message.content), metadata=message.metadata)
+        content = message.content
         try:
-            return self._client_app(received, self._contexts[message.metadata.dst_node_id])
+            message.content = _own_copy(content)
+            return self._client_app(message, self._contexts[message.metadata.dst_node_id])
         except Exception as error:  # as Flower does: a client that raises is an error reply
             logger.warning("client %d raised", message.metadata.dst_node_id - 1, exc_info=True)
             reason = f"{type(error).__name__}: {error}"
             return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+        finally:
+            message.content = content
 
 
 def _own_copy(content: RecordDict) -> RecordDict:

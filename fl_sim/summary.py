@@ -177,7 +177,9 @@ def table(records: Iterable[Record]) -> Table:
     unattacked = sum(record.get("attack") is None for record in records)
     notes = [
         "" if result.row_count else "no update was attacked",
-        f"{unattacked} replies couldn't be attacked" if unattacked else "",
+        f"{unattacked} {'reply' if unattacked == 1 else 'replies'} couldn't be attacked"
+        if unattacked
+        else "",
     ]
     result.caption = "; ".join(note for note in notes if note) or None
     return result

@@ -122,7 +122,7 @@ def _spread(keys: Iterable[Key], limit: int) -> list[Key]:
 def _read(path: Path) -> Arrays:
     """Read an archive; one that a kill has torn is empty."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return dict(archive)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile):
         return {}

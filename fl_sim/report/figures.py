@@ -95,7 +95,7 @@ def _psnr(series: dict[int, list[RoundLeakage]], names: dict[int, str]) -> Drawi
         axes.fill_between(at, low, high, color=color, alpha=0.16, linewidth=0)
         _plot(axes, attack, [(x.round, _shown(x.psnr_db)) for x in lines], names[attack])
     _baseline(axes, series, lambda x: x.baseline_psnr_db, "mean image")
-    axes.set_ylim(bottom=0.0)
+    axes.set_ylim(bottom=-0.03 * axes.get_ylim()[1])  # a marker at 0 dB clears the numbers
     alt = _ends("Median PSNR in dB", series, names, lambda x: x.psnr_db)
     return _drawing("psnr", "Image quality: median, 10–90 % band", alt, figure, axes)
 

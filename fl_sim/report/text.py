@@ -37,25 +37,25 @@ def percent(share: float | None) -> str:
         return NONE
     shown = f"{100 * share:.1f}"
     if shown == "100.0" and share < 1:
-        return "> 99.9 %"
+        return ">\u00a099.9\u00a0%"
     if shown == "0.0" and share > 0:
-        return "< 0.1 %"
-    return f"{shown.removesuffix('.0')} %"
+        return "<\u00a00.1\u00a0%"
+    return f"{shown.removesuffix('.0')}\u00a0%"
 
 
 def db(value: float | None) -> str:
     """Format decibels."""
-    return NONE if value is None else f"{value:.1f} dB"
+    return NONE if value is None else f"{value:.1f}\u00a0dB"
 
 
 def scientific(value: float | None) -> str:
     """Format an error, as in 3.1 × 10⁻⁸."""
     if value is None:
         return NONE
-    if value == 0 or 1e-2 <= abs(value) < 1e3:
+    if value == 0 or 1e-2 <= abs(value) < 1e2:
         return f"{value:.2g}"
     mantissa, exponent = f"{value:.1e}".split("e")
-    return f"{mantissa} × 10{str(int(exponent)).translate(_SUPERSCRIPT)}"
+    return f"{mantissa}\u00a0×\u00a010{str(int(exponent)).translate(_SUPERSCRIPT)}"
 
 
 def seconds(value: float | None) -> str:
@@ -64,8 +64,8 @@ def seconds(value: float | None) -> str:
         return NONE
     if value >= 120:
         minutes, rest = divmod(round(value), 60)
-        return f"{minutes} min {rest} s"
-    return f"{value:.3g} s" if value >= 1 else f"{1000 * value:.3g} ms"
+        return f"{minutes}\u00a0min {rest}\u00a0s"
+    return f"{value:.3g}\u00a0s" if value >= 1 else f"{1000 * value:.3g}\u00a0ms"
 
 
 def number(value: int) -> str:
@@ -80,11 +80,12 @@ def count(value: int, noun: str) -> str:
 
 
 def strongest(summaries: Sequence[AttackSummary]) -> AttackSummary:
-    """Return the attack that recovered the largest share of labels, then of images."""
+    """Return the attack that recovered the largest share of labels, then classes, then images."""
     return max(
         summaries,
         key=lambda s: (
             s.label_success or 0.0,
+            s.top1 or 0.0,
             s.images_recovered / s.examples,
             -math.inf if s.psnr_db is None else s.psnr_db,
         ),
@@ -105,26 +106,31 @@ def outcome(
     who = "The server"
     if len(summaries) > 1:
         who = f"The strongest of {len(summaries)} attacks, {best.title} ({best.attacker}),"
-    total = number(best.examples)
+    examples = count(best.examples, "example")
     if best.label_success is None:
-        claims = (
-            f"claims the labels of {number(best.recovered)} of {count(best.examples, 'example')}"
-        )
+        claims = f"claims the labels of {number(best.recovered)} of {examples}"
         return f"{who} {claims}; without the truth, they aren't scored."
+    classes = round((best.top1 or 0.0) * best.examples)
+    more = f"; it named the right class of {number(classes)}"
+    more = f"{more if classes > best.labels_recovered else ''}."
     if best.labels_recovered == best.images_recovered == 0:
         nothing = "neither a label nor an image" if best.image_attack else "no label"
-        return f"{who} recovered {nothing} of the {count(best.examples, 'example')} it attacked."
+        return f"{who} recovered {nothing} of the {examples} it attacked{more}"
     is_soft = any((record.get("true_augmentation") or "hard") != "hard" for record in records)
-    sentence = (
-        f"{who} recovered the {'soft ' if is_soft else ''}label of "
-        f"{number(best.labels_recovered)} of {count(best.examples, 'example')}"
-    )
-    if best.image_attack:
-        sentence += f" and the image of {number(best.images_recovered)}"
-        if best.psnr_db is not None:
-            sentence += f", at a median PSNR of {db(best.psnr_db)}"
-            sentence += f" over all {total}" if best.images_recovered < best.examples else ""
-    return f"{sentence}."
+    labels = f"the {'soft ' if is_soft else ''}label of {number(best.labels_recovered)}"
+    return f"{who} recovered {labels} of {examples}{_images(best)}{more}"
+
+
+def _images(best: AttackSummary) -> str:
+    if not best.image_attack:
+        return ""
+    if not best.images_recovered:
+        return " and no image"
+    images = f" and the image of {number(best.images_recovered)}"
+    if best.psnr_db is None:
+        return images
+    over = f" over all {number(best.examples)}" if best.images_recovered < best.examples else ""
+    return f"{images}, at a median PSNR of {db(best.psnr_db)}{over}"
 
 
 def _why_nothing(unattacked: int, attacks: int, is_finished: bool) -> str:
@@ -184,8 +190,8 @@ def _attack_cards(best: AttackSummary) -> list[Card]:
         Card(
             "Labels recovered",
             percent(best.label_success),
-            f"{number(best.labels_recovered)} of {number(best.examples)} within L∞ < 0.01; "
-            f"a guess finds the class of {percent(best.baseline_top1)}",
+            f"{number(best.labels_recovered)} of {number(best.examples)} within "
+            f"L∞\u00a0<\u00a00.01; a guess finds the class of {percent(best.baseline_top1)}",
         )
     ]
     if best.image_attack:

@@ -43,7 +43,9 @@ def build_strategy(name: str, options: Mapping[str, Any]) -> Strategy:
     for option in options:
         if option not in known or option in offered:
             free = sorted(set(known) - set(offered))
-            raise UserError(f"strategy {name!r}: unknown option {option!r}; known: {', '.join(free)}")
+            raise UserError(
+                f"strategy {name!r}: unknown option {option!r}; known: {', '.join(free)}"
+            )
     fixed = {key: value for key, value in offered.items() if key in known}
     try:
         strategy = factory(**fixed, **options)

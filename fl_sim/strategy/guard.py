@@ -125,14 +125,18 @@ def _array_problem(record: ArrayRecord, expected: Mapping[str, tuple[int, ...]])
         return f"array {name!r} is {'missing' if missing else 'not one that was sent'}"
     for name, array in record.items():
         if tuple(array.shape) != expected[name]:
-            return f"array {name!r} must have the shape {expected[name]}, found {tuple(array.shape)}"
+            return (
+                f"array {name!r} must have the shape {expected[name]}, found {tuple(array.shape)}"
+            )
         try:
             values = array.numpy()
         except (ValueError, TypeError, OSError, EOFError) as error:
             return f"array {name!r} can't be read: {_first_line(str(error))}"
         if values.shape != expected[name] or not np.issubdtype(values.dtype, np.floating):
-            return f"array {name!r} must hold {expected[name]} floats, found {values.shape} "\
+            return (
+                f"array {name!r} must hold {expected[name]} floats, found {values.shape} "
                 f"of {values.dtype}"
+            )
         if not np.isfinite(values).all():
             return f"array {name!r} has NaN or infinite entries"
     return None
@@ -162,8 +166,8 @@ def _majority(keys: Sequence[frozenset[str]]) -> frozenset[str]:
     return max(keys, key=keys.count, default=frozenset())
 
 
-def _first_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+def _first_line(text: str | None) -> str:
+    lines = [line.strip() for line in (text or "").splitlines() if line.strip()]
     return lines[0] if lines else "no reason given"
 
 
