@@ -62,59 +62,30 @@ class AnalyticInversion(ImageAttack):
         first = network.executed[0]
         inverse = PixelMap.of(network, first)
         gradient = _gradient(leak, f"{first}.weight")
+        scale_bar = 0.0
         if network.linear[first].bias is not None:
-            return self._answer(
-                leak,
-                network,
-                inverse,
-                *_from_bias(gradient, _gradient(leak, f"{first}.bias")),
-                labels,
-            )
-        if labels.features is None or not torch.isfinite(labels.features).all():
-            raise NotApplicable(
-                "without biases the image's scale needs the last layer's feature, which the label "
-                "attack didn't recover"
-            )
-        _require_homogeneous(network, inverse)
-        u, error = _direction(gradient)
-        candidates = [
-            (residual, scale * sign * u, abs(scale) * error)
-            for sign in (1, -1)
-            for scale, residual in [_scale(network, inverse, sign * u, labels.features[0])]
-            if scale > 0
-        ]
-        if not candidates:
-            return Reconstruction(
-                Status.NOT_CONVERGED,
-                "the recovered feature fits neither direction of the first layer's gradient",
-                torch.full((1, *leak.input_shape), torch.nan, dtype=torch.float64),
-                (Status.NOT_CONVERGED,),
-            )
-        _, a, error = min(candidates, key=lambda candidate: candidate[0])
-        return self._answer(leak, network, inverse, a, error, labels)
-
-    def _answer(
-        self,
-        leak: GradientLeak,
-        network: Network,
-        inverse: PixelMap,
-        a: Tensor,
-        error: float,
-        labels: LabelRecovery,
-    ) -> Reconstruction:
-        """Turn the first layer's input into pixels and say what the answer is worth."""
+            a, noise = _from_bias(gradient, _gradient(leak, f"{first}.bias"))
+        else:
+            a, noise = _from_feature(network, inverse, gradient, labels)
+            scale_bar = labels.feature_bar or 0.0
         image = inverse.pixels(a)
-        outside = float((image - image.clamp(0, 1)).square().mean().sqrt())
-        rmse = max(error * float((1 / inverse.slope.abs()).square().mean().sqrt()), outside)
         residual = None
+        errors = [noise * inverse.worth, scale_bar * _rms(a) * inverse.worth]
+        errors.append(_rms(image - image.clamp(0, 1)))
         if labels.features is not None and torch.isfinite(labels.features).all():
             x = labels.features[0]
             residual = float((network.double_features(image) - x).norm() / x.norm())
-            rmse = max(rmse, residual * float(image.square().mean().sqrt()))
+            errors.append(residual * _rms(a) * inverse.worth)
         status, reason = Status.RECOVERED, None
-        if not rmse <= self.tolerance:
+        if network.linear[first].bias is None and labels.status is not Status.RECOVERED:
+            status = Status.NOT_IDENTIFIABLE
+            reason = "without biases the image's scale is as uncertain as the label recovery"
+        elif not max(errors) <= self.tolerance:
             status = Status.NOT_CONVERGED
-            reason = f"the image's error is estimated at {rmse:.2g}, more than {self.tolerance:.2g}"
+            reason = (
+                f"the image's error is estimated at {max(errors):.2g}, more than "
+                f"{self.tolerance:.2g}"
+            )
         return Reconstruction(status, reason, image.clamp(0, 1), (status,), residual)
 
 
@@ -152,6 +123,11 @@ class PixelMap:
             raise NotApplicable(message)
         return cls(slope, offset, shape)
 
+    @property
+    def worth(self) -> float:
+        """Error in pixels of a unit error in a, root mean square."""
+        return _rms(1 / self.slope)
+
     def pixels(self, a: Tensor) -> Tensor:
         """Return the image (1, C, H, W) whose first-layer input is a (C·H·W,)."""
         return ((a - self.offset) / self.slope).reshape(self.shape)
@@ -179,6 +155,24 @@ def _from_bias(gradient: Tensor, bias_gradient: Tensor) -> tuple[Tensor, float]:
     return a, sigma / square**0.5
 
 
+def _from_feature(
+    network: Network, inverse: PixelMap, gradient: Tensor, labels: LabelRecovery
+) -> tuple[Tensor, float]:
+    """Return `a = s u` from the recovered feature, and the error that noise leaves in its entries."""
+    if labels.features is None or not torch.isfinite(labels.features).all():
+        raise NotApplicable(
+            "without biases the image's scale needs the last layer's feature, which the label "
+            "attack didn't recover"
+        )
+    _require_homogeneous(network, inverse)
+    u, noise = _direction(gradient)
+    fits = [_scale(network, inverse, sign * u, labels.features[0]) for sign in (1, -1)]
+    sign, (scale, residual) = min(zip((1, -1), fits, strict=True), key=lambda fit: fit[1][1])
+    if residual == float("inf"):
+        raise NotApplicable("the network's feature vanishes on both directions of the gradient")
+    return scale * sign * u, scale * noise
+
+
 def _direction(gradient: Tensor) -> tuple[Tensor, float]:
     """Return the unit row u (n,) of a rank-one gradient (m, n), and its entries' noise."""
     live = gradient[(gradient != 0).any(dim=1)].numpy()
@@ -200,10 +194,13 @@ def _require_homogeneous(network: Network, inverse: PixelMap) -> None:
 
 
 def _scale(network: Network, inverse: PixelMap, u: Tensor, feature: Tensor) -> tuple[float, float]:
-    """Return s with `f(s u) ≈ x`, and the relative residual."""
+    """Return s > 0 with `f(s u) ≈ x`, and the relative residual; infinite where there is none."""
     response = network.double_features(inverse.pixels(u))[0]
-    square = float(response @ response)
-    if square == 0:
+    scale = float(response @ feature) / max(float(response @ response), 1e-300)
+    if scale <= 0:
         return 0.0, float("inf")
-    scale = float(response @ feature) / square
     return scale, float((scale * response - feature).norm() / feature.norm())
+
+
+def _rms(values: Tensor) -> float:
+    return float(values.square().mean().sqrt())

@@ -15,9 +15,9 @@ import torch
 from scipy.special import softmax
 
 from attacks.label_fit import fit_label, label_models
+from attacks.label_verdict import decide
 from attacks.last_layer import LastLayer
 from attacks.network import Network
-from attacks.soft_label import decide
 from attacks.types import (
     GradientLeak,
     LabelAttack,

@@ -106,6 +106,7 @@ class Fit:
         residual: rms of the whitened residual; 1 is what noise and rounding explain.
         surplus: equations minus unknowns; a model without surplus fits anything.
         bar: the largest error bar (4 standard deviations) of an entry of the label.
+        scale_bar: the relative error bar of λ.
     """
 
     model: LabelModel
@@ -115,6 +116,7 @@ class Fit:
     residual: float
     surplus: int
     bar: float
+    scale_bar: float
 
     @property
     def augmentation(self) -> Augmentation:
@@ -152,18 +154,18 @@ def fit_label(
         by_scale = deviation.whiten(p - label + scale * jacobian, layer.g[-1])
         by_beta = deviation.whiten(-scale * basis, 0.0)
         design = np.column_stack([by_scale, by_beta])
-        step = np.linalg.lstsq(design, target, rcond=None)[0]
+        step = np.asarray(np.linalg.lstsq(design, target, rcond=None)[0], dtype=np.float64)
         if not np.isfinite(step).all() or abs(step[0]) > 0.5 * abs(scale):
             return None
         if abs(step[0]) <= 1e-13 * abs(scale):
             break
         scale += float(step[0])
         beta = beta + step[1:]
-    bar = _error_bar(design, basis)
+    shift = np.zeros(1 + model.unknowns)
     if not gradient_scale_known:
         design = np.column_stack([design, deviation.whiten(layer.alpha, 0.0)])
-        shift = np.linalg.lstsq(design, target, rcond=None)[0][1 : 1 + model.unknowns]
-        bar = _error_bar(design, basis) + float(np.abs(basis @ shift).max(initial=0.0))
+        shift = np.linalg.lstsq(design, target, rcond=None)[0][:-1]
+    scale_std, label_std = _standard_errors(design, basis)
     surplus = len(label) - 2 - model.unknowns + int(layer.has_bias)
     return Fit(
         model,
@@ -172,7 +174,8 @@ def fit_label(
         (a, b),
         float(np.linalg.norm(target) / np.sqrt(max(surplus, 1))),
         surplus,
-        bar,
+        BAR * label_std + float(np.abs(basis @ shift[1:]).max(initial=0.0)),
+        (BAR * scale_std + abs(float(shift[0]))) / abs(scale),
     )
 
 
@@ -212,7 +215,7 @@ class Deviation:
         try:
             return cls(np.linalg.cholesky(covariance), bias)
         except np.linalg.LinAlgError:  # variances too far apart for float64
-            return cls(np.sqrt(np.asarray(np.diag(covariance))), bias)
+            return cls(np.asarray(np.sqrt(np.diag(covariance)), dtype=np.float64), bias)
 
     def whiten(self, rows: Array, bias_row: float) -> Array:
         """Divide rows (K,) or (K, n) by their standard deviation, and the bias's row by its own."""
@@ -244,14 +247,16 @@ def _logit_variance(layer: LastLayer, scale: float) -> Array:
     return np.asarray(_feature_variance(layer, scale) * norms + rounding)
 
 
-def _error_bar(design: Array, basis: Array) -> float:
-    """Return the largest error bar in the label, from a whitened design (λ, β, perhaps c)."""
-    unknowns = basis.shape[1]
-    if not unknowns:
-        return 0.0
+def _standard_errors(design: Array, basis: Array) -> tuple[float, float]:
+    """Return the standard errors of λ and of the label's most uncertain entry.
+
+    Args:
+        design: whitened, its columns λ, β and perhaps c.
+        basis: Y, (K, unknowns).
+    """
     columns = np.linalg.norm(design, axis=0)
     if not columns.all():
-        return np.inf
-    inverse = np.linalg.pinv(design / columns, rcond=1e-14)
-    root = (inverse / columns[:, None])[1 : 1 + unknowns]
-    return float(BAR * np.linalg.norm(basis @ root, axis=1).max())
+        return np.inf, np.inf
+    root = np.linalg.pinv(design / columns, rcond=1e-14) / columns[:, None]
+    label = np.linalg.norm(basis @ root[1 : 1 + basis.shape[1]], axis=1)
+    return float(np.linalg.norm(root[0])), float(label.max())

@@ -23,9 +23,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from scipy.special import softmax
-from scipy.stats import chi2
 
-from attacks.label_fit import Fit, expected_variance, fit_label, label_models
+from attacks.label_fit import expected_variance, fit_label, label_models
+from attacks.label_verdict import decide
 from attacks.last_layer import Array, LastLayer
 from attacks.network import Network
 from attacks.types import (
@@ -33,25 +33,15 @@ from attacks.types import (
     LabelAttack,
     LabelRecovery,
     NotApplicable,
-    Status,
     require_one_example,
 )
 
 STEP = 0.05
-"""Step of the scan in log λ; the narrowest minima of φ are some five times as wide."""
+"""Step of the scan in log λ."""
 DECADES = 8
 """How far beyond the smallest possible λ the scan goes."""
 NEAR = 1e3
 """Minima of φ up to this many times its expected value at a root are fitted."""
-NOISE_QUANTILE = 1 - 1e-5
-"""Share of the residuals at a true root that are accepted as Gaussian noise."""
-WORST_DIRECTION = 0.1
-"""Largest relative error of the feature's direction at which error bars, which are of first order,
-are believed."""
-MAX_CANDIDATES = 16
-ROUNDED_RESIDUAL = 30.0
-"""Largest residual that float rounding explains, whose size is known roughly; false roots have
-hundreds and more."""
 
 Objective = Callable[[LastLayer, Array], Array]
 
@@ -69,7 +59,6 @@ class SoftLabelRecovery(LabelAttack):
     Note:
         `certificate` is the ratio of the runner-up's φ to the best; None with a bias (no search).
         RECOVERED needs that no second root fits within noise and rounding, however large it is.
-        the misfit is what noise and rounding explain.
     """
 
     tolerance: float = 1e-2
@@ -183,129 +172,6 @@ def _best(layer: LastLayer, scales: Array, values: Array) -> tuple[Array, float 
         smallest = layer.eps**2 * float(layer.alpha @ layer.alpha)
         certificate = float(values[1] / max(values[0], smallest))
     return scales[possible], certificate
-
-
-def decide(
-    layer: LastLayer, roots: list[list[Fit]], certificate: float | None, tolerance: float
-) -> LabelRecovery:
-    """Turn the fits at every root into an answer that claims no more than they determine.
-
-    Args:
-        layer: the rank-one problem.
-        roots: for each root, the fits of all label models.
-        certificate: of the scan.
-        tolerance: L∞ error that RECOVERED claims.
-    """
-    fitting = [[f for f in fits if _explains(layer, f)] for fits in roots]
-    fitting = [fits for fits in fitting if fits]
-    enough = [fits for fits in fitting if any(f.surplus >= 1 for f in fits)]
-    least_surplus = 0 if layer.is_noisy else 1
-    rivals = [fits for fits in fitting if any(f.surplus >= least_surplus for f in fits)]
-
-    def answer(
-        status: Status, reason: str | None, fits: list[Fit], label: Fit | None
-    ) -> LabelRecovery:
-        return _answer(layer, status, reason, fits, label, certificate)
-
-    if not fitting:
-        guesses = [min(fits, key=lambda f: f.residual) for fits in roots if fits]
-        return answer(
-            Status.NOT_IDENTIFIABLE,
-            "no augmented label explains the gradient: it may have been scaled (clipping, another "
-            "learning rate), or come from more than one example",
-            guesses,
-            guesses[0] if guesses else None,
-        )
-    if not enough:
-        labels = [_simplest(fits) for fits in fitting]
-        return answer(
-            Status.NOT_IDENTIFIABLE,
-            f"{len(layer.alpha)} classes give no more equations than unknowns; "
-            f"{_count(len(labels), 'label')} fit",
-            labels,
-            None,
-        )
-    if layer.direction_error > WORST_DIRECTION:
-        best = _simplest(fitting[0])
-        return answer(
-            Status.NOT_IDENTIFIABLE,
-            f"noise hides the gradient: its direction is uncertain by {layer.direction_error:.0%}",
-            [best],
-            best,
-        )
-    best = min((_simplest(fits) for fits in enough), key=lambda f: (-f.surplus, f.residual))
-    others = [_simplest(fits) for fits in rivals if not any(f is best for f in fits)]
-    others = [f for f in others if np.abs(f.label - best.label).max() > tolerance]
-    if others:
-        return answer(
-            Status.NOT_IDENTIFIABLE,
-            f"{_count(1 + len(others), 'label')} fit equally well",
-            [best, *others],
-            None,
-        )
-    same = next(fits for fits in enough if any(f is best for f in fits))
-    bar = max(
-        np.abs(f.label - best.label).max() + f.bar for f in same if f.surplus >= least_surplus
-    )
-    if not bar <= tolerance:
-        cause = "noise" if layer.is_noisy else "float rounding (the network is saturated)"
-        return answer(
-            Status.NOT_IDENTIFIABLE,
-            f"{cause} leaves the label uncertain by ±{min(bar, 1.0):.2g}, more than {tolerance:g}",
-            [best],
-            best,
-        )
-    return answer(Status.RECOVERED, None, [best], best)
-
-
-def _simplest(fits: list[Fit]) -> Fit:
-    return min(fits, key=lambda f: (f.model.unknowns, f.residual))
-
-
-def _explains(layer: LastLayer, fit: Fit) -> bool:
-    """Say whether noise and rounding explain a fit's misfit, and its label is on the simplex."""
-    freedom = max(fit.surplus, 1)
-    noise_limit = float(np.sqrt(chi2.ppf(NOISE_QUANTILE, freedom) / freedom))
-    limit = noise_limit if layer.is_noisy else ROUNDED_RESIDUAL
-    slack = 1e-5 + min(fit.bar, 0.05)
-    in_range = fit.label.min() >= -slack and fit.label.max() <= 1 + slack
-    return bool(in_range and fit.residual <= limit)
-
-
-def _answer(
-    layer: LastLayer,
-    status: Status,
-    reason: str | None,
-    candidates: list[Fit],
-    best: Fit | None,
-    certificate: float | None,
-) -> LabelRecovery:
-    width = len(layer.g) - layer.has_bias
-    label = np.full(len(layer.alpha), np.nan) if best is None else _on_simplex(best.label)
-    feature = np.full(width, np.nan) if best is None else best.scale * layer.g[:width]
-    return LabelRecovery(
-        status,
-        reason,
-        labels=torch.from_numpy(label)[None],
-        features=torch.from_numpy(feature)[None],
-        statuses=(status,),
-        augmentations=(None if best is None else best.augmentation,),
-        residual=None if best is None else best.residual,
-        certificate=certificate,
-        candidates=torch.from_numpy(
-            np.array([_on_simplex(f.label) for f in candidates[:MAX_CANDIDATES]])
-        ),
-        batch_size=1,
-    )
-
-
-def _on_simplex(label: Array) -> Array:
-    positive = label.clip(0)
-    return np.asarray(positive / positive.sum())
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _is_unclipped(leak: GradientLeak) -> bool:

@@ -166,6 +166,7 @@ class LabelRecovery:
         reason: one sentence, unless RECOVERED.
         labels: (B, K) float64, rows of NaN where an example isn't recovered; None if not tried.
         features: (B, D) float64, the last layer's inputs, likewise.
+        feature_bar: relative error bar of the features' scale, from attacks that know it.
         statuses: one for each example.
         augmentations: the detected augmentation of each example, None where undetected.
         residual: the smaller the better; 0 is a perfect fit, 1 what noise and rounding explain.
@@ -179,6 +180,7 @@ class LabelRecovery:
     reason: str | None = None
     labels: Tensor | None = None
     features: Tensor | None = None
+    feature_bar: float | None = None
     statuses: tuple[Status, ...] = ()
     augmentations: tuple[Augmentation | None, ...] = ()
     residual: float | None = None

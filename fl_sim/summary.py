@@ -152,7 +152,7 @@ def reasons(records: Iterable[Record]) -> list[Reason]:
 
 
 def table(records: Iterable[Record]) -> Table:
-    """Return the closing table of a run, one row for each attack, at most 100 columns wide."""
+    """Return the closing table of a run, one row for each attack; it fits 100 columns."""
     records = list(records)
     result = Table(box=SIMPLE, pad_edge=False, caption_justify="left")
     result.add_column("attack", overflow="fold", max_width=30)

@@ -10,10 +10,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fl_sim.errors import UserError
 from fl_sim.records import read_lines
-from fl_sim.report import text
+from fl_sim.report import numbers, text
 from fl_sim.report.examples import image_pairs, label_charts
-from fl_sim.report.figures import Drawing, draw_figures
-from fl_sim.summary import Record, by_round, reasons, summarize
+from fl_sim.report.figures import draw_figures
+from fl_sim.summary import AttackSummary, Record, by_round, reasons, summarize
 
 PAIRS_SHOWN, CHARTS_SHOWN, REASONS_SHOWN, ROUNDS_SHOWN = 24, 12, 20, 100
 
@@ -32,12 +32,16 @@ def build_report(directory: Path) -> Path:
     """
     run = _run(directory)
     records, rounds = _lines(directory / "leakage.jsonl"), _lines(directory / "rounds.jsonl")
-    drawings = draw_figures(by_round(records), rounds, summarize(records))
+    summaries = summarize(records)
+    drawings = draw_figures(by_round(records), rounds, summaries)
     figures = directory / "figures"
     figures.mkdir(exist_ok=True)
     for drawing in drawings:
         (figures / f"{drawing.name}.png").write_bytes(drawing.png)
-    page = _template().render(_context(run, records, rounds, drawings, directory / "images"))
+    page = _template().render(
+        _context(run, records, rounds, summaries, directory / "images"),
+        figures={drawing.name: drawing for drawing in drawings},
+    )
     path = directory / "report.html"
     path.write_text(page, encoding="utf-8")
     return path
@@ -47,14 +51,14 @@ def _context(
     run: dict[str, Any],
     records: list[Record],
     rounds: list[Record],
-    drawings: list[Drawing],
+    summaries: list[AttackSummary],
     images: Path,
 ) -> dict[str, Any]:
-    """Gather what the page shows."""
+    """Gather what the page shows, figures apart."""
     scenario = run["scenario"]
     planned, attacks = int(scenario.get("rounds", 0)), len(scenario.get("attack") or [])
     is_finished = text.last_round(rounds) >= planned
-    summaries, failures = summarize(records), reasons(records)
+    failures = reasons(records)
     step = max(1, -(-len(rounds) // ROUNDS_SHOWN))
     return {
         "name": scenario.get("name", "scenario"),
@@ -65,7 +69,6 @@ def _context(
         "scenario": json.dumps(scenario, indent=2, ensure_ascii=False),
         "summaries": summaries,
         "measures": text.measures(summaries),
-        "figures": {drawing.name: drawing for drawing in drawings},
         "pairs": image_pairs(images, records, PAIRS_SHOWN),
         "charts": label_charts(images, records, CHARTS_SHOWN),
         "failures": failures[:REASONS_SHOWN],
@@ -105,6 +108,6 @@ def _template() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for format_value in (text.percent, text.db, text.scientific, text.seconds, text.number):
-        environment.filters[format_value.__name__] = format_value
+    for name in ("percent", "db", "scientific", "seconds", "number", "epsilon"):
+        environment.filters[name] = getattr(numbers, name)
     return environment.get_template("report.html")

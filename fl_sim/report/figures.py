@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -11,8 +12,9 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
+from fl_sim.report.numbers import epsilon as format_epsilon
 from fl_sim.summary import AttackSummary, Record, RoundLeakage
 
 _TEXT, _MUTED = "#1c2024", "#5a626c"
@@ -22,6 +24,7 @@ _LINES, _MARKERS = ("-", "--", "-.", ":"), "osD^vP"
 _CSS = {_TEXT: "currentColor", _MUTED: "var(--muted)"} | {
     color: f"var(--series-{index})" for index, color in enumerate(_SERIES)
 }
+_FONT_SIZE = 11  # points; a phone shows the figure at nine tenths
 _MARKED_POINTS = 40  # beyond, markers hide the line
 
 
@@ -65,11 +68,12 @@ def draw_figures(
 def _name(summary: AttackSummary, summaries: Sequence[AttackSummary]) -> str:
     """Name an attack in a legend, with what tells it from others of the same title."""
     alike = [other for other in summaries if other.title == summary.title]
+    title = re.sub(r"\S+:", "", summary.title)  # of module:attr, the attr
     if len(alike) == 1:
-        return summary.title
+        return title
     attackers = [other.attacker for other in alike]
     mark = summary.attacker if len({*attackers}) == len(alike) else f"#{summary.attack}"
-    return f"{summary.title} ({mark})"
+    return f"{title} ({mark})"
 
 
 def _label_success(series: dict[int, list[RoundLeakage]], names: dict[int, str]) -> Drawing:
@@ -102,11 +106,13 @@ def _psnr(series: dict[int, list[RoundLeakage]], names: dict[int, str]) -> Drawi
 
 def _training(name: str, title: str, points: list[tuple[int, float]]) -> Drawing:
     figure, axes = _axes("accuracy" if name == "accuracy" else "ε")
+    _plot(axes, 0, points, None)
     if name == "accuracy":
         _share_axis(axes)
-    _plot(axes, 0, points, None)
-    if name == "epsilon":
+    else:
         axes.set_ylim(bottom=0.0)
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: format_epsilon(value)))
     (first, start), (last, end) = points[0], points[-1]
     alt = f"{title}: {start:.3g} at round {first}, {end:.3g} at round {last}."
     return _drawing(name, title, alt, figure, axes)
@@ -124,9 +130,9 @@ def _shown(psnr_db: float | None) -> float:
 def _axes(y_label: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(5.0, 3.3), layout="constrained")
     axes = figure.add_subplot()
-    axes.set_xlabel("round", color=_TEXT, fontsize=10)
-    axes.set_ylabel(y_label, color=_TEXT, fontsize=10)
-    axes.tick_params(colors=_TEXT, labelsize=10, length=0)
+    axes.set_xlabel("round", color=_TEXT, fontsize=_FONT_SIZE)
+    axes.set_ylabel(y_label, color=_TEXT, fontsize=_FONT_SIZE)
+    axes.tick_params(colors=_TEXT, labelsize=_FONT_SIZE, length=0)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
     axes.grid(axis="y", color=_MUTED, alpha=0.25, linewidth=0.8)
     axes.spines[["top", "right", "left"]].set_visible(False)
@@ -201,9 +207,14 @@ def _drawing(name: str, title: str, alt: str, figure: Figure, axes: Axes) -> Dra
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         # Names are a user's: a dollar sign would start a formula.
-        labels = [label.replace("$", r"\$") for label in labels]
+        labels = [textwrap.fill(label, 48).replace("$", r"\$") for label in labels]
         figure.legend(
-            handles, labels, loc="outside lower left", frameon=False, labelcolor=_TEXT, fontsize=10
+            handles,
+            labels,
+            loc="outside lower left",
+            frameon=False,
+            labelcolor=_TEXT,
+            fontsize=_FONT_SIZE,
         )
     png = io.BytesIO()
     FigureCanvasAgg(figure)

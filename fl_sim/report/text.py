@@ -8,10 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fl_sim.report.numbers import NONE, count, db, epsilon, number, percent, scientific, seconds
 from fl_sim.summary import AttackSummary, Record
-
-NONE = "–"
-_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 @dataclass(frozen=True)
@@ -29,54 +27,6 @@ class Measures:
 
     title: str
     rows: list[tuple[str, list[str]]]
-
-
-def percent(share: float | None) -> str:
-    """Format a share in [0, 1]; only none is 0 % and only all is 100 %."""
-    if share is None:
-        return NONE
-    shown = f"{100 * share:.1f}"
-    if shown == "100.0" and share < 1:
-        return ">\u00a099.9\u00a0%"
-    if shown == "0.0" and share > 0:
-        return "<\u00a00.1\u00a0%"
-    return f"{shown.removesuffix('.0')}\u00a0%"
-
-
-def db(value: float | None) -> str:
-    """Format decibels."""
-    return NONE if value is None else f"{value:.1f}\u00a0dB"
-
-
-def scientific(value: float | None) -> str:
-    """Format an error, as in 3.1 × 10⁻⁸."""
-    if value is None:
-        return NONE
-    if value == 0 or 1e-2 <= abs(value) < 1e2:
-        return f"{value:.2g}"
-    mantissa, exponent = f"{value:.1e}".split("e")
-    return f"{mantissa}\u00a0×\u00a010{str(int(exponent)).translate(_SUPERSCRIPT)}"
-
-
-def seconds(value: float | None) -> str:
-    """Format a duration with the unit that suits it."""
-    if value is None:
-        return NONE
-    if value >= 120:
-        minutes, rest = divmod(round(value), 60)
-        return f"{minutes}\u00a0min {rest}\u00a0s"
-    return f"{value:.3g}\u00a0s" if value >= 1 else f"{1000 * value:.3g}\u00a0ms"
-
-
-def number(value: int) -> str:
-    """Format a count with thin spaces between thousands."""
-    return f"{value:,}".replace(",", "\u202f")
-
-
-def count(value: int, noun: str) -> str:
-    """Format a count with its noun."""
-    plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
-    return f"{number(value)} {noun if value == 1 else plural}"
 
 
 def strongest(summaries: Sequence[AttackSummary]) -> AttackSummary:
@@ -113,24 +63,30 @@ def outcome(
     classes = round((best.top1 or 0.0) * best.examples)
     more = f"; it named the right class of {number(classes)}"
     more = f"{more if classes > best.labels_recovered else ''}."
-    if best.labels_recovered == best.images_recovered == 0:
+    images = _images(best)
+    if not best.labels_recovered and not images:
         nothing = "neither a label nor an image" if best.image_attack else "no label"
         return f"{who} recovered {nothing} of the {examples} it attacked{more}"
+    if not best.labels_recovered:
+        return f"{who} recovered no label of {examples}, but {images}{more}"
     is_soft = any((record.get("true_augmentation") or "hard") != "hard" for record in records)
     labels = f"the {'soft ' if is_soft else ''}label of {number(best.labels_recovered)}"
-    return f"{who} recovered {labels} of {examples}{_images(best)}{more}"
+    if best.image_attack:
+        images = f" and {images or 'no image'}"
+    return f"{who} recovered {labels} of {examples}{images}{more}"
 
 
 def _images(best: AttackSummary) -> str:
+    """Say what the images show; what they are counts, not what the attack claims."""
+    psnr, guess = best.psnr_db, best.baseline_psnr_db
     if not best.image_attack:
         return ""
-    if not best.images_recovered:
-        return " and no image"
-    images = f" and the image of {number(best.images_recovered)}"
-    if best.psnr_db is None:
-        return images
-    over = f" over all {number(best.examples)}" if best.images_recovered < best.examples else ""
-    return f"{images}, at a median PSNR of {db(best.psnr_db)}{over}"
+    if psnr is not None and best.images_recovered == best.examples:
+        return f"the image of {number(best.examples)}, at a median PSNR of {db(psnr)}"
+    if psnr is not None and (guess is None or psnr > guess):
+        against = "" if guess is None else f", against {db(guess)} for the mean image"
+        return f"images at a median PSNR of {db(psnr)}{against}"
+    return f"the image of {number(best.images_recovered)}" if best.images_recovered else ""
 
 
 def _why_nothing(unattacked: int, attacks: int, is_finished: bool) -> str:
@@ -176,7 +132,7 @@ def cards(summaries: Sequence[AttackSummary], rounds: Sequence[Record]) -> list[
     if private:
         last = private[-1]
         note = f"proven bound after round {last['round']}"
-        result.append(Card("Privacy ε", f"{last['epsilon']:.3g}", note))
+        result.append(Card("Privacy ε", epsilon(last["epsilon"]), note))
     if any(line["round"] > 0 for line in rounds):
         replies, quarantined = (
             sum(line.get(key) or 0 for line in rounds) for key in ("replies", "quarantined")
@@ -195,7 +151,7 @@ def _attack_cards(best: AttackSummary) -> list[Card]:
         )
     ]
     if best.image_attack:
-        note = f"{number(best.images_recovered)} of {number(best.examples)} recovered"
+        note = f"{number(best.images_recovered)} of {number(best.examples)} claimed as recovered"
         if best.baseline_psnr_db is not None:
             note += f"; the mean image: {db(best.baseline_psnr_db)}"
         result.append(Card("Median PSNR", db(best.psnr_db), note))

@@ -15,7 +15,7 @@ import pytest
 
 from fl_sim.errors import UserError
 from fl_sim.records import LeakageRecord
-from fl_sim.report import build_report, text
+from fl_sim.report import build_report, numbers, text
 from fl_sim.report.examples import Key, _spread
 from fl_sim.summary import summarize
 
@@ -157,8 +157,8 @@ def test_numbers_are_those_of_the_summary(tmp_path: Path) -> None:
     (summary,) = summarize(leakage())
     assert (summary.examples, summary.labels_recovered) == (12, 11)
     assert (
-        "The server recovered the soft label of 11 of 12 examples and the image of 11, "
-        "at a median PSNR of 121.0 dB over all 12." in shown
+        "The server recovered the soft label of 11 of 12 examples and images "
+        "at a median PSNR of 121.0 dB, against 11.5 dB for the mean image." in shown
     )
     for group in text.measures([summary]):
         for term, (value,) in group.rows:
@@ -167,7 +167,6 @@ def test_numbers_are_those_of_the_summary(tmp_path: Path) -> None:
     assert "median L∞2.5 × 10⁻⁸" in shown
     assert "Accuracy70 %" in shown
     assert "Replies12" in shown
-    assert "1the residual" not in shown
     assert "the residual is 0.3" in shown
     assert "unfinished" not in shown
     assert "Privacy" not in shown
@@ -234,6 +233,21 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
     assert HOSTILE in page.text
     source = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert html.escape("<script>", quote=False) in source
+
+
+def test_images_count_whatever_the_attack_claims(tmp_path: Path) -> None:
+    """A server that can't vouch for its images has them all the same."""
+    records = leakage(image_status="NOT_CONVERGED", label_linf=0.5, label_top1=False, psnr_db=47.0)
+    write(tmp_path, records=records, rounds=training())
+    sentence = "no label of 12 examples, but images at a median PSNR of 47.0 dB, against 11.5 dB"
+    assert sentence in plain(page_of(tmp_path).text)
+
+
+def test_a_whole_recovery_is_told_plainly(tmp_path: Path) -> None:
+    records = leakage(label_status="RECOVERED", label_linf=0, image_status="RECOVERED", psnr_db=142)
+    write(tmp_path, records=records, rounds=training())
+    sentence = "label of 12 of 12 examples and the image of 12, at a median PSNR of 142.0 dB."
+    assert sentence in plain(page_of(tmp_path).text)
 
 
 def test_an_unfinished_run_says_so(tmp_path: Path) -> None:
@@ -325,7 +339,7 @@ def test_examples_are_spread_over_rounds_and_attacks() -> None:
     [(0.0, "0 %"), (1.0, "100 %"), (0.9999, "> 99.9 %"), (1e-5, "< 0.1 %"), (None, "–")],
 )
 def test_only_all_is_all(value: float | None, shown: str) -> None:
-    assert plain(text.percent(value)) == shown
+    assert plain(numbers.percent(value)) == shown
 
 
 def test_a_folder_that_is_no_run_folder(tmp_path: Path) -> None:
