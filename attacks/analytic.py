@@ -158,7 +158,7 @@ def _from_bias(gradient: Tensor, bias_gradient: Tensor) -> tuple[Tensor, float]:
 def _from_feature(
     network: Network, inverse: PixelMap, gradient: Tensor, labels: LabelRecovery
 ) -> tuple[Tensor, float]:
-    """Return `a = s u` from the recovered feature, and the error that noise leaves in its entries."""
+    """Return `a = s u` by the recovered feature, and the error that noise leaves in its entries."""
     if labels.features is None or not torch.isfinite(labels.features).all():
         raise NotApplicable(
             "without biases the image's scale needs the last layer's feature, which the label "

@@ -161,10 +161,10 @@ def fit_label(
             break
         scale += float(step[0])
         beta = beta + step[1:]
-    shift = np.zeros(1 + model.unknowns)
+    shift: Array = np.zeros(1 + model.unknowns)
     if not gradient_scale_known:
         design = np.column_stack([design, deviation.whiten(layer.alpha, 0.0)])
-        shift = np.linalg.lstsq(design, target, rcond=None)[0][:-1]
+        shift = np.asarray(np.linalg.lstsq(design, target, rcond=None)[0][:-1], dtype=np.float64)
     scale_std, label_std = _standard_errors(design, basis)
     surplus = len(label) - 2 - model.unknowns + int(layer.has_bias)
     return Fit(
@@ -212,10 +212,12 @@ class Deviation:
             )
         slope = scale * (np.diag(p) - np.outer(p, p))
         covariance = np.diag(own) + slope @ logits @ slope
+        factor: Array
         try:
-            return cls(np.linalg.cholesky(covariance), bias)
+            factor = np.asarray(np.linalg.cholesky(covariance), dtype=np.float64)
         except np.linalg.LinAlgError:  # variances too far apart for float64
-            return cls(np.asarray(np.sqrt(np.diag(covariance)), dtype=np.float64), bias)
+            factor = np.asarray(np.sqrt(np.diag(covariance)), dtype=np.float64)
+        return cls(factor, bias)
 
     def whiten(self, rows: Array, bias_row: float) -> Array:
         """Divide rows (K,) or (K, n) by their standard deviation, and the bias's row by its own."""

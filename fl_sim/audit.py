@@ -30,7 +30,7 @@ from fl_sim.scoring import (
     pair_examples,
     psnr_db,
     score_image,
-    score_label,
+    score_labels,
 )
 from fl_sim.seeds import torch_generator
 
@@ -184,48 +184,52 @@ def audit_leak(
     if judge is not None and place.client is not None:
         truth = judge.truth(place.client, place.round)
     pairs = list(range(rows)) if truth is None else pair_examples(labels, truth, rows)
-    findings = [
-        _finding(leak, shared, labels, image, row, example, truth, judge)
-        for row, example in enumerate(pairs)
-    ]
+    scores: list[dict[str, Any]] = [{} for _ in pairs]
+    if truth is not None and labels.labels is not None:
+        scores = score_labels(labels, truth, pairs, leak)
+    findings = []
+    for row, example in enumerate(pairs):
+        fields = {"example": example} | _answer(labels, image, row) | scores[row]
+        tensors = _tensors(labels, image, row)
+        if truth is not None and judge is not None:
+            fields |= _compare(image, row, truth, example, judge.baseline)
+            tensors["true_label"] = truth.labels[example]
+            tensors["true_image"] = truth.images[example]
+        findings.append(Finding(dataclasses.replace(shared, **fields), tensors))
     return sorted(findings, key=lambda finding: finding.record.example or 0)
 
 
-def _finding(
-    leak: GradientLeak,
-    shared: LeakageRecord,
-    labels: LabelRecovery,
-    image: Reconstruction | None,
-    row: int,
-    example: int,
-    truth: Truth | None,
-    judge: Judge | None,
-) -> Finding:
-    """Fill in what concerns one example, and score it if there is a truth."""
-    fields: dict[str, Any] = {"example": example}
-    tensors: dict[str, Tensor] = {}
+def _answer(labels: LabelRecovery, image: Reconstruction | None, row: int) -> dict[str, Any]:
+    """Return the fields of a record that an attack's answer fills for one row."""
+    fields: dict[str, Any] = {}
     if labels.statuses:
         fields["label_status"] = labels.statuses[row].value
     found = labels.augmentations[row] if labels.augmentations else None
     if found is not None:
-        fields |= {
-            "augmentation": found.type,
-            "smoothing": found.smoothing,
-            "mixing": found.mixing,
-        }
+        fields["augmentation"] = found.type
+        fields["smoothing"] = found.smoothing
+        fields["mixing"] = found.mixing
+    if image is not None and image.statuses:
+        fields["image_status"] = image.statuses[row].value
+    return fields
+
+
+def _tensors(labels: LabelRecovery, image: Reconstruction | None, row: int) -> dict[str, Tensor]:
+    tensors = {}
     if labels.labels is not None:
         tensors["label"] = labels.labels[row]
-        if truth is not None:
-            fields |= score_label(labels, row, truth, example, leak)
     if image is not None and image.images is not None:
         tensors["image"] = image.images[row]
-        fields["image_status"] = image.statuses[row].value
-        if truth is not None:
+    return tensors
+
+
+def _compare(
+    image: Reconstruction | None, row: int, truth: Truth, example: int, baseline: Baseline
+) -> dict[str, Any]:
+    """Return the image's scores and the guesses of an attacker who saw no update."""
+    fields: dict[str, Any] = {"baseline_top1": int(truth.labels[example].argmax()) == baseline.top1}
+    if image is not None:
+        fields["baseline_psnr_db"] = psnr_db(baseline.image, truth.images[example])
+        if image.images is not None:
             fields |= score_image(image.images[row], truth.images[example])
-    if truth is not None and judge is not None:
-        tensors |= {"true_label": truth.labels[example], "true_image": truth.images[example]}
-        top1 = int(truth.labels[example].argmax())
-        fields["baseline_top1"] = top1 == judge.baseline.top1
-        if image is not None:
-            fields["baseline_psnr_db"] = psnr_db(judge.baseline.image, truth.images[example])
-    return Finding(dataclasses.replace(shared, **fields), tensors)
+    return fields

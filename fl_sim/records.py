@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import math
@@ -61,8 +60,8 @@ class LeakageRecord:
 
     def to_json(self) -> str:
         """Return the record as one line of JSON; NaN and infinities become null."""
-        values = dataclasses.asdict(self)
-        return json.dumps({k: _plain(v) for k, v in values.items()}, allow_nan=False)
+        values = {name: _plain(value) for name, value in vars(self).items()}
+        return json.dumps(values, allow_nan=False)
 
 
 def _plain(value: Any) -> Any:

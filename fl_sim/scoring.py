@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,17 +60,29 @@ class Baseline:
 
 def describe_label(label: Tensor) -> Augmentation:
     """Say how a true label (K,) was augmented."""
-    values, _ = label.double().sort(descending=True)
-    classes = len(values)
-    smoothing = float(values[-1]) * classes if classes > 2 else 0.0
-    smooth = smoothing > AUGMENTED * classes
-    pair = classes > 2 and float(values[1] - values[-1]) > AUGMENTED
-    pair = pair or (classes == 2 and float(values[1]) > AUGMENTED)
-    smoothing = smoothing if smooth else 0.0
-    if not pair:
-        return Augmentation("label-smoothing" if smooth else "hard", smoothing)
-    mixing = (float(values[0]) - smoothing / classes) / (1 - smoothing)
-    return Augmentation("mixup+label-smoothing" if smooth else "mixup", smoothing, mixing)
+    return describe_labels(label[None])[0]
+
+
+def describe_labels(labels: Tensor) -> list[Augmentation]:
+    """Say how each of the true labels (B, K) was augmented."""
+    classes = labels.shape[1]
+    values = np.sort(labels.double().numpy(), axis=1)[:, ::-1]
+    largest, second, least = values[:, 0], values[:, 1], values[:, -1]
+    if classes == 2:  # a smoothed and a mixed label are the same two numbers
+        least = np.zeros_like(least)
+    smoothing = np.where(least > AUGMENTED, least * classes, 0.0)
+    mixing = (largest - smoothing / classes) / (1 - smoothing).clip(AUGMENTED)
+    pairs = second - least > AUGMENTED
+    return [
+        _named(bool(pair), float(epsilon), float(share))
+        for pair, epsilon, share in zip(pairs, smoothing, mixing, strict=True)
+    ]
+
+
+def _named(pair: bool, smoothing: float, mixing: float) -> Augmentation:
+    if pair:
+        return Augmentation("mixup+label-smoothing" if smoothing else "mixup", smoothing, mixing)
+    return Augmentation("label-smoothing" if smoothing else "hard", smoothing)
 
 
 def pair_examples(recovery: LabelRecovery, truth: Truth, rows: int) -> list[int]:
@@ -87,32 +100,40 @@ def pair_examples(recovery: LabelRecovery, truth: Truth, rows: int) -> list[int]
     return [pairs[index] for index in range(len(labels)) if index in pairs]
 
 
-def score_label(
-    recovery: LabelRecovery, row: int, truth: Truth, example: int, leak: GradientLeak
-) -> dict[str, Any]:
-    """Return the label fields of a record, for one recovered row against one true example."""
+def score_labels(
+    recovery: LabelRecovery, truth: Truth, pairs: Sequence[int], leak: GradientLeak
+) -> list[dict[str, Any]]:
+    """Return the label fields of a record for each recovered row.
+
+    Args:
+        recovery: with labels (R, K).
+        truth: (B, ...).
+        pairs: for each row, the example that it is compared with.
+        leak: whose network gives the true features.
+    """
     assert recovery.labels is not None
-    label = recovery.labels[row].double()
-    true_label = truth.labels[example].double()
-    true = describe_label(true_label)
-    fields: dict[str, Any] = {"true_augmentation": true.type}
-    if not label.isfinite().all():
-        return fields
-    error = (label - true_label).abs()
-    fields |= {
-        "label_linf": float(error.max()),
-        "label_l1": float(error.sum()),
-        "label_top1": bool(label.argmax() == true_label.argmax()),
-    }
-    found = recovery.augmentations[row] if recovery.augmentations else None
-    if found is not None:
-        fields["smoothing_error"] = abs(found.smoothing - true.smoothing)
-        if found.mixing is not None and true.mixing is not None:
-            fields["mixing_error"] = abs(found.mixing - true.mixing)
-    if recovery.features is not None and recovery.features[row].isfinite().all():
-        feature = Network(leak).double_features(truth.images[example : example + 1])[0]
-        distance = (recovery.features[row] - feature).norm() / feature.norm()
-        fields["feature_error"] = float(distance)
+    images, labels = truth.images[list(pairs)], truth.labels[list(pairs)].double()
+    error = (recovery.labels.double() - labels).abs().numpy()
+    hits = (recovery.labels.argmax(dim=1) == labels.argmax(dim=1)).tolist()
+    fields: list[dict[str, Any]] = []
+    for row, true in enumerate(describe_labels(labels)):
+        scores: dict[str, Any] = {"true_augmentation": true.type}
+        if np.isfinite(error[row]).all():
+            scores["label_linf"] = float(error[row].max())
+            scores["label_l1"] = float(error[row].sum())
+            scores["label_top1"] = hits[row]
+        found = recovery.augmentations[row] if recovery.augmentations else None
+        if found is not None:
+            scores["smoothing_error"] = abs(found.smoothing - true.smoothing)
+            if found.mixing is not None and true.mixing is not None:
+                scores["mixing_error"] = abs(found.mixing - true.mixing)
+        fields.append(scores)
+    if recovery.features is not None and recovery.features.isfinite().any():
+        features = Network(leak).double_features(images)
+        distance = (recovery.features - features).norm(dim=1) / features.norm(dim=1)
+        for scores, value in zip(fields, distance.tolist(), strict=True):
+            if np.isfinite(value):
+                scores["feature_error"] = value
     return fields
 
 

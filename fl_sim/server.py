@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import Strategy
 from torch.nn.functional import cross_entropy
 
 from attacks import Knowledge
@@ -54,7 +55,7 @@ class Server:
         self.strategy = build_strategy(scenario.server.strategy, scenario.server.options)
         self._findings: list[Finding] = []
         self._quarantined: list[LeakageRecord] = []
-        self._replies = 0
+        self._guard: ReplyGuard | None = None
         self._started = time.perf_counter()
 
     def run(self, grid: Grid) -> None:
@@ -71,29 +72,33 @@ class Server:
         if offset >= scenario.rounds:
             return
         clients = _identify(grid, scenario.data.clients)
-        guard = ReplyGuard(
-            LeakageAudit(
-                self.strategy,
-                model=self.federation.build_model(),
-                attacks=self.plans,
-                training=_training(scenario),
-                input_shape=self.federation.dataset.input_shape,
-                log=self._remember,
-                clients=clients,
-                defenses=self._defenses(),
-                judge=ReplayJudge(self.federation, Baseline.of(self.federation)),
-                seed=scenario.seed,
-            ),
+        self._guard = ReplyGuard(
+            self._audited(clients) if self.plans else self.strategy,
             clients=clients,
             sample=self.federation.sampled_clients,
             on_quarantine=self._quarantine,
             round_offset=offset,
         )
-        guard.start(
+        self._guard.start(
             grid,
             arrays,
             num_rounds=scenario.rounds - offset,
             evaluate_fn=partial(self._finish_round, offset),
+        )
+
+    def _audited(self, clients: Mapping[int, int]) -> Strategy:
+        """Put the audit around the strategy."""
+        return LeakageAudit(
+            self.strategy,
+            model=self.federation.build_model(),
+            attacks=self.plans,
+            training=_training(self.scenario),
+            input_shape=self.federation.dataset.input_shape,
+            log=self._remember,
+            clients=clients,
+            defenses=self._defenses(),
+            judge=ReplayJudge(self.federation, Baseline.of(self.federation)),
+            seed=self.scenario.seed,
         )
 
     def _finish_round(self, offset: int, round_since: int, arrays: ArrayRecord) -> MetricRecord:
@@ -107,13 +112,13 @@ class Server:
                 "accuracy": accuracy,
                 "loss": loss if np.isfinite(loss) else None,
                 "epsilon": self._epsilon(server_round),
-                "replies": self._replies,
+                "replies": 0 if self._guard is None else self._guard.accepted,
                 "quarantined": len(self._quarantined),
                 "seconds": time.perf_counter() - self._started,
             }
             weights = {name: array.numpy() for name, array in arrays.items()}
             self.folder.commit(line, weights, pack_state(self.strategy))
-        self._findings, self._quarantined, self._replies = [], [], 0
+        self._findings, self._quarantined = [], []
         self._started = time.perf_counter()
         return MetricRecord({"accuracy": accuracy, "loss": loss})
 
@@ -128,7 +133,7 @@ class Server:
             r = finding.record
             name = f"r{server_round:04d}-c{r.client:04d}-a{r.attack}-e{r.example or 0}.npz"
             arrays: dict[str, Any] = {k: t.float().numpy() for k, t in finding.tensors.items()}
-            np.savez_compressed(self.folder.images / name, **arrays)
+            np.savez(self.folder.images / name, **arrays)
 
     def _remember(self, server_round: int, findings: list[Finding]) -> None:
         self._findings = findings

@@ -127,7 +127,7 @@ def by_round(records: Iterable[Record]) -> list[RoundLeakage]:
 def reasons(records: Iterable[Record]) -> list[Reason]:
     """Count why labels, images and whole replies weren't recovered, the most frequent first.
 
-    Reasons that differ only in their numbers are one; the numbers are then written as `…`.
+    Reasons that differ only in their numbers are one; a number that differs is written as `…`.
     """
     counts: Counter[tuple[int | None, str, str, str]] = Counter()
     for record in records:
@@ -145,10 +145,7 @@ def reasons(records: Iterable[Record]) -> list[Reason]:
         key = (attack, name, status, _NUMBER.sub("…", reason))
         alike[key].append(reason)
         totals[key] += count
-    return [
-        Reason(*key[:3], alike[key][0] if len(alike[key]) == 1 else key[3], count)
-        for key, count in totals.most_common()
-    ]
+    return [Reason(*key[:3], _merged(alike[key]), count) for key, count in totals.most_common()]
 
 
 def table(records: Iterable[Record]) -> Table:
@@ -183,6 +180,13 @@ def table(records: Iterable[Record]) -> Table:
     ]
     result.caption = "; ".join(note for note in notes if note) or None
     return result
+
+
+def _merged(alike: Sequence[str]) -> str:
+    """Write reasons that differ only in numbers as one."""
+    columns = zip(*(_NUMBER.findall(reason) for reason in alike), strict=True)
+    numbers = iter([column[0] if len({*column}) == 1 else "…" for column in columns])
+    return _NUMBER.sub(lambda _: next(numbers), alike[0])
 
 
 def _weight(record: Record) -> int:

@@ -24,6 +24,7 @@ _LINES, _MARKERS = ("-", "--", "-.", ":"), "osD^vP"
 _CSS = {_TEXT: "currentColor", _MUTED: "var(--muted)"} | {
     color: f"var(--series-{index})" for index, color in enumerate(_SERIES)
 }
+_HEIGHT = 2.7  # inches, without a legend
 _FONT_SIZE = 11  # points; a phone shows the figure at nine tenths
 _MARKED_POINTS = 40  # beyond, markers hide the line
 
@@ -128,7 +129,7 @@ def _shown(psnr_db: float | None) -> float:
 
 
 def _axes(y_label: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(5.0, 3.3), layout="constrained")
+    figure = Figure(figsize=(5.0, _HEIGHT), layout="constrained")
     axes = figure.add_subplot()
     axes.set_xlabel("round", color=_TEXT, fontsize=_FONT_SIZE)
     axes.set_ylabel(y_label, color=_TEXT, fontsize=_FONT_SIZE)
@@ -204,10 +205,13 @@ def _ends(
 
 
 def _drawing(name: str, title: str, alt: str, figure: Figure, axes: Axes) -> Drawing:
+    if axes.dataLim.width == 0:  # one round: no room for other numbers
+        axes.set_xticks([axes.dataLim.x0], [f"{axes.dataLim.x0:.0f}"])
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         # Names are a user's: a dollar sign would start a formula.
         labels = [textwrap.fill(label, 48).replace("$", r"\$") for label in labels]
+        figure.set_figheight(_HEIGHT + 0.22 * sum(1 + label.count("\n") for label in labels))
         figure.legend(
             handles,
             labels,

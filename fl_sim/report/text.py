@@ -106,10 +106,11 @@ def notice(records: Sequence[Record], rounds: Sequence[Record], planned: int) ->
     done = last_round(rounds)
     if done >= planned:
         return None
-    sentence = f"This run is unfinished: {done} of {count(planned, 'round')} are complete."
+    verb = "is" if done == 1 else "are"
+    sentence = f"This run is unfinished: {done} of {count(planned, 'round')} {verb} complete."
     beyond = sum(record["round"] > done for record in records)
     if beyond:
-        sentence += f" {count(beyond, 'line')} of a round that was interrupted are counted here."
+        sentence += f" The page counts {count(beyond, 'line')} of a round that was interrupted."
     return sentence
 
 

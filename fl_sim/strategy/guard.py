@@ -25,6 +25,8 @@ class ReplyGuard(Wrapper):
     global generator, and replies are ordered by client, so that float sums don't depend on who was
     faster.
 
+    `accepted` is the number of replies handed on in the last round.
+
     Args:
         base: the strategy to guard.
         clients: node id -> client number. None: nodes are numbered by their id's rank.
@@ -49,6 +51,7 @@ class ReplyGuard(Wrapper):
         self.round_offset = round_offset
         self._expected: dict[str, tuple[int, ...]] = {}
         self._asked: set[int] = set()
+        self.accepted = 0
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -85,6 +88,7 @@ class ReplyGuard(Wrapper):
                 self._report(server_round, reply.metadata.src_node_id, problem)
         for node in sorted(self._asked - {r.metadata.src_node_id for r in ordered}):
             self._report(server_round, node, "the client didn't reply in time")
+        self.accepted = len(kept)
         if not kept:
             return None, None
         return self.base.aggregate_train(server_round, kept)

@@ -258,7 +258,7 @@ def test_an_unfinished_run_says_so(tmp_path: Path) -> None:
     (tmp_path / "images" / "r0001-c0000-a0-e0.npz").write_bytes(b"PK\x03\x04torn")
     shown = plain(page_of(tmp_path).text)
     assert "This run is unfinished: 2 of 3 rounds are complete." in shown
-    assert "4 lines of a round that was interrupted are counted here." in shown
+    assert "The page counts 4 lines of a round that was interrupted." in shown
     assert "11 of 12 examples" in shown
     assert "Recovered images" not in shown
 

@@ -124,7 +124,7 @@ def test_reasons_that_differ_in_numbers_are_one() -> None:
 
     quarantined = record(attack=None, label_status=None, label_reason="3 of 4 arrays")
     assert reasons([quarantined, not_converged(1, "0.5"), not_converged(2, "2.5e-03")]) == [
-        Reason(0, "soft-label", "NOT_CONVERGED", "residual … of conv2d is above …", 2),
+        Reason(0, "soft-label", "NOT_CONVERGED", "residual … of conv2d is above 1e-4", 2),
         Reason(None, "reply", FAILED, "3 of 4 arrays", 1),
     ]
     assert reasons([record()]) == []
