@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fl_sim.scoring import Truth
     from fl_sim.simulation import run
     from fl_sim.strategy import LeakageAudit, ReplyGuard
+    from fl_sim.wire import LocalTraining
 
 __version__ = "0.1.0"
 
@@ -49,6 +50,7 @@ DATASETS = Registry(
 _NAMES = {
     "LeakageAudit": "fl_sim.strategy",
     "LeakageRecord": "fl_sim.records",
+    "LocalTraining": "fl_sim.wire",
     "ReplyGuard": "fl_sim.strategy",
     "Scenario": "fl_sim.scenario",
     "Truth": "fl_sim.scoring",
@@ -59,6 +61,7 @@ __all__ = [
     "MODELS",
     "LeakageAudit",
     "LeakageRecord",
+    "LocalTraining",
     "ReplyGuard",
     "Scenario",
     "Truth",

@@ -196,6 +196,7 @@ def list_entries(kind: Annotated[Kind, typer.Argument()]) -> None:
 
 def main() -> None:
     """Run the command line."""
+    sys.path.append(os.getcwd())  # for module:attr of the user's own; last, so it hides nothing
     app()
 
 

@@ -8,12 +8,20 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from torch import nn
+from torch.nn.functional import cross_entropy, one_hot
 from typer.testing import CliRunner
 
 from fl_sim.cli import app
+from fl_sim.records import read_lines
 from fl_sim.scenario import Scenario
+from fl_sim.simulation import LocalGrid
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = {name: (ROOT / name).read_text("utf-8") for name in ("README.md", "CONTRIBUTING.md")}
@@ -36,6 +44,39 @@ def commands(program: str) -> list[list[str]]:
 @pytest.mark.parametrize("block", blocks("python"))
 def test_python_example_runs(block: str) -> None:
     exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
+
+
+@pytest.mark.usefixtures("moves_generators")
+def test_the_audit_of_ones_own_app_recovers_the_clients_images(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The README's ServerApp, with the ClientApp that it leaves to the reader."""
+    (block,) = [block for block in blocks("python") if "ServerApp" in block]
+    example: dict[str, Any] = {"__name__": "readme"}
+    exec(compile(block, "README.md", "exec"), example)
+    client_app = ClientApp()
+
+    @client_app.train()
+    def train(message: Message, context: Context) -> Message:
+        model = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+        model.load_state_dict(message.content.array_records["arrays"].to_torch_state_dict())
+        label = 0.9 * one_hot(torch.tensor([context.node_id]), 10) + 0.1 / 10
+        cross_entropy(model(torch.rand(1, 1, 28, 28)), label).backward()
+        torch.optim.SGD(model.parameters(), lr=0.1).step()
+        records = {
+            "arrays": ArrayRecord(model.state_dict()),
+            "metrics": MetricRecord({"num-examples": 1}),
+        }
+        return Message(RecordDict(records), reply_to=message)
+
+    monkeypatch.chdir(tmp_path)
+    example["app"](LocalGrid(client_app, 3, {}), Context(1, 0, {}, RecordDict(), {}))
+    records = read_lines(tmp_path / "leakage.jsonl")
+    assert len(records) == 3 * 3
+    assert {record["label_status"] for record in records} == {"RECOVERED"}
+    assert {record["image_status"] for record in records} == {"RECOVERED"}
+    assert all(abs(record["smoothing"] - 0.1) < 1e-3 for record in records)
+    assert all(record["label_linf"] is None for record in records)  # no truth to compare with
 
 
 def test_there_is_an_example_of_each_kind() -> None:
