@@ -40,6 +40,19 @@ DATASETS = Registry(
         "photos": Entry(
             "fl_sim.data:photos", "colour crops of eight photographs, embedded (scikit-image)"
         ),
+        "mnist": Entry("fl_sim.data:mnist", "60,000 digits, grey, 28×28; downloaded on first use"),
+        "fashion-mnist": Entry(
+            "fl_sim.data:fashion_mnist", "60,000 clothes, grey, 28×28; downloaded on first use"
+        ),
+        "cifar10": Entry(
+            "fl_sim.data:cifar10", "50,000 images, colour, 32×32; downloaded on first use"
+        ),
+        "cifar100": Entry(
+            "fl_sim.data:cifar100", "50,000 images in 100 classes, 32×32; downloaded on first use"
+        ),
+        "flowers102": Entry(
+            "fl_sim.data:flowers102", "102 kinds of flowers, colour; downloaded on first use"
+        ),
         "image-folder": Entry(
             "fl_sim.data:image_folder", "a folder of images, one sub-folder a class"
         ),

@@ -13,7 +13,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from enum import StrEnum
-from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,11 +26,11 @@ from rich.table import Table
 from typer.core import TyperCommand
 
 from attacks import IMAGE_ATTACKS, LABEL_ATTACKS
-from attacks.registry import nearest
 from defenses import DEFENSES
 from fl_sim import DATASETS, MODELS, __version__
-from fl_sim.errors import UserError
+from fl_sim.errors import EngineError, UserError
 from fl_sim.records import read_lines
+from fl_sim.scenario_source import scenario_file, shipped_scenarios
 
 RUNS = Path("runs")
 USER_MISTAKE, FAILURE, INTERRUPTED = 2, 1, 130
@@ -86,6 +85,8 @@ def _explain(error: BaseException) -> tuple[str, int]:
         return str(error), USER_MISTAKE
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", INTERRUPTED
+    if isinstance(error, EngineError):
+        return str(error), FAILURE
     if isinstance(error, OSError) and error.strerror:
         place = f"{error.filename}: " if error.filename else ""
         return f"{place}{error.strerror}", FAILURE
@@ -127,6 +128,13 @@ def run(
         ),
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Replace the scenario's seed.")] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            metavar="local|ray",
+            help="Replace the engine: in this process, or Flower's simulation on Ray.",
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="The run folder.", show_default="runs/<name>-<n>"),
@@ -142,12 +150,15 @@ def run(
     """
     from fl_sim.scenario import Scenario
 
-    with _scenario_file(source) as path:
-        scenario = Scenario.load(path, overrides or (), seed=seed)
+    changes = [*(overrides or ()), *([f"engine={engine}"] if engine else ())]
+    with scenario_file(source) as path:
+        scenario = Scenario.load(path, changes, seed=seed)
     # PyTorch and Flower load here, after the mistakes that can be found without them.
+    from fl_sim.federation import Federation
     from fl_sim.report import build_report
     from fl_sim.simulation import run as simulate
 
+    Federation.of(scenario)  # now, while a download can show its own progress bar
     folder = _folder_to_resume(scenario.name, out) if resume else _new_folder(scenario.name, out)
     _set_logging(verbose)
     try:
@@ -158,7 +169,7 @@ def run(
         with suppress(OSError):  # it isn't empty
             folder.rmdir()
         raise
-    except (KeyboardInterrupt, OSError) as error:
+    except (KeyboardInterrupt, OSError, EngineError) as error:
         if note := _way_on(error, folder):
             error.add_note(note)
         raise
@@ -183,7 +194,7 @@ def list_entries(kind: Annotated[Kind, typer.Argument()]) -> None:
     """List names that a scenario can use, or the scenarios that come with fl-sim."""
     console = _output_console()
     if kind is Kind.SCENARIOS:
-        purposes = {name: _first_comment(file) for name, file in _shipped_scenarios().items()}
+        purposes = {name: _first_comment(file) for name, file in shipped_scenarios().items()}
         console.print(_listing("scenario", purposes))
         return
     for registry in _REGISTRIES[kind]:
@@ -214,27 +225,8 @@ def _listing(heading: str, summaries: dict[str, str]) -> Table:
     return table
 
 
-def _shipped_scenarios() -> dict[str, Traversable]:
-    """Map names to the TOML files in the `scenarios` package."""
-    files = {file.name: file for file in resources.files("scenarios").iterdir()}
-    return {name[:-5]: files[name] for name in sorted(files) if name.endswith(".toml")}
-
-
 def _first_comment(file: Traversable) -> str:
     return file.read_text(encoding="utf-8").split("\n", 1)[0].removeprefix("#").strip()
-
-
-@contextmanager
-def _scenario_file(source: str) -> Iterator[Path]:
-    """Find the file that the user means, by its path or by a shipped scenario's name."""
-    if source.endswith(".toml") or "/" in source or os.sep in source:
-        yield Path(source)
-        return
-    shipped = _shipped_scenarios()
-    if source not in shipped:
-        raise UserError(f"unknown scenario {source!r}{nearest(source, shipped)}")
-    with resources.as_file(shipped[source]) as path:
-        yield path
 
 
 def _numbered_folders(name: str) -> dict[int, Path]:
@@ -275,7 +267,7 @@ def _folder_to_resume(name: str, out: Path | None) -> Path:
 def _way_on(error: BaseException, folder: Path) -> str | None:
     """Say how a broken run goes on, where it can."""
     again = f"the same command with --resume --out {folder} goes on from there"
-    if isinstance(error, KeyboardInterrupt):
+    if isinstance(error, KeyboardInterrupt | EngineError):
         return again
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"the run folder is whole; free some space, then {again}"

@@ -26,7 +26,7 @@ from fl_sim import DATASETS, MODELS
 from fl_sim.errors import UserError
 from fl_sim.scenario_errors import describe
 
-STRATEGIES = ("fedavg", "fedadam")
+STRATEGIES = ("fedavg", "fedadam", "krum")
 _NOT_IN_RECORDS = {"name", "images", "engine"}
 
 
@@ -188,7 +188,7 @@ class Scenario(_Section):
     name: str = "scenario"
     seed: int = Field(0, ge=0, lt=2**63, description="a whole number from 0 to 2**63 - 1")
     rounds: Positive = 10
-    engine: Literal["local"] = "local"
+    engine: Literal["local", "ray"] = "local"
     device: str = Field(
         "auto",
         pattern=r"^(auto|cpu|cuda(:\d+)?|mps)\z",

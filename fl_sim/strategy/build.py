@@ -14,6 +14,7 @@ from fl_sim.errors import UserError
 BUILT_IN = {
     "fedavg": "flwr.serverapp.strategy:FedAvg",
     "fedadam": "flwr.serverapp.strategy:FedAdam",
+    "krum": "flwr.serverapp.strategy:Krum",
 }
 
 
@@ -21,7 +22,8 @@ def build_strategy(name: str, options: Mapping[str, Any]) -> Strategy:
     """Build a strategy that takes every client it is offered.
 
     Args:
-        name: "fedavg", "fedadam" or `module:attr` of a class with FedAvg's keyword arguments.
+        name: "fedavg", "fedadam", "krum", or `module:attr` of a class with FedAvg's keyword
+            arguments.
         options: further keyword arguments.
 
     Raises:
@@ -30,7 +32,8 @@ def build_strategy(name: str, options: Mapping[str, Any]) -> Strategy:
     module, _, attribute = BUILT_IN.get(name, name).partition(":")
     try:
         factory = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+        known = inspect.signature(factory).parameters
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise UserError(f"strategy {name!r} can't be imported: {error}") from error
     offered = {
         "fraction_train": 1.0,
@@ -39,7 +42,6 @@ def build_strategy(name: str, options: Mapping[str, Any]) -> Strategy:
         "min_evaluate_nodes": 0,
         "min_available_nodes": 1,
     }
-    known = inspect.signature(factory).parameters
     for option in options:
         if option not in known or option in offered:
             free = sorted(set(known) - set(offered))

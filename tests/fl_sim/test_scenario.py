@@ -152,8 +152,8 @@ PLAIN = "must hold finite numbers, strings, booleans, or lists and tables of the
         ({"attack": [{"clients": [-1]}]}, f"attack.0.clients: {CLIENTS} [-1]"),
         # names
         (
-            {"data": {"name": "mnist"}},
-            "data.name: unknown dataset 'mnist'; did you mean 'mnist-5k'?",
+            {"data": {"name": "mnist5k"}},
+            "data.name: unknown dataset 'mnist5k'; did you mean 'mnist-5k'?",
         ),
         ({"model": {"name": "fcn"}}, "model.name: unknown model 'fcn'; did you mean 'fcn4'?"),
         (
