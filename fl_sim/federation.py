@@ -7,6 +7,7 @@ judge replays it: the truth is never on the wire.
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -98,9 +99,14 @@ class _Draws:
         return torch_generator(self.seed, "defense", *self.place, stage, hook)
 
 
+@lru_cache(maxsize=2)
+def _dataset(name: str, options: str) -> Dataset:
+    return build_dataset(name, options=json.loads(options))
+
+
 @lru_cache(maxsize=4)
 def _federation(scenario: Scenario) -> Federation:
-    dataset = build_dataset(scenario.data.name, options=scenario.data.options)
+    dataset = _dataset(scenario.data.name, json.dumps(scenario.data.options, sort_keys=True))
     available = len(dataset.test_labels)
     if scenario.data.test_examples > available:
         raise UserError(

@@ -1,0 +1,29 @@
+"""Conformance checks: one line of a plug-in's tests says whether it keeps to the rules.
+
+    from fl_sim.testing import check_label_attack
+
+    def test_my_attack():
+        check_label_attack("my_plugin:MyAttack")
+
+Each check takes a registered name, `module:attr` or the object itself, and the plug-in's options as
+keyword arguments. It builds its own small cases from fixed seeds, leaves the global generators as
+they were, and raises `ConformanceError`: one sentence that begins with the plug-in and the rule.
+`fl_sim.testing.rules.Rule` lists the rules; our own attacks, defenses, models and data sets keep to
+them too. They catch mistakes, not malice: no check sees what a plug-in does on other inputs.
+"""
+
+from __future__ import annotations
+
+from fl_sim.testing.attack import check_image_attack, check_label_attack
+from fl_sim.testing.defense import check_defense
+from fl_sim.testing.parts import check_dataset, check_model
+from fl_sim.testing.rules import ConformanceError
+
+__all__ = [
+    "ConformanceError",
+    "check_dataset",
+    "check_defense",
+    "check_image_attack",
+    "check_label_attack",
+    "check_model",
+]

@@ -1,0 +1,147 @@
+"""A defense that breaks a rule is told which; ours break none."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from attacks import LABEL_ATTACKS
+from defenses import DEFENSES, ClientStep, Defense
+from fl_sim.testing import check_defense
+
+Fails = Callable[..., None]
+OPTIONS: dict[str, dict[str, Any]] = {
+    "dp-noise": {"clipping_norm": 1.0, "noise_multiplier": 0.5},
+}
+"""Parameters of those that can't be built without."""
+WELL = "well-formed"
+
+
+@pytest.mark.parametrize("name", list(DEFENSES))
+def test_ours_conform(name: str) -> None:
+    check_defense(name, **OPTIONS.get(name, {}))
+
+
+def defense(**members: Any) -> Defense:
+    """Return a defense with these hooks."""
+    made: Any = dataclass(frozen=True)(type("Broken", (Defense,), members))
+    built: Defense = made()
+    return built
+
+
+def on_batch(change: Callable[[ClientStep], dict[str, Any]]) -> Defense:
+    return defense(on_batch=lambda self, step, g: dataclasses.replace(step, **change(step)))
+
+
+def brighten(step: ClientStep) -> dict[str, Any]:
+    step.images.mul_(0.5)
+    return {}
+
+
+def halve(update: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: part.mul_(0.5) for name, part in update.items()}
+
+
+def freeze(model: nn.Module) -> nn.Module:
+    return model.requires_grad_(False)
+
+
+def read_loss(step: ClientStep) -> dict[str, Any]:
+    shift = 0.0 if step.loss is None else float(step.loss)
+    return {"images": (step.images + shift).clamp(0, 1)}
+
+
+BROKEN_DEFENSES: dict[str, tuple[Any, str, str]] = {
+    "no hook": (defense(on_batches=lambda *_: None), "effective", "overrides none of on_model"),
+    "no defense": (LABEL_ATTACKS.build("idlg"), WELL, "isn't a Defense"),
+    "images in place": (on_batch(brighten), "pure", "in on_batch it changed the images"),
+    "label off the simplex": (
+        on_batch(lambda s: {"labels": s.labels + 0.1}),
+        WELL,
+        "labels must stay on the simplex, found a least entry of 0.1 and a sum that is off by 0.6",
+    ),
+    "negative label": (
+        on_batch(lambda s: {"labels": s.labels * 1.6 - 0.1}),
+        WELL,
+        "labels must stay on the simplex",
+    ),
+    "pixels": (on_batch(lambda s: {"images": s.images * 2}), WELL, "must stay in [0, 1]"),
+    "fewer rows": (
+        on_batch(lambda s: {"images": s.images[1:], "labels": s.labels[1:]}),
+        WELL,
+        "on_batch's images must be finite, (4, 1, 6, 6)",
+    ),
+    "double": (on_batch(lambda s: {"labels": s.labels.double()}), WELL, "torch.float64"),
+    "nothing returned": (defense(on_batch=lambda *_: None), WELL, "must return a ClientStep"),
+    "reads the model": (
+        on_batch(lambda s: {"images": s.model(s.images)[:, :0]}),  # type: ignore[misc]
+        "blind",
+        "on_batch reads the model, which it hasn't got",
+    ),
+    "reads the loss": (on_batch(read_loss), "blind", "on_batch reads the model, its loss"),
+    "global draw": (
+        on_batch(lambda s: {"images": torch.rand_like(s.images)}),
+        "seeded",
+        "in on_batch it moved the global generator of torch",
+    ),
+    "gradient in place": (
+        defense(on_gradient=lambda self, step, gradients, g: halve(gradients)),
+        "pure",
+        "in on_gradient it changed its input['2.weight']",
+    ),
+    "update in place": (
+        defense(on_update=lambda self, update, g: halve(update)),
+        "pure",
+        "in on_update it changed its input",
+    ),
+    "a gradient less": (
+        defense(on_gradient=lambda self, step, gr, g: dict(list(gr.items())[1:])),
+        WELL,
+        "on_gradient must return the same names",
+    ),
+    "shape": (
+        defense(on_update=lambda self, update, g: {n: t[:1] for n, t in update.items()}),
+        WELL,
+        "on_update['2.weight'] must be finite",
+    ),
+    "zero division": (
+        defense(
+            on_update=lambda self, update, g: {n: t / t.norm() for n, t in update.items()},
+        ),
+        WELL,
+        "on_update of zeros['2.weight'] must be finite",
+    ),
+    "own model": (
+        defense(on_model=lambda self, model, g: freeze(model)),
+        "pure",
+        "in on_model it changed the model's parameter",
+    ),
+    "no logits": (
+        defense(on_model=lambda self, model, g: model[:-1]),
+        WELL,
+        "finite logits (4, 6), found (4, 20)",
+    ),
+    "raises": (
+        defense(on_update=lambda self, update, g: update["fc.weight"]),
+        "robust",
+        "on_update raised KeyError: 'fc.weight'",
+    ),
+    "public": (
+        defense(on_update=lambda self, u, g: u, public=lambda self: {"seed": 1}),
+        WELL,
+        "public() must give values of attacks.Knowledge",
+    ),
+    "draws": (defense(on_update=lambda self, u, g: u, draws=0), WELL, "draws must be"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_DEFENSES)
+def test_a_broken_defense_fails(name: str, fails: Fails) -> None:
+    built, rule, words = BROKEN_DEFENSES[name]
+    fails(check_defense, built, rule=rule, words=words)

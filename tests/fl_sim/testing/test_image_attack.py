@@ -1,0 +1,93 @@
+"""An image attack that breaks a rule is told which; ours break none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+
+from attacks import (
+    IMAGE_ATTACKS,
+    GradientLeak,
+    ImageAttack,
+    LabelRecovery,
+    Reconstruction,
+    Status,
+)
+from fl_sim.testing import check_image_attack
+
+Fails = Callable[..., None]
+OPTIONS: dict[str, dict[str, Any]] = {}
+"""Fewer iterations for those that optimise."""
+WELL = "well-formed"
+RECOVERED = Status.RECOVERED
+
+
+@pytest.mark.parametrize("name", list(IMAGE_ATTACKS))
+def test_our_image_attacks_conform(name: str) -> None:
+    check_image_attack(name, **OPTIONS.get(name, {}))
+
+
+ImageAnswer = Callable[[GradientLeak, LabelRecovery], Any]
+
+
+@dataclass(frozen=True)
+class CustomImage(ImageAttack):
+    """An image attack whose work is a function."""
+
+    how: ImageAnswer
+
+    def reconstruct(
+        self, leak: GradientLeak, labels: LabelRecovery, generator: torch.Generator
+    ) -> Reconstruction:
+        """Call it."""
+        answer: Reconstruction = self.how(leak, labels)
+        return answer
+
+
+def image(status: Status, *, rows: int = 1, value: float = 0.5, **fields: Any) -> ImageAnswer:
+    def answer(leak: GradientLeak, labels: LabelRecovery) -> Reconstruction:
+        size = (leak.batch_size or 1) * rows
+        images = torch.full((size, *leak.input_shape), value, dtype=torch.float64)
+        reason = None if status is RECOVERED else "a guess"
+        return Reconstruction(**{"status": status, "reason": reason, "images": images, **fields})
+
+    return answer
+
+
+def spoil_labels(leak: GradientLeak, labels: LabelRecovery) -> Reconstruction:
+    if labels.labels is not None:
+        labels.labels.zero_()
+    return Reconstruction(Status.NOT_APPLICABLE, "it had enough")
+
+
+GUESS = Status.NOT_CONVERGED
+
+
+@pytest.mark.parametrize(
+    ("how", "rule", "words"),
+    [
+        (image(GUESS, value=1.5), WELL, "images must be in [0, 1]"),
+        (image(GUESS, rows=2), WELL, "images must be a (1, 1, 6, 6) float64 tensor"),
+        (image(GUESS, images=torch.zeros(1, 1, 6, 6)), WELL, "found (1, 1, 6, 6) float32"),
+        (image(Status.NOT_APPLICABLE), WELL, "None under NOT_APPLICABLE"),
+        (image(RECOVERED, images=None), WELL, "RECOVERED must come with images"),
+        (image(RECOVERED), "honest", "an image RECOVERED with a mean square error"),
+        (lambda leak, labels: labels, WELL, "Reconstruction, found LabelRecovery"),
+        (spoil_labels, "pure", "the label recovery['labels']"),
+        (
+            lambda leak, labels: image(GUESS, residual=float(labels.features.sum()))(leak, labels),
+            "robust",
+            "AttributeError",
+        ),
+    ],
+)
+def test_a_broken_image_attack_fails(how: ImageAnswer, rule: str, words: str, fails: Fails) -> None:
+    fails(check_image_attack, CustomImage(how), rule=rule, words=words)
+
+
+def test_an_image_attack_that_guesses_conforms() -> None:
+    check_image_attack(CustomImage(image(GUESS)))
