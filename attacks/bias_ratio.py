@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from scipy.special import softmax
 
+from attacks.label_bars import unknowns
 from attacks.label_fit import fit_label, label_models
 from attacks.label_verdict import decide
 from attacks.last_layer import LastLayer
@@ -55,11 +56,9 @@ class BiasRatio(LabelAttack):
         x = gradient[row] / bias_gradient[row]
         label = softmax(layer.weight @ np.append(x, 1.0)) - bias_gradient
 
-        fits = [
-            fit_label(layer, model, 1 / layer.g[-1], gradient_scale_known=not layer.is_noisy)
-            for model in label_models(leak.knowledge)
-        ]
-        verdict = decide(layer, [[f for f in fits if f is not None]], None, self.tolerance)
+        models = label_models(leak.knowledge)
+        fits = [fit for model in models if (fit := fit_label(layer, model, 1 / layer.g[-1]))]
+        verdict = decide(layer, [fits], unknown=unknowns(leak, models), tolerance=self.tolerance)
         recovered = verdict.status is Status.RECOVERED
         assert verdict.labels is not None
         distance = float(np.abs(label - verdict.labels[0].numpy()).max())

@@ -16,16 +16,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import solve_triangular
 from scipy.special import softmax
 
+from attacks.label_noise import Deviation
 from attacks.last_layer import Array, LastLayer
 from attacks.types import Augmentation, Knowledge
 
 BAR = 4.0
 """Standard deviations in an error bar: 1 in 16,000 lies outside, for Gaussian errors."""
-DENSE_LIMIT = 512
-"""Classes up to which the covariance is kept whole; beyond, its diagonal."""
 
 
 @dataclass(frozen=True)
@@ -105,8 +103,8 @@ class Fit:
         classes: (a, b), the largest entries of the label.
         residual: rms of the whitened residual; 1 is what noise and rounding explain.
         surplus: equations minus unknowns; a model without surplus fits anything.
-        bar: the largest error bar (4 standard deviations) of an entry of the label.
-        scale_bar: the relative error bar of λ.
+        bar: the largest error bar (4 standard deviations) of an entry of the label, if the model
+            is right.
     """
 
     model: LabelModel
@@ -116,7 +114,6 @@ class Fit:
     residual: float
     surplus: int
     bar: float
-    scale_bar: float
 
     @property
     def augmentation(self) -> Augmentation:
@@ -124,17 +121,13 @@ class Fit:
         return self.model.describe(self.label, *self.classes)
 
 
-def fit_label(
-    layer: LastLayer, model: LabelModel, scale: float, *, gradient_scale_known: bool
-) -> Fit | None:
+def fit_label(layer: LastLayer, model: LabelModel, scale: float) -> Fit | None:
     """Fit one model by Gauss-Newton on (λ, β), starting near a root.
 
     Args:
         layer: the rank-one problem.
         model: which labels.
         scale: λ, near a root.
-        gradient_scale_known: whether the gradient is known not to have been multiplied by anything;
-            otherwise the error bar allows for a factor c, fitted along: `α = c λ (p − y)`.
 
     Returns:
         The fit, or None where it doesn't settle.
@@ -161,104 +154,20 @@ def fit_label(
             break
         scale += float(step[0])
         beta = beta + step[1:]
-    shift: Array = np.zeros(1 + model.unknowns)
-    if not gradient_scale_known:
-        design = np.column_stack([design, deviation.whiten(layer.alpha, 0.0)])
-        shift = np.asarray(np.linalg.lstsq(design, target, rcond=None)[0][:-1], dtype=np.float64)
-    scale_std, label_std = _standard_errors(design, basis)
     surplus = len(label) - 2 - model.unknowns + int(layer.has_bias)
-    return Fit(
-        model,
-        scale,
-        label,
-        (a, b),
-        float(np.linalg.norm(target) / np.sqrt(max(surplus, 1))),
-        surplus,
-        BAR * label_std + float(np.abs(basis @ shift[1:]).max(initial=0.0)),
-        (BAR * scale_std + abs(float(shift[0]))) / abs(scale),
-    )
+    label_std = np.linalg.norm(basis @ left_inverse(design)[1:], axis=1).max()
+    residual = float(np.linalg.norm(target) / np.sqrt(max(surplus, 1)))
+    return Fit(model, scale, label, (a, b), residual, surplus, BAR * float(label_std))
 
 
-@dataclass(frozen=True, eq=False)
-class Deviation:
-    """What noise and rounding make of `α − λ (p − y)`, to first order.
+def left_inverse(design: Array) -> Array:
+    """Return the (n, K) matrix that maps a whitened target to the least-squares step.
 
-    α carries the noise σ; g carries σ/‖α‖, which reaches p through the logits `λ W g`; the client
-    rounded logits, p and y in its own precision. With a bias there is one more equation,
-    `λ g_bias = 1`.
-
-    Args:
-        factor: (K, K) lower Cholesky factor, or (K,) standard deviations where K is large.
-        bias: standard deviation of `λ g_bias`; None without a bias.
+    Its rows' norms are the standard errors. A direction without an equation gets a huge one, not
+    zero, as from a pseudo-inverse.
     """
-
-    factor: Array
-    bias: float | None
-
-    @classmethod
-    def at(cls, layer: LastLayer, scale: float, p: Array, label: Array) -> Deviation:
-        """Linearise at a root."""
-        bias = None
-        if layer.has_bias:
-            bias = abs(scale) * layer.bias_sigma / float(np.linalg.norm(layer.alpha)) + layer.eps
-        own = np.asarray(layer.sigma**2 + (scale * layer.eps * (p + np.abs(label))) ** 2)
-        variance = _logit_variance(layer, scale)
-        if len(p) > DENSE_LIMIT:
-            return cls(np.sqrt(own + (scale * p) ** 2 * variance), bias)
-        logits = np.diag(variance)
-        if layer.is_noisy:
-            logits = logits + _feature_variance(layer, scale) * (
-                layer.gram - np.diag(np.diag(layer.gram))
-            )
-        slope = scale * (np.diag(p) - np.outer(p, p))
-        covariance = np.diag(own) + slope @ logits @ slope
-        factor: Array
-        try:
-            factor = np.asarray(np.linalg.cholesky(covariance), dtype=np.float64)
-        except np.linalg.LinAlgError:  # variances too far apart for float64
-            factor = np.asarray(np.sqrt(np.diag(covariance)), dtype=np.float64)
-        return cls(factor, bias)
-
-    def whiten(self, rows: Array, bias_row: float) -> Array:
-        """Divide rows (K,) or (K, n) by their standard deviation, and the bias's row by its own."""
-        if self.factor.ndim == 1:
-            white = (rows.T / self.factor).T
-        else:
-            white = np.asarray(solve_triangular(self.factor, rows, lower=True))
-        if self.bias is None:
-            return white
-        extra = np.full((1, *rows.shape[1:]), bias_row / self.bias)
-        return np.concatenate([white, extra])
-
-
-def expected_variance(layer: LastLayer, scale: float) -> Array:
-    """Return the variance, (K,), that noise and rounding give `λ p(λ) − α` at a root λ."""
-    p = softmax(scale * layer.logits)
-    own = layer.sigma**2 + (scale * layer.eps * p) ** 2
-    return np.asarray(own + (scale * p) ** 2 * _logit_variance(layer, scale))
-
-
-def _feature_variance(layer: LastLayer, scale: float) -> float:
-    return float((scale * layer.sigma) ** 2 / (layer.alpha @ layer.alpha))
-
-
-def _logit_variance(layer: LastLayer, scale: float) -> Array:
-    """Return the variance of each logit: noise in the feature, and the client's own rounding."""
-    rounding = (2 * layer.eps * scale) ** 2 * (layer.weight**2 @ layer.g**2)
-    norms = np.einsum("kd,kd->k", layer.weight, layer.weight)
-    return np.asarray(_feature_variance(layer, scale) * norms + rounding)
-
-
-def _standard_errors(design: Array, basis: Array) -> tuple[float, float]:
-    """Return the standard errors of λ and of the label's most uncertain entry.
-
-    Args:
-        design: whitened, its columns λ, β and perhaps c.
-        basis: Y, (K, unknowns).
-    """
-    columns = np.linalg.norm(design, axis=0)
-    if not columns.all():
-        return np.inf, np.inf
-    root = np.linalg.pinv(design / columns, rcond=1e-14) / columns[:, None]
-    label = np.linalg.norm(basis @ root[1 : 1 + basis.shape[1]], axis=1)
-    return float(np.linalg.norm(root[0])), float(label.max())
+    sizes = np.linalg.norm(design, axis=0)
+    sizes = np.where(sizes > 0, sizes, np.finfo(float).tiny ** 0.5)
+    left, singular, right = np.linalg.svd(design / sizes, full_matrices=False)
+    inverse = right.T / np.maximum(singular, 1e-14) @ left.T
+    return np.asarray(inverse / sizes[:, None])

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from scipy.stats import chi2
 
+from attacks.label_bars import Unknown, widest_bars
 from attacks.label_fit import Fit
 from attacks.last_layer import Array, LastLayer
 from attacks.types import LabelRecovery, Status
@@ -25,15 +26,23 @@ MAX_CANDIDATES = 16
 
 
 def decide(
-    layer: LastLayer, roots: list[list[Fit]], certificate: float | None, tolerance: float
+    layer: LastLayer,
+    roots: list[list[Fit]],
+    *,
+    unknown: frozenset[Unknown],
+    tolerance: float,
+    certificate: float | None = None,
+    plausible: Array | None = None,
 ) -> LabelRecovery:
     """Turn the fits at every root into an answer that claims no more than they determine.
 
     Args:
         layer: the rank-one problem.
         roots: for each root, the fits of all label models.
-        certificate: of the scan.
+        unknown: what the attacker doesn't know.
         tolerance: L∞ error that RECOVERED claims.
+        certificate: of the scan.
+        plausible: (N, K), labels elsewhere that noise and rounding leave possible.
     """
     fitting = [[f for f in fits if _explains(layer, f)] for fits in roots]
     fitting = [fits for fits in fitting if fits]
@@ -84,8 +93,10 @@ def decide(
         )
     same = next(fits for fits in enough if any(f is best for f in fits))
     same = [f for f in same if f.surplus >= least_surplus]
-    bar = max(float(np.abs(f.label - best.label).max()) + f.bar for f in same)
-    scale_bar = max(abs(f.scale / best.scale - 1) + f.scale_bar for f in same)
+    bar, scale_bar = widest_bars(layer, best, unknown)
+    bar += max(float(np.abs(f.label - best.label).max()) for f in same)
+    if plausible is not None and len(plausible):
+        bar = max(bar, float(np.abs(plausible - best.label).max()))
     if not bar <= tolerance:
         cause = "noise" if layer.is_noisy else "float rounding (the network is saturated)"
         return answer(

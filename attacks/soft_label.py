@@ -22,9 +22,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.special import softmax
 
-from attacks.label_fit import expected_variance, fit_label, label_models
+from attacks.label_bars import unknowns
+from attacks.label_fit import BAR, fit_label, label_models
+from attacks.label_noise import expected_variance
 from attacks.label_verdict import decide
 from attacks.last_layer import Array, LastLayer
 from attacks.network import Network
@@ -32,7 +35,6 @@ from attacks.types import (
     GradientLeak,
     LabelAttack,
     LabelRecovery,
-    NotApplicable,
     require_one_example,
 )
 
@@ -72,26 +74,23 @@ class SoftLabelRecovery(LabelAttack):
         require_one_example(leak)
         network = Network(leak)
         layer = LastLayer.of(leak, network)
-        if leak.batch_size is None and not layer.is_rank_one:
-            raise NotApplicable(
-                "the gradient has more than one example in it (its rank is above 1)"
-            )
+        plausible = None
         if layer.has_bias:
             roots, certificate = np.array([1 / layer.g[-1]]), None
         else:
             signs = (layer.sign_of_features(),) if network.has_nonnegative_features() else (1, -1)
             roots, certificate = scan(layer, signs)
-        scale_known = not layer.is_noisy or _is_unclipped(leak)
+            plausible = plausible_labels(layer, signs)
         models = label_models(leak.knowledge)
-        fits = [
-            [
-                fit
-                for m in models
-                if (fit := fit_label(layer, m, root, gradient_scale_known=scale_known))
-            ]
-            for root in roots
-        ]
-        return decide(layer, fits, certificate, self.tolerance)
+        fits = [[fit for m in models if (fit := fit_label(layer, m, root))] for root in roots]
+        return decide(
+            layer,
+            fits,
+            unknown=unknowns(leak, models),
+            tolerance=self.tolerance,
+            certificate=certificate,
+            plausible=plausible,
+        )
 
 
 def predicted_label(layer: LastLayer, scales: Array) -> Array:
@@ -114,8 +113,7 @@ def scan(layer: LastLayer, signs: tuple[int, ...]) -> tuple[Array, float | None]
     Returns:
         The λ that may be roots, best first, and the certificate: the runner-up's φ over the best.
     """
-    start = np.log(np.abs(layer.alpha).sum() / 2)
-    grid = np.exp(start + np.arange(-1, DECADES * np.log(10) / STEP) * STEP)
+    grid = _grid(layer)
     scales, values = [], []
     for objective in _objectives(len(layer.alpha)):
         for sign in signs:
@@ -125,6 +123,34 @@ def scan(layer: LastLayer, signs: tuple[int, ...]) -> tuple[Array, float | None]
             scales.append(found)
             values.append(objective(layer, found))
     return _best(layer, np.concatenate(scales), np.concatenate(values))
+
+
+def plausible_labels(layer: LastLayer, signs: tuple[int, ...]) -> Array:
+    """Return the labels (N, K) on the grid whose φ noise and rounding explain; few where sharp."""
+    found = []
+    for objective in _objectives(len(layer.alpha)):
+        for sign in signs:
+            scales = sign * _grid(layer)
+            near = objective(layer, scales) <= BAR**2 * _floor(layer, scales)
+            found.append(scales[near & _is_on_simplex(layer, scales)])
+    return predicted_label(layer, np.concatenate(found))
+
+
+def _grid(layer: LastLayer) -> Array:
+    start = np.log(np.abs(layer.alpha).sum() / 2)
+    return np.asarray(np.exp(start + np.arange(-1, DECADES * np.log(10) / STEP) * STEP))
+
+
+def _floor(layer: LastLayer, scales: Array) -> Array:
+    """Return what φ is expected to be at a root, (N,)."""
+    tied = max(len(layer.alpha) - 2, 1)
+    return np.asarray(np.sort(expected_variance(layer, scales))[:, :tied].mean(axis=-1))
+
+
+def _is_on_simplex(layer: LastLayer, scales: Array) -> NDArray[np.bool_]:
+    labels = predicted_label(layer, scales)
+    slack = 1e-3 + 10 * layer.sigma / np.abs(scales)
+    return np.asarray((labels.min(axis=-1) > -slack) & (labels.max(axis=-1) < 1 + slack))
 
 
 def _objectives(classes: int) -> list[Objective]:
@@ -155,33 +181,16 @@ def _zoom(layer: LastLayer, objective: Objective, sign: int, low: Array, high: A
 
 def _best(layer: LastLayer, scales: Array, values: Array) -> tuple[Array, float | None]:
     """Keep the minima that noise and rounding may turn into roots, and always the best, by φ."""
-    labels = predicted_label(layer, scales)
-    slack = 1e-3 + 10 * layer.sigma / np.abs(scales)
-    inside = (labels.min(axis=-1) > -slack) & (labels.max(axis=-1) < 1 + slack)
+    inside = _is_on_simplex(layer, scales)
     scales, values = scales[inside], values[inside]
     order = np.argsort(values, kind="stable")
     scales, values = scales[order], values[order]
     if not len(values):
         return scales, None
-    tied = max(len(layer.alpha) - 2, 1)
-    floor = np.array([np.sort(expected_variance(layer, s))[:tied].mean() for s in scales])
-    possible = values <= NEAR * floor
+    possible = values <= NEAR * _floor(layer, scales)
     possible[0] = True
     certificate = None
     if len(values) > 1 and len(layer.alpha) >= 5:
         smallest = layer.eps**2 * float(layer.alpha @ layer.alpha)
         certificate = float(values[1] / max(values[0], smallest))
     return scales[possible], certificate
-
-
-def _is_unclipped(leak: GradientLeak) -> bool:
-    """Say whether a known clipping norm is known not to have bound this update."""
-    norm = leak.knowledge.clipping_norm
-    if norm is None or not leak.lr:
-        return False
-    size = sum(g.numel() for g in leak.gradients.values())
-    noise = leak.knowledge.noise_std or 0.0
-    update = leak.lr**2 * sum(float(g.double().square().sum()) for g in leak.gradients.values())
-    # Four standard deviations of the squared norm's noise, so that chance doesn't decide.
-    spread = 4 * noise * np.sqrt(4 * update + 2 * size * noise**2)
-    return bool(update - size * noise**2 + spread < norm**2)

@@ -124,15 +124,16 @@ class GradientLeak:
         A weight comes back as w − lr·g, rounded to a multiple of its ulp: uniform in ±ulp/2, that
         is ulp / √12, divided by lr. The ulp is that of the larger of |w| and |w − lr·g|: a weight
         that starts at zero is rounded relative to what is added, and one that is cancelled
-        relative to what was there. A gradient sent as such is rounded relative to itself.
+        relative to what was there. A gradient sent as such is rounded relative to itself, in the
+        coarser precision of its own and the model's, in which it was computed.
 
         Returns:
             float64, of the parameter's shape.
         """
         gradient = self.gradients[name].detach().double()
         if self.update_dtype is None:
-            dtype = self.gradients[name].dtype
-            return gradient.abs() * torch.finfo(dtype).eps
+            dtypes = (self.gradients[name].dtype, self.model.get_parameter(name).dtype)
+            return gradient.abs() * max(torch.finfo(dtype).eps for dtype in dtypes)
         assert self.lr is not None
         weight = self.model.get_parameter(name).detach().to(gradient)
         size = torch.maximum(weight.abs(), (weight - self.lr * gradient).abs())

@@ -131,7 +131,8 @@ def audit_leak(
 ) -> list[Finding]:
     """Run one plan on one leak.
 
-    An attack that raises costs its own record, with the reason; nothing else.
+    An attack that raises, or whose answer has another form than it must have, costs its own record,
+    with the reason; nothing else.
 
     Args:
         leak: what the server sees, with the plan's knowledge.
@@ -143,11 +144,16 @@ def audit_leak(
     Returns:
         One finding for each example, or a single one where the attack gives no rows.
     """
+    truth = None
+    if judge is not None and place.client is not None:
+        truth = judge.truth(place.client, place.round)
+    classes = None if truth is None else truth.labels.shape[1]
     client, attack = str(place.client), str(place.attack)
     generator = torch_generator(seed, "attack", place.round, client, attack)
     started = time.perf_counter()
     try:
         labels = plan.label(leak, generator=generator)
+        _check_answer(labels, LabelRecovery, leak, labels=(classes,), features=(None,))
     except Exception as error:  # a third party's attack may raise anything
         logger.exception("label attack %s raised", plan.label_name)
         labels = LabelRecovery(Status.FAILED, f"{type(error).__name__}: {error}")
@@ -158,6 +164,7 @@ def audit_leak(
         started = time.perf_counter()
         try:
             image = plan.image(leak, labels, generator=generator)
+            _check_answer(image, Reconstruction, leak, images=leak.input_shape)
         except Exception as error:  # likewise
             logger.exception("image attack %s raised", plan.image_name)
             image = Reconstruction(Status.FAILED, f"{type(error).__name__}: {error}")
@@ -180,9 +187,6 @@ def audit_leak(
         rows = max(rows, len(image.images))
     if not rows:
         return [Finding(shared)]
-    truth = None
-    if judge is not None and place.client is not None:
-        truth = judge.truth(place.client, place.round)
     pairs = list(range(rows)) if truth is None else pair_examples(labels, truth, rows)
     scores: list[dict[str, Any]] = [{} for _ in pairs]
     if truth is not None and labels.labels is not None:
@@ -197,6 +201,35 @@ def audit_leak(
             tensors["true_image"] = truth.images[example]
         findings.append(Finding(dataclasses.replace(shared, **fields), tensors))
     return sorted(findings, key=lambda finding: finding.record.example or 0)
+
+
+def _check_answer(
+    answer: object, kind: type, leak: GradientLeak, **tensors: tuple[int | None, ...]
+) -> None:
+    """Raise unless an attack's answer has the form that `attacks.types` asks for.
+
+    Args:
+        answer: what the attack returned.
+        kind: the type that it must have.
+        leak: what was attacked; its batch size is the number of rows, where it is known.
+        tensors: attribute -> the shape of one row, None where any size will do.
+    """
+    if not isinstance(answer, kind):
+        raise TypeError(f"the answer must be a {kind.__name__}, found {type(answer).__name__}")
+    rows = leak.batch_size
+    for name, shape in tensors.items():
+        found = getattr(answer, name)
+        if found is None:
+            continue
+        rows = rows or len(found)
+        required, sizes = (rows, *shape), tuple(found.shape)
+        pairs = zip(required, sizes, strict=False)
+        if len(sizes) != len(required) or any(rule not in (None, size) for rule, size in pairs):
+            raise ValueError(f"{name} must have the shape {required}, found {sizes}")
+    for name in ("statuses", "augmentations"):
+        entries = len(getattr(answer, name, ()))
+        if rows and entries not in (0, rows):
+            raise ValueError(f"{name} must have {rows} entries, found {entries}")
 
 
 def _answer(labels: LabelRecovery, image: Reconstruction | None, row: int) -> dict[str, Any]:

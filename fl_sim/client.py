@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping
 from functools import partial
 
@@ -15,9 +14,13 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.functional import cross_entropy
 
 from defenses import ClientStep
+from fl_sim.errors import UserError
 from fl_sim.federation import Federation
+from fl_sim.provenance import code_hash
 from fl_sim.scenario import Scenario
+from fl_sim.scenario_source import configured_scenario
 from fl_sim.seeds import seed_for
+from fl_sim.threads import one_thread
 from fl_sim.wire import load_tensors, wire_tensors
 
 app = ClientApp()
@@ -25,22 +28,22 @@ app = ClientApp()
 
 @app.query()
 def identify(message: Message, context: Context) -> Message:
-    """Answer which client this node is."""
+    """Answer which client this node is, and which code it runs."""
     partition = int(context.node_config["partition-id"])
-    return Message(
-        RecordDict({"identity": ConfigRecord({"partition-id": partition})}), reply_to=message
-    )
+    identity = ConfigRecord({"partition-id": partition, "code": code_hash()})
+    return Message(RecordDict({"identity": identity}), reply_to=message)
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Train on this client's data and send the weights back."""
-    scenario = Scenario.parse(json.loads(str(context.run_config["scenario"])))
+    scenario = configured_scenario(context.run_config)
     client = int(context.node_config["partition-id"])
     config = message.content.config_records["config"]
     server_round = int(str(config["server-round"]))
     received = message.content.array_records["arrays"].to_torch_state_dict()
-    weights, loss = train_locally(scenario, client, server_round, received)
+    with one_thread():
+        weights, loss = train_locally(scenario, client, server_round, received)
     examples = scenario.client.batch_size * scenario.client.local_steps
     return Message(
         RecordDict(
@@ -91,12 +94,15 @@ def train_locally(
         draws = federation.draws_of(client, server_round, step)
         batch = federation.training_batch(client, server_round, step)
         images, labels = batch.images.to(device), batch.labels.to(device)
-        with _layer_draws(model, seed_for(scenario.seed, "layers", server_round, client, step)):
+        seed = seed_for(scenario.seed, "layers", server_round, client, step)
+        with _layer_draws(model, seed):
             loss = cross_entropy(model(images), labels)
         names = [name for name, p in model.named_parameters() if p.requires_grad]
         parameters = [model.get_parameter(name) for name in names]
-        gradients = dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
-        per_example = partial(_per_example_gradients, model, images, labels)
+        # A parameter that the loss doesn't reach has a gradient of zero.
+        computed = torch.autograd.grad(loss, parameters, materialize_grads=True)
+        gradients = dict(zip(names, computed, strict=True))
+        per_example = partial(_per_example_gradients, model, images, labels, seed)
         state = ClientStep(images, labels, model, loss.detach(), per_example)
         protected = federation.defenses.on_gradient(state, gradients, draws)
         for name, parameter in zip(names, parameters, strict=True):
@@ -113,10 +119,19 @@ def train_locally(
 
 
 def resolve_device(device: str) -> torch.device:
-    """Return the device that "auto" stands for, or the one named."""
+    """Return the device that "auto" stands for, or the one named.
+
+    Raises:
+        UserError: this machine hasn't got it.
+    """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(device)
+    named = torch.device(device)
+    mps = int(torch.backends.mps.is_available())
+    present = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": mps}[named.type]
+    if (named.index or 0) >= present:
+        raise UserError(f"device must be one that PyTorch finds on this machine, found {device!r}")
+    return named
 
 
 @contextlib.contextmanager
@@ -130,12 +145,18 @@ def _layer_draws(model: nn.Module, seed: int) -> Iterator[None]:
         yield
 
 
-def _per_example_gradients(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """Return parameter name -> (B, *shape), each example's own gradient."""
+def _per_example_gradients(
+    model: nn.Module, images: Tensor, labels: Tensor, seed: int
+) -> dict[str, Tensor]:
+    """Return parameter name -> (B, *shape), each example's own gradient.
+
+    They average to the batch's where no layer draws or mixes examples: in eval mode.
+    """
     trainable = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
 
     def loss(parameters: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
         return cross_entropy(functional_call(model, parameters, (image[None],)), label[None])
 
     per_example = vmap(grad(loss), in_dims=(None, 0, 0), randomness="different")
-    return dict(per_example(trainable, images, labels))
+    with _layer_draws(model, seed):
+        return dict(per_example(trainable, images, labels))

@@ -1,7 +1,11 @@
-"""The one error that a user's mistake raises."""
+"""Errors that the command line tells in one sentence."""
 
 from __future__ import annotations
 
 
 class UserError(ValueError):
     """One clear sentence about a user's mistake; the command line prints it and exits with 2."""
+
+
+class EngineError(RuntimeError):
+    """One clear sentence about processes of an engine that ended early; the run can be resumed."""

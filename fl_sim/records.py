@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fl_sim.errors import UserError
+
 SCHEMA = 1
 
 
@@ -79,7 +81,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         One mapping for each line; empty if there is no file.
 
     Raises:
-        ValueError: a line before the last isn't a JSON object.
+        UserError: a line before the last isn't a JSON object.
     """
     return [record for record, _ in _whole_lines(path)]
 
@@ -106,7 +108,7 @@ def truncate_after(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
     one. Without a file nothing happens.
 
     Raises:
-        ValueError: a line before the last isn't a JSON object.
+        UserError: a line before the last isn't a JSON object.
     """
     if not path.exists():
         return
@@ -133,5 +135,5 @@ def _whole_lines(path: Path) -> list[tuple[dict[str, Any], bytes]]:
         if isinstance(record, dict):
             whole.append((record, line))
         elif rest or number < len(lines):
-            raise ValueError(f"{path}: line {number} must be a JSON object, found {line[:80]!r}")
+            raise UserError(f"{path}: line {number} must be a JSON object, found {line[:80]!r}")
     return whole

@@ -20,8 +20,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
 
+from fl_sim import __version__
 from fl_sim.errors import UserError
 from fl_sim.records import append_lines, read_lines, truncate_after
 from fl_sim.scenario import Scenario
@@ -112,11 +114,11 @@ class RunFolder:
         try:
             arrays = load_file(file)
             state = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
-        except (OSError, ValueError, KeyError) as error:
+            weights = {name: arrays.pop(f"model/{name}") for name in state["order"]}
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise UserError(f"checkpoint {file} can't be read: {error}") from error
-        weights = {k.removeprefix("model/"): v for k, v in arrays.items() if k.startswith("model/")}
-        held = {k: v for k, v in arrays.items() if not k.startswith("model/")}
-        return Checkpoint(last, {k: weights[k] for k in state["order"]}, {**state, "arrays": held})
+        self._drop_checkpoints_but(file)
+        return Checkpoint(last, weights, {**state, "arrays": arrays})
 
     def commit(self, line: Mapping[str, Any], weights: Arrays, state: Mapping[str, Any]) -> None:
         """Save the checkpoint, then commit the round by its line, then drop older checkpoints.
@@ -128,24 +130,28 @@ class RunFolder:
         """
         file = self._checkpoint(int(line["round"]))
         scalars = {key: value for key, value in state.items() if key != "arrays"}
-        arrays = {f"model/{name}": np.ascontiguousarray(a) for name, a in weights.items()}
-        arrays |= {name: np.ascontiguousarray(a) for name, a in state.get("arrays", {}).items()}
-        # Arrays of no dimension come back as such: safetensors keeps shapes.
+        held = {f"model/{name}": array for name, array in weights.items()}
+        held |= state.get("arrays", {})
+        # Not np.ascontiguousarray, which gives an array of no dimension one.
+        arrays = {name: np.asarray(array, order="C") for name, array in held.items()}
         beside = file.with_name(file.name + ".tmp")
-        save_file(arrays, beside)
+        beside.write_bytes(save(arrays))  # save_file hides a full disk behind an error of its own
         _sync(beside)
         os.replace(beside, file)
         _write_atomically(
             file.with_suffix(".json"), json.dumps({**scalars, "order": list(weights)})
         )
         append_lines(self.rounds, [json.dumps(line, allow_nan=False)])
-        for old in file.parent.iterdir():
-            if old.stem != file.stem:
-                old.unlink()
+        self._drop_checkpoints_but(file)
 
     def log(self, lines: Sequence[str]) -> None:
         """Append records to `leakage.jsonl`."""
         append_lines(self.leakage, lines)
+
+    def _drop_checkpoints_but(self, kept: Path) -> None:
+        for other in kept.parent.iterdir():
+            if other.stem != kept.stem:
+                other.unlink()
 
     def _checkpoint(self, server_round: int) -> Path:
         return self.path / "checkpoint" / f"round-{server_round:05d}.safetensors"
@@ -166,8 +172,9 @@ def _check_same_run(described: Path, scenario: Scenario, *, resume: bool) -> Non
 
 
 def _description(scenario: Scenario) -> dict[str, Any]:
-    packages = ("fl-sim", "flwr", "torch", "numpy", "scipy")
-    versions = {package: version(package) for package in packages}
+    # As a Flower app, this package needn't be installed.
+    versions = {"fl-sim": __version__}
+    versions |= {package: version(package) for package in ("flwr", "torch", "numpy", "scipy")}
     return {
         "scenario": scenario.model_dump(mode="json"),
         "digest": scenario.digest(),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -23,12 +22,15 @@ from fl_sim.client import resolve_device, to_arrays
 from fl_sim.errors import UserError
 from fl_sim.federation import Federation
 from fl_sim.privacy import epsilon
+from fl_sim.provenance import code_hash
 from fl_sim.records import LeakageRecord
 from fl_sim.run_folder import RunFolder
 from fl_sim.scenario import Attack, Scenario
+from fl_sim.scenario_source import configured_scenario
 from fl_sim.scoring import Baseline
 from fl_sim.strategy import LeakageAudit, ReplyGuard, build_strategy
 from fl_sim.strategy.state import pack_state, restore_state
+from fl_sim.threads import one_thread
 from fl_sim.wire import LocalTraining, load_tensors, wire_tensors
 
 app = ServerApp()
@@ -38,10 +40,12 @@ QUERY_TIMEOUT_SECONDS = 120.0
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the scenario that the run configuration holds."""
-    scenario = Scenario.parse(json.loads(str(context.run_config["scenario"])))
-    out = Path(str(context.run_config["out"]))
-    with RunFolder.open(out, scenario, resume=bool(context.run_config["resume"])) as folder:
-        Server(scenario, folder).run(grid)
+    scenario = configured_scenario(context.run_config)
+    out = Path(str(context.run_config["out"]) or f"runs/{scenario.name}-run-{context.run_id}")
+    server = Server(scenario, RunFolder(out))  # finds mistakes before the folder is touched
+    resume = bool(context.run_config["resume"])
+    with RunFolder.open(out, scenario, resume=resume), one_thread():
+        server.run(grid)
 
 
 class Server:
@@ -51,11 +55,14 @@ class Server:
         self.scenario = scenario
         self.folder = folder
         self.federation = Federation.of(scenario)
+        self.federation.build_model()  # raises now what is wrong with it
+        resolve_device(scenario.device)  # likewise
         self.plans = [_plan(attack, self.federation.defenses) for attack in scenario.attack]
         self.strategy = build_strategy(scenario.server.strategy, scenario.server.options)
         self._findings: list[Finding] = []
         self._quarantined: list[LeakageRecord] = []
         self._guard: ReplyGuard | None = None
+        self._committed = -1
         self._started = time.perf_counter()
 
     def run(self, grid: Grid) -> None:
@@ -65,7 +72,7 @@ class Server:
         offset = 0
         arrays = to_arrays(wire_tensors(self.federation.build_model(), scenario.client.mode))
         if checkpoint is not None:
-            offset = checkpoint.server_round
+            offset = self._committed = checkpoint.server_round
             arrays = ArrayRecord({k: Array(v) for k, v in checkpoint.weights.items()})
             if offset < scenario.rounds:
                 restore_state(self.strategy, checkpoint.state)
@@ -105,7 +112,7 @@ class Server:
         """Evaluate the global model, write the round's records and commit it."""
         server_round = offset + round_since
         accuracy, loss = self._evaluate(arrays)
-        if round_since > 0 or offset == 0:
+        if server_round > self._committed:
             self._write_findings(server_round)
             line = {
                 "round": server_round,
@@ -218,7 +225,7 @@ def _identify(grid: Grid, expected: int) -> Mapping[int, int]:
     """Ask every node which client it is; wait until all are there.
 
     Raises:
-        UserError: not every client answers in time.
+        UserError: not every client answers in time, or one runs other code than this server.
     """
     deadline = time.monotonic() + QUERY_TIMEOUT_SECONDS
     while True:
@@ -234,7 +241,12 @@ def _identify(grid: Grid, expected: int) -> Mapping[int, int]:
     for reply in grid.send_and_receive(queries, timeout=QUERY_TIMEOUT_SECONDS):
         if not reply.has_error():
             identity = reply.content.config_records["identity"]
-            clients[reply.metadata.src_node_id] = int(str(identity["partition-id"]))
+            clients[reply.metadata.src_node_id] = client = int(str(identity["partition-id"]))
+            if identity["code"] != code_hash():
+                raise UserError(
+                    f"client {client} must run the server's code, {code_hash()}, found "
+                    f"{identity['code']!s}"
+                )
     if sorted(clients.values()) != list(range(expected)):
         raise UserError(
             f"data.clients is {expected}, but {len(clients)} of {len(nodes)} nodes answered as "

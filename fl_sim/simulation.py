@@ -1,21 +1,18 @@
-"""Run a scenario in this process: a Flower grid that calls the ClientApp directly."""
+"""Run a scenario: in this process, by a Flower grid that calls the ClientApp, or on an engine."""
 
 from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import torch
 from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
-from threadpoolctl import threadpool_limits
 
 from fl_sim import client, server
 from fl_sim.federation import Federation
@@ -42,28 +39,21 @@ def run(
 
     Raises:
         UserError: the scenario can't be run, or the folder holds something else.
+        EngineError: the engine's processes ended before the last round.
     """
+    if scenario.engine == "ray":
+        from fl_sim.simulation_ray import run_on_ray  # psutil, only where it is needed
+
+        run_on_ray(scenario, out, resume=resume, on_progress=on_progress)
+        return
     Federation.of(scenario)
     config: UserConfig = {
         "scenario": scenario.to_json(),
         "out": str(out.absolute()),
         "resume": resume,
     }
-    with _one_thread():
-        grid = LocalGrid(client.app, scenario.data.clients, config, on_progress)
-        server.app(grid, Context(1, 0, {}, RecordDict(), dict(config)))
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Compute on one thread: sums in the same order everywhere, and no contention."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with threadpool_limits(limits=1):
-            yield
-    finally:
-        torch.set_num_threads(before)
+    grid = LocalGrid(client.app, scenario.data.clients, config, on_progress)
+    server.app(grid, Context(1, 0, {}, RecordDict(), dict(config)))
 
 
 class LocalGrid(Grid):

@@ -2,7 +2,8 @@
 
 A client sends weights. After one SGD step on fresh weights, `w' = w − lr (g + wd·w)`, so that
 `g = (w − w') / lr − wd·w`; a first step with momentum is a plain one (with Nesterov's, (1 + μ)
-times it). Several steps give a sum of gradients along their path.
+times it). Several steps give a sum of gradients along their path, weighted by momentum and decay:
+without momentum, S steps shrink w to `(1 − lr·wd)^S w`, which takes the place of `w − lr·wd·w`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 
 from attacks import GradientLeak
 from attacks.types import Mode
+
+MISFIT = "doesn't fit the model"
 
 
 @dataclass(frozen=True)
@@ -84,9 +87,7 @@ def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, tensor in tensors.items():
             if name not in own or own[name].shape != tensor.shape:
-                raise ValueError(
-                    f"array {name!r} of shape {tuple(tensor.shape)} doesn't fit the model"
-                )
+                raise ValueError(f"array {name!r} of shape {tuple(tensor.shape)} {MISFIT}")
             own[name].copy_(tensor)
 
 
@@ -112,16 +113,19 @@ def gradient_leak(
         ValueError: an array doesn't fit the model.
     """
     scale = training.lr * (1 + training.momentum if training.nesterov else 1.0)
+    decay = (1 - (1 - scale * training.weight_decay) ** training.local_steps) / scale
     gradients = {}
     precisions = set()
     for name, parameter in model.named_parameters():
         if name not in sent or not parameter.requires_grad:
             continue
+        if sent[name].shape != parameter.shape:
+            raise ValueError(f"array {name!r} of shape {tuple(sent[name].shape)} {MISFIT}")
         received = parameter.detach().double()
         precisions.add(sent[name].dtype)
         gradients[name] = (received - sent[name].double()) / scale
         if training.weight_decay:
-            gradients[name] -= training.weight_decay * received
+            gradients[name] -= decay * received
     return GradientLeak(
         model,
         gradients,

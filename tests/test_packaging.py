@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("attacks", "defenses", "fl_sim", "scenarios")
-LEFT_OUT = ("benchmarks", "tests")
+LEFT_OUT = ("benchmarks", "examples", "tests")
 
 
 @pytest.fixture(scope="module")

@@ -161,7 +161,7 @@ class LeakageAudit(Wrapper):
                 self.training,
                 input_shape=self.input_shape,
             )
-        except (ValueError, KeyError, StopIteration) as error:
+        except Exception as error:  # whatever a client sent, it costs a record and no more
             logger.warning("an update of round %d can't be audited: %s", server_round, error)
             return f"the update can't be translated: {error}"
 

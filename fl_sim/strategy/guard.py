@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import contextlib
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from flwr.supercore.run import Run
 from fl_sim.strategy.wrapper import Wrapper
 
 WEIGHT_KEY = "num-examples"
+FLOATS = (np.float16, np.float32, np.float64)
 
 
 class ReplyGuard(Wrapper):
@@ -62,7 +65,8 @@ class ReplyGuard(Wrapper):
             chosen = set(self.sample(server_round))
             nodes = [n for n in sorted(grid.get_node_ids()) if self._client(n) in chosen]
             grid = _SubGrid(grid, nodes)
-        messages = list(self.base.configure_train(server_round, arrays, config, grid))
+        with contextlib.nullcontext() if self.sample is None else _python_draws(server_round):
+            messages = list(self.base.configure_train(server_round, arrays, config, grid))
         messages.sort(key=lambda message: self._client(message.metadata.dst_node_id))
         self._asked = {message.metadata.dst_node_id for message in messages}
         self._expected = {name: tuple(array.shape) for name, array in arrays.items()}
@@ -76,12 +80,12 @@ class ReplyGuard(Wrapper):
         ordered = sorted(replies, key=lambda reply: self._client(reply.metadata.src_node_id))
         problems = [self._problem(reply) for reply in ordered]
         good = [r for r, problem in zip(ordered, problems, strict=True) if problem is None]
-        metrics = _majority([_metric_keys(reply.content) for reply in good])
+        usual = _majority([_layout(reply.content) for reply in good])
         kept = []
         for reply, problem in zip(ordered, problems, strict=True):
-            if problem is None and _metric_keys(reply.content) != metrics:
-                problem = f"its metrics are {sorted(_metric_keys(reply.content))}, most clients' "
-                problem += f"{sorted(metrics)}"
+            if problem is None and _layout(reply.content) != usual:
+                problem = f"its records and metrics are {', '.join(_layout(reply.content))}, "
+                problem += f"most clients' {', '.join(usual)}"
             if problem is None:
                 kept.append(reply)
             else:
@@ -133,13 +137,13 @@ def _array_problem(record: ArrayRecord, expected: Mapping[str, tuple[int, ...]])
                 f"array {name!r} must have the shape {expected[name]}, found {tuple(array.shape)}"
             )
         try:
-            values = array.numpy()
-        except (ValueError, TypeError, OSError, EOFError) as error:
+            values = np.asarray(array.numpy())
+        except Exception as error:  # a client's bytes can make NumPy raise anything
             return f"array {name!r} can't be read: {_first_line(str(error))}"
-        if values.shape != expected[name] or not np.issubdtype(values.dtype, np.floating):
+        if values.shape != expected[name] or values.dtype not in FLOATS:
             return (
-                f"array {name!r} must hold {expected[name]} floats, found {values.shape} "
-                f"of {values.dtype}"
+                f"array {name!r} must hold {expected[name]} floats of 16, 32 or 64 bits, found "
+                f"{values.shape} of {values.dtype}"
             )
         if not np.isfinite(values).all():
             return f"array {name!r} has NaN or infinite entries"
@@ -161,18 +165,38 @@ def _metric_problem(content: RecordDict) -> str | None:
     return None
 
 
-def _metric_keys(content: RecordDict) -> frozenset[str]:
-    return frozenset(next(iter(content.metric_records.values())))
+def _layout(content: RecordDict) -> tuple[str, ...]:
+    """Return the names of a reply's records and of its metrics, a list's with its length.
+
+    Strategies look records up by the first reply's names, and add lists up entry by entry.
+    """
+    [metrics] = content.metric_records.values()
+    entries = [
+        f"{name}[{len(value)}]" if isinstance(value, list) else name
+        for name, value in metrics.items()
+    ]
+    return (*content.array_records, *content.metric_records, *sorted(entries))
 
 
-def _majority(keys: Sequence[frozenset[str]]) -> frozenset[str]:
-    """Return the most frequent set of keys, the first of those that tie."""
-    return max(keys, key=keys.count, default=frozenset())
+def _majority(layouts: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+    """Return the most frequent layout, the first of those that tie."""
+    return max(layouts, key=layouts.count, default=())
 
 
 def _first_line(text: str | None) -> str:
     lines = [line.strip() for line in (text or "").splitlines() if line.strip()]
     return lines[0] if lines else "no reason given"
+
+
+@contextlib.contextmanager
+def _python_draws(server_round: int) -> Iterator[None]:
+    """Let a strategy draw from Python's global generator, by the round; then put it back."""
+    before = random.getstate()
+    random.seed(server_round)
+    try:
+        yield
+    finally:
+        random.setstate(before)
 
 
 class _SubGrid(Grid):

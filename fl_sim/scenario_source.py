@@ -1,0 +1,61 @@
+"""Where a scenario comes from: a shipped one's name, a file, or a Flower run configuration."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attacks.registry import nearest
+from fl_sim.errors import UserError
+
+if TYPE_CHECKING:  # what lists the shipped ones needn't load the validation
+    from fl_sim.scenario import Scenario
+
+
+def shipped_scenarios() -> dict[str, Traversable]:
+    """Map names to the TOML files in the `scenarios` package."""
+    files = {file.name: file for file in resources.files("scenarios").iterdir()}
+    return {name[:-5]: files[name] for name in sorted(files) if name.endswith(".toml")}
+
+
+@contextmanager
+def scenario_file(source: str) -> Iterator[Path]:
+    """Find the file that the user means, by its path or by a shipped scenario's name.
+
+    Raises:
+        UserError: it is neither a path nor a known name.
+    """
+    if source.endswith(".toml") or "/" in source or os.sep in source:
+        yield Path(source)
+        return
+    shipped = shipped_scenarios()
+    if source not in shipped:
+        raise UserError(f"unknown scenario {source!r}{nearest(source, shipped)}")
+    with resources.as_file(shipped[source]) as path:
+        yield path
+
+
+def configured_scenario(run_config: Mapping[str, Any]) -> Scenario:
+    """Return the scenario of a Flower run.
+
+    Args:
+        run_config: "scenario" is a resolved scenario as JSON, a shipped scenario's name or a TOML
+            file's path; "set" holds changes as in `--set`, with ";" between them.
+
+    Raises:
+        UserError: the scenario can't be found, or isn't valid.
+    """
+    from fl_sim.scenario import Scenario
+
+    source = str(run_config["scenario"])
+    if source.startswith("{"):
+        return Scenario.parse(json.loads(source))
+    changes = str(run_config.get("set", "")).split(";")
+    with scenario_file(source) as path:
+        return Scenario.load(path, [change for change in changes if change.strip()])

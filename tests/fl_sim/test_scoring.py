@@ -1,0 +1,177 @@
+"""The judge: what a true label is called, which row is compared with which example, the scores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from attacks import GradientLeak, LabelRecovery, Status
+from attacks.types import Augmentation
+from fl_sim.scoring import (
+    PSNR_CAP_DB,
+    Truth,
+    describe_label,
+    describe_labels,
+    pair_examples,
+    psnr_db,
+    score_image,
+    score_labels,
+)
+
+NAN = float("nan")
+SMOOTHED = (0.925, 0.025, 0.025, 0.025)
+
+
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [
+        ((0, 1, 0, 0), ("hard", 0, None)),
+        (SMOOTHED, ("label-smoothing", 0.1, None)),
+        ((0.25, 0.25, 0.25, 0.25), ("label-smoothing", 1, None)),
+        ((0, 0.3, 0, 0.7), ("mixup", 0, 0.7)),
+        ((0, 0.5, 0, 0.5), ("mixup", 0, 0.5)),
+        ((0.025, 0.295, 0.025, 0.655), ("mixup+label-smoothing", 0.1, 0.7)),
+        ((0, 0.9999, 0.0001, 0), ("mixup", 0, 0.9999)),
+        ((1 - 3e-5, 1e-5, 1e-5, 1e-5), ("label-smoothing", 4e-5, None)),
+        ((1 - 3e-9, 1e-9, 1e-9, 1e-9), ("hard", 0, None)),  # less than float32 can tell
+        ((1, 0), ("hard", 0, None)),
+        ((0.3, 0.7), ("mixup", 0, 0.7)),  # or smoothed: with two classes nobody can tell
+    ],
+)
+def test_a_label_says_how_it_was_augmented(
+    label: tuple[float, ...], expected: tuple[str, float, float | None]
+) -> None:
+    kind, smoothing, mixing = expected
+    for dtype in (torch.float64, torch.float32):
+        found = describe_label(torch.tensor(label, dtype=dtype))
+        assert found.type == kind
+        # Float32 labels, and for ε four times one of them.
+        assert found.smoothing == pytest.approx(smoothing, abs=3e-7)
+        assert found.mixing == (None if mixing is None else pytest.approx(mixing, abs=3e-7))
+
+
+def test_labels_are_described_row_by_row() -> None:
+    rows = torch.tensor([SMOOTHED, (0, 1, 0, 0), (0, 0.25, 0, 0.75)])
+    assert describe_labels(rows) == [describe_label(row) for row in rows]
+
+
+def truth_of(labels: Tensor) -> Truth:
+    generator = torch.Generator().manual_seed(0)
+    return Truth(torch.rand(len(labels), 1, 4, 4, generator=generator), labels)
+
+
+def recovery_of(labels: Tensor | None, **fields: Any) -> LabelRecovery:
+    return LabelRecovery(Status.NOT_CONVERGED, "for a test", labels, **fields)
+
+
+def test_rows_are_paired_so_that_the_total_distance_is_least() -> None:
+    truth = truth_of(torch.eye(4))
+    order = [2, 0, 3, 1]
+    assert pair_examples(recovery_of(torch.eye(4)[order]), truth, 4) == order
+    # Row 0 is nearest to example 0, but so is row 1, which has no other choice.
+    rows = torch.tensor([[0.6, 0.4, 0, 0], [1, 0, 0, 0]])
+    assert pair_examples(recovery_of(rows), truth_of(torch.eye(4)[:2]), 2) == [1, 0]
+
+
+@pytest.mark.parametrize("missing", [(0,), (1, 3), (0, 1, 2, 3)])
+def test_rows_that_were_not_recovered_take_what_is_left(missing: tuple[int, ...]) -> None:
+    order = [2, 0, 3, 1]
+    rows = torch.eye(4)[order]
+    rows[list(missing)] = NAN
+    pairs = pair_examples(recovery_of(rows), truth_of(torch.eye(4)), 4)
+    assert sorted(pairs) == [0, 1, 2, 3]
+    assert all(pairs[row] == order[row] for row in range(4) if row not in missing)
+
+
+def test_without_labels_rows_stay_in_order() -> None:
+    assert pair_examples(recovery_of(None), truth_of(torch.eye(3)), 3) == [0, 1, 2]
+
+
+class Head(nn.Module):
+    """A network whose last layer's inputs are twice the pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            self.head = nn.Linear(16, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits (B, 4)."""
+        logits: Tensor = self.head(2 * images.flatten(1))
+        return logits
+
+
+def scores_of(recovery: LabelRecovery, truth: Truth, pairs: list[int]) -> list[dict[str, Any]]:
+    return score_labels(recovery, truth, pairs, GradientLeak(Head(), {}, len(pairs), (1, 4, 4)))
+
+
+def test_scores_compare_each_row_with_its_example() -> None:
+    labels = torch.tensor([(0.2, 0.8, 0, 0), SMOOTHED, (0, 0, 1, 0)])
+    truth = truth_of(labels)
+    rows = torch.tensor([SMOOTHED, (0.5, 0.3, 0.1, 0.1), (NAN,) * 4]).double()
+    features = 2 * truth.images.flatten(1).double()[[1, 0, 2]]
+    features[1] *= 1.25
+    features[2] = NAN
+    found = (Augmentation("label-smoothing", 0.25), Augmentation("mixup", 0.05, 0.75), None)
+    recovery = recovery_of(rows, features=features, augmentations=found)
+    first, second, third = scores_of(recovery, truth, [1, 0, 2])
+    # Float32 labels throughout.
+    assert first == {
+        "true_augmentation": "label-smoothing",
+        "label_linf": pytest.approx(0, abs=1e-7),
+        "label_l1": pytest.approx(0, abs=1e-7),
+        "label_top1": True,
+        "smoothing_error": pytest.approx(0.15, abs=1e-6),
+        "feature_error": pytest.approx(0, abs=1e-7),
+    }
+    assert second == {
+        "true_augmentation": "mixup",
+        "label_linf": pytest.approx(0.5, abs=1e-7),
+        "label_l1": pytest.approx(0.3 + 0.5 + 0.1 + 0.1, abs=1e-6),
+        "label_top1": False,
+        "smoothing_error": pytest.approx(0.05, abs=1e-6),
+        "mixing_error": pytest.approx(0.05, abs=1e-6),
+        "feature_error": pytest.approx(0.25, abs=1e-6),
+    }
+    assert third == {"true_augmentation": "hard"}
+
+
+def test_a_missing_mixing_is_no_error_of_it() -> None:
+    recovery = recovery_of(torch.eye(4)[:1], augmentations=(Augmentation("hard"),))
+    [scores] = scores_of(recovery, truth_of(torch.tensor([[0.75, 0.25, 0, 0]])), [0])
+    assert "mixing_error" not in scores
+    assert scores["smoothing_error"] == 0
+
+
+def test_psnr() -> None:
+    image = torch.rand(3, 12, 12, generator=torch.Generator().manual_seed(0)) / 2
+    assert psnr_db(image, image) == PSNR_CAP_DB == 200
+    # A mean squared error of 0.01 and 1e-6, by definition; float32 pixels.
+    assert psnr_db(image + 0.1, image) == pytest.approx(20, abs=1e-4)
+    assert psnr_db(image + 1e-3, image) == pytest.approx(60, abs=1e-2)
+    assert psnr_db(image.double() + 1e-12, image.double()) == 200
+
+
+def test_an_image_is_scored_by_psnr_and_ssim() -> None:
+    image = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert score_image(image, image) == {"psnr_db": 200, "ssim": pytest.approx(1, abs=1e-12)}
+    noise = torch.randn(3, 16, 16, generator=torch.Generator().manual_seed(1))
+    noisy = [score_image((image + s * noise).clamp(0, 1), image)["ssim"] for s in (0.05, 0.5)]
+    assert 1 > noisy[0] > 0.9 > noisy[1] > 0
+
+
+@pytest.mark.parametrize(("height", "width"), [(10, 16), (16, 10), (1, 1)])
+def test_a_tiny_image_has_no_ssim(height: int, width: int) -> None:
+    image = torch.zeros(1, height, width)
+    assert score_image(image, image) == {"psnr_db": 200}
+    assert "ssim" in score_image(torch.zeros(1, 11, 11), torch.zeros(1, 11, 11))
+
+
+def test_an_image_that_was_not_recovered_has_no_score() -> None:
+    image = torch.zeros(1, 12, 12)
+    partly = image.clone()
+    partly[0, 0, 0] = NAN
+    assert score_image(partly, image) == {}

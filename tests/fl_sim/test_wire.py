@@ -1,0 +1,205 @@
+"""From weights that travelled to the gradient behind them."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from attacks import GradientLeak
+from fl_sim.wire import LocalTraining, gradient_leak, load_tensors, wire_tensors
+
+SHAPE = (1, 5, 8)
+
+
+def network(dtype: torch.dtype = torch.float64, *, batch_norm: bool = False) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        norm = [nn.BatchNorm1d(50)] if batch_norm else []
+        layers = [nn.Flatten(), nn.Linear(40, 50), *norm, nn.Tanh(), nn.Linear(50, 4)]
+        return nn.Sequential(*layers).to(dtype)
+
+
+def batch(step: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(step)
+    images = torch.rand(3, *SHAPE, generator=generator, dtype=torch.float64)
+    return images, torch.randint(4, (3,), generator=generator)
+
+
+def train(model: nn.Module, training: LocalTraining) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """Run PyTorch's SGD; return the weights, and autograd's gradient of each step, flat."""
+    model = copy.deepcopy(model).train(training.mode == "train")
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        lr=training.lr,
+        momentum=training.momentum,
+        nesterov=training.nesterov,
+        weight_decay=training.weight_decay,
+    )
+    gradients = []
+    for step in range(training.local_steps):
+        images, labels = batch(step)
+        loss = cross_entropy(model(images.to(next(model.parameters()).dtype)), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        gradients.append(flat({n: p.grad for n, p in model.named_parameters()}))
+        optimizer.step()
+    return wire_tensors(model, training.mode), gradients
+
+
+def flat(tensors: dict[str, Tensor | None]) -> Tensor:
+    return torch.cat([t.double().flatten() for t in tensors.values() if t is not None])
+
+
+def leak_of(
+    model: nn.Module, training: LocalTraining
+) -> tuple[GradientLeak, list[Tensor], dict[str, Tensor]]:
+    sent, gradients = train(model, training)
+    return gradient_leak(model, sent, training, input_shape=SHAPE), gradients, sent
+
+
+ONE_STEP = {
+    "plain": LocalTraining(lr=0.1),
+    "momentum": LocalTraining(lr=0.1, momentum=0.9),
+    "nesterov": LocalTraining(lr=0.1, momentum=0.9, nesterov=True),
+    "weight decay": LocalTraining(lr=0.1, weight_decay=0.3),
+    "all": LocalTraining(lr=0.02, momentum=0.5, nesterov=True, weight_decay=0.3),
+    "train mode": LocalTraining(lr=0.1, weight_decay=0.3, mode="train"),
+}
+
+
+@pytest.mark.parametrize("training", ONE_STEP.values(), ids=ONE_STEP)
+def test_one_step_gives_the_gradient(training: LocalTraining) -> None:
+    model = network(batch_norm=training.mode == "train")
+    leak, [gradient], _ = leak_of(model, training)
+    found = flat(dict(leak.gradients))
+    # A few float64 roundings of weights below 1, divided by lr.
+    torch.testing.assert_close(found, gradient, atol=4e-16 / training.lr, rtol=1e-14)
+    assert leak.update_dtype == torch.float64
+
+
+@pytest.mark.parametrize("lr", [0.1, 1e-3])
+@pytest.mark.parametrize("name", ["plain", "weight decay", "nesterov"])
+def test_float32_is_as_exact_as_the_leak_states(name: str, lr: float) -> None:
+    model = network(torch.float32)
+    training = LocalTraining(
+        lr=lr, **{k: getattr(ONE_STEP[name], k) for k in ("momentum", "nesterov", "weight_decay")}
+    )
+    leak, [gradient], _ = leak_of(model, training)
+    stated = flat({parameter: leak.rounding(parameter) for parameter in leak.gradients})
+    error = (flat(dict(leak.gradients)) - gradient).abs()
+    # Half an ulp is √3 standard deviations of the rounding; SGD itself rounds g and lr·g, too.
+    assert (error <= 1.8 * stated + 3e-7 * gradient.abs() + 3e-7 * training.weight_decay).all()
+    assert 0.8 < float((error / stated).square().mean().sqrt()) < 1.3
+    assert leak.update_dtype == torch.float32
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.3])
+def test_several_steps_give_the_sum_of_gradients(weight_decay: float) -> None:
+    training = LocalTraining(lr=0.1, local_steps=4, weight_decay=weight_decay)
+    leak, gradients, _ = leak_of(network(), training)
+    shrink = 1 - training.lr * weight_decay  # what a step leaves of all that came before it
+    expected = sum(shrink ** (3 - step) * gradient for step, gradient in enumerate(gradients))
+    assert leak.local_steps == 4
+    # As for one step, four times.
+    torch.testing.assert_close(flat(dict(leak.gradients)), expected, atol=2e-14, rtol=1e-14)
+
+
+def test_several_steps_with_momentum_give_a_weighted_sum() -> None:
+    training = LocalTraining(lr=0.1, local_steps=3, momentum=0.5)
+    leak, gradients, _ = leak_of(network(), training)
+    weights = [1 + 0.5 + 0.25, 1 + 0.5, 1]  # each gradient moves the weights in all later steps
+    expected = sum(weight * g for weight, g in zip(weights, gradients, strict=True))
+    torch.testing.assert_close(flat(dict(leak.gradients)), expected, atol=2e-14, rtol=1e-14)
+
+
+def test_train_mode_sends_the_running_statistics() -> None:
+    model = network(batch_norm=True)
+    training = LocalTraining(lr=0.1, mode="train", batch_size=3)
+    leak, _, sent = leak_of(model, training)
+    parameters = dict(model.named_parameters())
+    assert sent.keys() - parameters.keys() == {"2.running_mean", "2.running_var"}
+    assert leak.gradients.keys() == parameters.keys()
+    assert wire_tensors(model, "eval").keys() == parameters.keys()
+    load_tensors(model, sent)
+    assert torch.equal(model.get_buffer("2.running_var"), sent["2.running_var"])
+
+
+def test_a_leak_knows_how_clients_train_and_nothing_of_defenses() -> None:
+    training = LocalTraining(lr=0.1, momentum=0.5, nesterov=True, batch_size=3, mode="train")
+    leak, _, _ = leak_of(network(batch_norm=True), training)
+    assert (leak.batch_size, leak.local_steps, leak.mode) == (3, 1, "train")
+    assert leak.lr == pytest.approx(0.15, abs=1e-15)  # one rounding; 0.1 · (1 + 0.5)
+    assert not any(vars(leak.knowledge).values())
+
+
+def test_frozen_and_missing_parameters_have_no_gradient() -> None:
+    model = network()
+    model.get_parameter("1.bias").requires_grad_(False)
+    sent = {name: t for name, t in wire_tensors(model, "eval").items() if name != "3.bias"}
+    leak = gradient_leak(model, sent, LocalTraining(lr=0.1), input_shape=SHAPE)
+    assert leak.gradients.keys() == {"1.weight", "3.weight"}
+
+
+def test_the_coarsest_precision_that_came_back_counts() -> None:
+    model = network(torch.float32)
+    sent = dict(wire_tensors(model, "eval"))
+    sent["3.bias"] = sent["3.bias"].half()
+    leak = gradient_leak(model, sent, LocalTraining(lr=0.1), input_shape=SHAPE)
+    assert leak.update_dtype == torch.float16
+
+
+@pytest.mark.parametrize(
+    ("training", "server_round", "obstacle"),
+    [
+        (LocalTraining(lr=0.1, momentum=0.9), 5, None),
+        (LocalTraining(lr=0.1, fresh_optimizer=False), 5, None),
+        (LocalTraining(lr=0.1, momentum=0.9, fresh_optimizer=False), 1, None),
+        (
+            LocalTraining(lr=0.1, momentum=0.9, fresh_optimizer=False),
+            2,
+            "the update carries momentum (0.9) from earlier rounds, which the server doesn't see",
+        ),
+    ],
+)
+def test_momentum_kept_over_rounds_is_an_obstacle(
+    training: LocalTraining, server_round: int, obstacle: str | None
+) -> None:
+    assert training.obstacle(server_round) == obstacle
+
+
+@pytest.mark.parametrize("lr", [0.0, -0.1, float("nan")])
+def test_a_learning_rate_is_above_zero(lr: float) -> None:
+    with pytest.raises(ValueError, match=r"lr must be above 0, found"):
+        LocalTraining(lr=lr)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"), [("3.bias", (1,)), ("3.bias", (5,)), ("1.weight", (40, 50))]
+)
+def test_an_array_that_does_not_fit_is_refused(name: str, shape: tuple[int, ...]) -> None:
+    model = network()
+    sent = dict(wire_tensors(model, "eval")) | {name: torch.zeros(shape)}
+    with pytest.raises(ValueError, match=rf"array '{name}' of shape .* doesn't fit the model"):
+        gradient_leak(model, sent, LocalTraining(lr=0.1), input_shape=SHAPE)
+    with pytest.raises(ValueError, match=rf"array '{name}' of shape .* doesn't fit the model"):
+        load_tensors(model, sent)
+
+
+def test_an_array_of_another_model_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"array 'head' of shape \(3,\) doesn't fit the model"):
+        load_tensors(network(), {"head": torch.zeros(3)})
+
+
+def test_loaded_tensors_are_copied_in_the_models_precision() -> None:
+    model = network(torch.float32)
+    values = torch.full((4,), 1 / 3, dtype=torch.float64)
+    load_tensors(model, {"3.bias": values})
+    values.zero_()
+    bias = model.get_parameter("3.bias")
+    assert bias.dtype == torch.float32
+    assert bias.requires_grad
+    assert bias.tolist() == torch.full((4,), 1 / 3).tolist()

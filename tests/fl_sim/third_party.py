@@ -1,0 +1,120 @@
+"""What a third party's package may hold, named as `third_party:attr` in the tests' scenarios."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attacks import GradientLeak, ImageAttack, LabelAttack, LabelRecovery, Reconstruction, Status
+from defenses import ClientStep, Defense
+from defenses.base import Gradients
+from fl_sim.data import Dataset
+from fl_sim.models import Normalize
+
+SHAPE = (1, 4, 4)
+
+
+def patterns(*, classes: int = 4, examples: int = 60) -> Dataset:
+    """Return random images, no two alike; classes take turns."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(examples + 20, *SHAPE, generator=generator)
+    labels = torch.arange(examples + 20) % classes
+    names = tuple(f"class {index}" for index in range(classes))
+    return Dataset(images[20:], labels[20:], images[:20], labels[:20], names)
+
+
+def linear(*, num_classes: int, input_shape: Any, bias: bool, mean: Any, std: Any) -> nn.Module:
+    """Return a linear classifier."""
+    return nn.Sequential(Normalize(mean, std), nn.Flatten(), nn.Linear(16, num_classes, bias=bias))
+
+
+def dropout(*, num_classes: int, mean: Any, std: Any, **_: Any) -> nn.Module:
+    """Return two linear layers with dropout between them."""
+    layers = [nn.Flatten(), nn.Linear(16, 32), nn.ReLU(), nn.Dropout(0.5)]
+    return nn.Sequential(Normalize(mean, std), *layers, nn.Linear(32, num_classes))
+
+
+def batch_norm(*, num_classes: int, mean: Any, std: Any, **_: Any) -> nn.Module:
+    """Return two linear layers with batch norm between them."""
+    layers = [nn.Flatten(), nn.Linear(16, 8), nn.BatchNorm1d(8), nn.ReLU()]
+    return nn.Sequential(Normalize(mean, std), *layers, nn.Linear(8, num_classes))
+
+
+class Tempered(nn.Module):
+    """A linear classifier with a learned scalar temperature, and a layer that isn't used."""
+
+    def __init__(self, *, num_classes: int, **_: Any) -> None:
+        super().__init__()
+        self.temperature = nn.Parameter(torch.tensor(1.5))
+        self.head = nn.Linear(16, num_classes)
+        self.unused = nn.Linear(2, 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits (B, K)."""
+        logits: Tensor = self.head(images.flatten(1)) * self.temperature
+        return logits
+
+
+@dataclass(frozen=True)
+class Averages(Defense):
+    """Replaces the batch's gradient by the mean of the examples' own."""
+
+    def on_gradient(
+        self, step: ClientStep, gradients: Gradients, generator: torch.Generator
+    ) -> Gradients:
+        """Return what should be the same."""
+        assert step.per_example_gradients is not None
+        return {name: rows.mean(dim=0) for name, rows in step.per_example_gradients().items()}
+
+
+@dataclass(frozen=True)
+class Raises(LabelAttack):
+    """An attack with a bug."""
+
+    def recover(self, leak: GradientLeak, generator: torch.Generator) -> LabelRecovery:
+        """Fail."""
+        raise RuntimeError("index 7 is out of bounds")
+
+
+@dataclass(frozen=True)
+class Answers(LabelAttack):
+    """An attack that answers `rows` times `classes` labels of zero."""
+
+    rows: int
+    classes: int
+    statuses: int = 0
+
+    def recover(self, leak: GradientLeak, generator: torch.Generator) -> LabelRecovery:
+        """Answer."""
+        status = Status.NOT_CONVERGED
+        labels = torch.zeros(self.rows, self.classes, dtype=torch.float64)
+        return LabelRecovery(status, "zeros", labels, statuses=(status,) * self.statuses)
+
+
+@dataclass(frozen=True)
+class Draws(LabelAttack):
+    """An attack that returns a random guess."""
+
+    def recover(self, leak: GradientLeak, generator: torch.Generator) -> LabelRecovery:
+        """Draw."""
+        guess = torch.rand(1, 4, generator=generator, dtype=torch.float64)
+        return LabelRecovery(Status.NOT_CONVERGED, "a guess", guess / guess.sum())
+
+
+def returns_nothing() -> Any:
+    """Return an "attack" that returns None."""
+    return lambda leak, *, generator: None
+
+
+@dataclass(frozen=True)
+class RaisesImage(ImageAttack):
+    """An image attack with a bug."""
+
+    def reconstruct(
+        self, leak: GradientLeak, labels: LabelRecovery, generator: torch.Generator
+    ) -> Reconstruction:
+        """Fail."""
+        raise ZeroDivisionError("division by zero")
