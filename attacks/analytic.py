@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from attacks.last_layer import rank_one
 from attacks.network import Network
@@ -66,6 +66,7 @@ class AnalyticInversion(ImageAttack):
         if network.linear[first].bias is not None:
             a, noise = _from_bias(gradient, _gradient(leak, f"{first}.bias"))
         else:
+            _require_known_layers(leak)
             a, noise = _from_feature(network, inverse, gradient, labels)
             scale_bar = labels.feature_bar or 0.0
         image = inverse.pixels(a)
@@ -178,6 +179,17 @@ def _direction(gradient: Tensor) -> tuple[Tensor, float]:
     live = gradient[(gradient != 0).any(dim=1)].numpy()
     delta, u, sigma, _ = rank_one(live, zero_sum=False)
     return torch.from_numpy(u), sigma / float(np.linalg.norm(delta))
+
+
+def _require_known_layers(leak: GradientLeak) -> None:
+    """Raise `NotApplicable` if a layer did to the client's image what the server can't repeat."""
+    drawing = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
+    for name, module in leak.model.named_modules():
+        if leak.mode == "train" and isinstance(module, drawing):
+            raise NotApplicable(
+                f"layer {name!r} ({type(module).__name__}) ran in train mode, which the server "
+                "can't repeat"
+            )
 
 
 def _require_homogeneous(network: Network, inverse: PixelMap) -> None:

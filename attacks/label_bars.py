@@ -19,6 +19,9 @@ from attacks.label_noise import Deviation
 from attacks.last_layer import LastLayer
 from attacks.types import GradientLeak
 
+COINCIDENCE = 100.0
+"""By how much smaller than the tolerance a bar must be where fitting at all is the evidence."""
+
 
 class Unknown(Enum):
     """What an attacker may not know, besides λ."""
@@ -61,9 +64,10 @@ def _is_unclipped(leak: GradientLeak) -> bool:
 def widest_bars(layer: LastLayer, fit: Fit, unknown: frozenset[Unknown]) -> tuple[float, float]:
     """Return the error bars of the label (L∞) and, relative, of λ.
 
-    Without noise a simple model that fits to float precision although it has equations to spare is
-    no coincidence; then it is widened by as many unknowns at a time as it has spare equations. With
-    noise it is widened by all of them.
+    Where all unknowns at once would leave no equation as a test, the evidence is that a simple
+    model fits at all, hardly a coincidence without noise. Then it is widened by as many unknowns at
+    a time as there are equations to spare, and the bars are stretched: a false model fits with a
+    probability of about its bar, 1 in 10,000 where the stretched bar is 1e-2.
 
     Args:
         layer: the rank-one problem.
@@ -79,7 +83,7 @@ def widest_bars(layer: LastLayer, fit: Fit, unknown: frozenset[Unknown]) -> tupl
     number = len(others) if layer.is_noisy else min(len(others), fit.surplus)
     bars = [_bars(layer, fit, own | set(some)) for some in combinations(others, number)]
     # A misfit larger than expected means errors larger than expected, and as much wider bars.
-    stretch = max(1.0, fit.residual)
+    stretch = max(1.0, fit.residual) * (1.0 if len(others) < fit.surplus else COINCIDENCE)
     return stretch * max(bar for bar, _ in bars), stretch * max(bar for _, bar in bars)
 
 
@@ -120,6 +124,7 @@ def _bars(layer: LastLayer, fit: Fit, free: Collection[Unknown]) -> tuple[float,
         std = np.hypot(std, moves_b / size)
         step = step + moves_b * ((target @ rest) / size**2)
     bar = (BAR * std + np.abs(step)).max(axis=1)
-    # λ is that of the unit vector g, whose length noise makes uncertain, too.
-    length = BAR * layer.sigma / float(np.linalg.norm(layer.alpha))
+    # Noise makes the length of the feature's part of g uncertain, too.
+    part = float(np.linalg.norm(layer.g[: len(layer.g) - layer.has_bias]))
+    length = BAR * float(layer.g_sigma.max()) / max(part, 1e-300)
     return float(bar[:-1].max()), float(bar[-1]) + length

@@ -39,15 +39,14 @@ class Deviation:
         bias = None
         if layer.has_bias:
             bias = abs(scale) * layer.bias_sigma / float(np.linalg.norm(layer.alpha)) + layer.eps
-        own = np.asarray(layer.sigma**2 + (scale * layer.eps * (p + np.abs(label))) ** 2)
+        own = layer.alpha_sigma**2 + (scale * layer.eps * (p + np.abs(label))) ** 2
         variance = _logit_variance(layer, scale)
         if len(p) > DENSE_LIMIT:
             return cls(np.sqrt(own + (scale * p) ** 2 * variance), bias)
         logits = np.diag(variance)
         if layer.is_noisy:
-            logits = logits + _feature_variance(layer, scale) * (
-                layer.gram - np.diag(np.diag(layer.gram))
-            )
+            correlated = layer.gram - np.diag(np.diag(layer.gram))
+            logits = logits + (scale * layer.sigma) ** 2 / (layer.alpha @ layer.alpha) * correlated
         slope = scale * (np.diag(p) - np.outer(p, p))
         covariance = np.diag(own) + slope @ logits @ slope
         factor: Array
@@ -73,15 +72,10 @@ def expected_variance(layer: LastLayer, scales: Array) -> Array:
     """Return the variance that noise and rounding give `λ p(λ) − α` at roots λ (N,); (N, K)."""
     scales = scales[..., None]
     p = softmax(scales * layer.logits, axis=-1)
-    own = layer.sigma**2 + (scales * layer.eps * p) ** 2
+    own = layer.alpha_sigma**2 + (scales * layer.eps * p) ** 2
     return np.asarray(own + (scales * p) ** 2 * _logit_variance(layer, scales))
-
-
-def _feature_variance(layer: LastLayer, scale: Array | float) -> Array:
-    return np.asarray((scale * layer.sigma) ** 2 / (layer.alpha @ layer.alpha))
 
 
 def _logit_variance(layer: LastLayer, scale: Array | float) -> Array:
     """Return the variance of each logit: noise in the feature, and the client's own rounding."""
-    rounding = (2 * layer.eps * scale) ** 2 * layer.logit_squares
-    return np.asarray(_feature_variance(layer, scale) * layer.weight_squares + rounding)
+    return np.asarray(scale**2 * (layer.logit_noise + (2 * layer.eps) ** 2 * layer.logit_squares))

@@ -18,9 +18,9 @@ NOISE_QUANTILE = 1 - 1e-5
 WORST_DIRECTION = 0.1
 """Largest relative error of the feature's direction at which error bars, which are of first order,
 are believed."""
-ROUNDED_RESIDUAL = 30.0
-"""Largest residual that float rounding explains, whose size is known roughly; false roots have
-hundreds and more."""
+ROUNDED_RESIDUAL = 6.0
+"""Largest residual that float rounding explains, whose size is known roughly: true roots have up to
+3.6, false ones mostly hundreds and more."""
 MAX_CANDIDATES = 16
 """Labels given under NOT_IDENTIFIABLE, the best first."""
 
@@ -118,7 +118,7 @@ def _explains(layer: LastLayer, fit: Fit) -> bool:
     freedom = max(fit.surplus, 1)
     noise_limit = float(np.sqrt(chi2.ppf(NOISE_QUANTILE, freedom) / freedom))
     limit = noise_limit if layer.is_noisy else ROUNDED_RESIDUAL
-    slack = 1e-5 + min(fit.bar, 0.05)
+    slack = 1e-9 + min(fit.bar * max(1.0, fit.residual), 0.05)
     in_range = fit.label.min() >= -slack and fit.label.max() <= 1 + slack
     return bool(in_range and fit.residual <= limit)
 

@@ -29,8 +29,10 @@ class LastLayer:
         g: (D,), or (D+1,) with a bias; zero where every gradient is.
         weight: (K, D) or (K, D+1).
         has_bias: whether the last column is the bias.
-        sigma: standard deviation of the noise in G's entries.
+        sigma: standard deviation of the noise in G's entries, root mean square.
         rounding: what float rounding alone makes of it.
+        alpha_sigma: (K,), standard deviations of α.
+        g_sigma: of g, likewise.
         bias_sigma: the noise in ∂L/∂b; 0 without a bias.
         eps: unit roundoff of the precision that the client computed in, at least `OWN_EPS`.
     """
@@ -41,6 +43,8 @@ class LastLayer:
     has_bias: bool
     sigma: float
     rounding: float
+    alpha_sigma: Array
+    g_sigma: Array
     bias_sigma: float
     eps: float
 
@@ -65,9 +69,9 @@ class LastLayer:
         return np.asarray(self.weight**2 @ self.g**2)
 
     @cached_property
-    def weight_squares(self) -> Array:
-        """Squared norms of W's rows, (K,)."""
-        return np.asarray(np.einsum("kd,kd->k", self.weight, self.weight))
+    def logit_noise(self) -> Array:
+        """Σ_j W_kj² Var(g_j), (K,): the variance of the logits at λ = 1."""
+        return np.asarray(self.weight**2 @ self.g_sigma**2)
 
     @cached_property
     def gram(self) -> Array:
@@ -93,7 +97,8 @@ class LastLayer:
         gradient = leak.gradients[weight_name].detach().double().numpy()
         weight = network.head.weight.detach().double().numpy()
         errors = leak.rounding(weight_name).numpy()
-        rounding = _rms(errors[gradient != 0])
+        # Of a gradient that is zero, rounding can't have taken anything; of an update, it can.
+        rounding = _rms(errors[errors > 0])
         bias_sigma = 0.0
         has_bias = bias_name in leak.gradients
         if network.head.bias is not None and not has_bias:
@@ -115,14 +120,22 @@ class LastLayer:
         sigma = max(measured, rounding)
         if sigma > 4 * rounding:
             bias_sigma = max(bias_sigma, sigma) if has_bias else 0.0
-        noise = np.where(gradient.any(axis=0), np.hypot(errors, sigma), 0.0)
-        if second > _largest_singular_value(noise):
+        if second > _largest_singular_value(np.hypot(errors, sigma * gradient.any(axis=0))):
             raise NotApplicable(
                 "beside rank one the last layer's gradient holds more than noise: several "
                 "examples, or a defense that changes entries one by one"
             )
         eps = max(float(torch.finfo(network.head.weight.dtype).eps), OWN_EPS)
-        return cls(alpha, g, weight, has_bias, sigma, rounding, bias_sigma, eps)
+        # Rounding differs from entry to entry, and the measured rest says by how much it is off.
+        noise = np.full_like(errors, sigma)
+        if sigma <= 4 * rounding:
+            noise = errors * (sigma / rounding)
+        own = noise**2 @ g**2 + (OWN_EPS * float(np.linalg.norm(alpha))) ** 2
+        alpha_sigma = np.sqrt(own + own.mean() / len(alpha))  # centring shares the rows' errors
+        g_sigma = np.sqrt(alpha**2 @ noise**2) / float(alpha @ alpha)
+        return cls(
+            alpha, g, weight, has_bias, sigma, rounding, alpha_sigma, g_sigma, bias_sigma, eps
+        )
 
 
 def rank_one(gradient: Array, *, zero_sum: bool) -> tuple[Array, Array, float, float]:

@@ -1,0 +1,52 @@
+"""An attack knows what is on the wire, and no more."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from attacks import IMAGE_ATTACKS, LABEL_ATTACKS
+
+Build = Callable[..., Any]
+
+
+@pytest.mark.parametrize("image_name", list(IMAGE_ATTACKS))
+@pytest.mark.parametrize("label_name", list(LABEL_ATTACKS))
+def test_a_leak_that_went_through_bytes_gives_the_same_answer(
+    label_name: str, image_name: str, make_model: Build, make_label: Build, make_victim: Build
+) -> None:
+    """No label, activation or hook of the victim rides along."""
+    label = make_label(10, "label-smoothing", np.random.default_rng(1))
+    victim = make_victim(make_model(10, bias=label_name == "bias-ratio"), label)
+    weights = load(save(victim.leak.model.state_dict()))
+    model = make_model(10, bias=label_name == "bias-ratio", seed=99)
+    model.load_state_dict(weights)
+    gradients = load(save({k: g.contiguous() for k, g in victim.leak.gradients.items()}))
+    rebuilt = dataclasses.replace(victim.leak, model=model, gradients=gradients)
+
+    answers = []
+    for leak in (victim.leak, rebuilt):
+        labels = LABEL_ATTACKS.build(label_name)(leak, generator=torch.Generator().manual_seed(1))
+        attack = IMAGE_ATTACKS.build(image_name)
+        image = attack(leak, labels, generator=torch.Generator().manual_seed(2))
+        answers.append((labels, image))
+    (labels, image), (other_labels, other_image) = answers
+    assert labels.status is other_labels.status
+    assert labels.reason == other_labels.reason
+    assert same(labels.labels, other_labels.labels)
+    assert same(labels.features, other_labels.features)
+    assert image.status is other_image.status
+    assert same(image.images, other_image.images)
+
+
+def same(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return bool(torch.equal(one.nan_to_num(-1), other.nan_to_num(-1)))
