@@ -18,6 +18,7 @@ from fl_sim.strategy.wrapper import Wrapper
 
 WEIGHT_KEY = "num-examples"
 FLOATS = (np.float16, np.float32, np.float64)
+LONGEST_REASON = 300
 
 
 class ReplyGuard(Wrapper):
@@ -114,7 +115,9 @@ class ReplyGuard(Wrapper):
 
     def _report(self, server_round: int, node: int, reason: str) -> None:
         if self.on_quarantine is not None:
-            self.on_quarantine(server_round, self._client(node), reason)
+            # A client may have written parts of it.
+            sentence = " ".join(reason.split())[:LONGEST_REASON]
+            self.on_quarantine(server_round, self._client(node), sentence)
 
     def _problem(self, reply: Message) -> str | None:
         """Return what is wrong with a reply, in one sentence, or None."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +18,7 @@ from fl_sim.scenario import Scenario
 HERE = Path(__file__).parent
 Tiny = Callable[..., Scenario]
 OutcomeOf = Callable[[Path], dict[str, str | bytes]]
+FlSim = Callable[..., Any]
 
 
 @pytest.fixture(scope="session")
@@ -34,6 +39,37 @@ def tiny(tiny_file: Path) -> Tiny:
 def outcome_of() -> OutcomeOf:
     """Return a function from a run folder to all that a seed decides: records, weights, images."""
     return _outcome
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def fl_sim(
+    tiny_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[FlSim]:
+    """Return a function that runs the command line in this process."""
+    from fl_sim.cli import main
+
+    def command(*arguments: str | Path) -> Ended:
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["fl-sim", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        return Ended(int(exit_.value.code or 0), *capsys.readouterr())
+
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    loggers = [logging.getLogger(name) for name in ("fl_sim", "flwr")]
+    before = [(list(logger.handlers), logger.level) for logger in loggers]
+    yield command
+    for logger, (handlers, level) in zip(loggers, before, strict=True):
+        logger.handlers, logger.level = handlers, level
 
 
 def _outcome(folder: Path) -> dict[str, str | bytes]:

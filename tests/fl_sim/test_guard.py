@@ -209,6 +209,22 @@ def test_several_malformed_replies_are_left_out_at_once() -> None:
     ]
 
 
+def test_a_client_cannot_write_more_than_a_sentence() -> None:
+    long = "very " * 100_000 + "long"
+
+    def talks() -> RecordDict:
+        raise RuntimeError(long)
+
+    named = RecordDict({long: well_formed(1)["arrays"], "metrics": well_formed(1)["metrics"]})
+    for reply in (talks, but(**{long: BIAS}), counted(**{long: 1}), counted(**{"a\nb": 1}), named):
+        federation = Federation([well_formed(0), reply, well_formed(2)])
+        federation.aggregate()
+        [(_, client, reason)] = federation.left_out
+        assert client == 1
+        assert len(reason) <= 300
+        assert "\n" not in reason
+
+
 @pytest.mark.parametrize("strategy", ["fedavg", "fedadam"])
 def test_without_a_good_reply_the_strategy_is_not_asked(strategy: str) -> None:
     federation = Federation([MALFORMED["NaN"][0], raises, None], strategy)

@@ -28,6 +28,8 @@ from fl_sim.simulation import run
 Tiny = Callable[..., Scenario]
 Outcome = dict[str, str | bytes]
 OutcomeOf = Callable[[Path], Outcome]
+Command = Callable[..., list[str]]
+FlSim = Callable[..., Any]
 
 # Two clients of three, so that sampling counts; a guess for an attack, which takes no time.
 QUICK = (
@@ -185,19 +187,8 @@ def test_a_resumed_run_does_not_train_again_what_is_committed(
     assert outcome_of(tmp_path) == expected
 
 
-def fl_sim(*arguments: str) -> int:
-    """Run the command line in this process, and return its exit status."""
-    from fl_sim.cli import main
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["fl-sim", *arguments])
-        with pytest.raises(SystemExit) as exit_:
-            main()
-    return int(exit_.value.code or 0)
-
-
 @pytest.fixture
-def command(tiny_file: Path) -> Callable[..., list[str]]:
+def command(tiny_file: Path) -> Command:
     """Return a function from overrides to the arguments of `fl-sim` that run the tiny scenario."""
 
     def arguments(*overrides: str) -> list[str]:
@@ -207,35 +198,30 @@ def command(tiny_file: Path) -> Callable[..., list[str]]:
 
 
 def test_resuming_a_finished_run_just_builds_the_report(
-    command: Callable[..., list[str]],
+    fl_sim: FlSim,
+    command: Command,
     outcome_of: OutcomeOf,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "run"
-    assert fl_sim(*command(*QUICK), "--out", str(out)) == 0
-    before, first = outcome_of(out), capsys.readouterr().out
-    seconds = (out / "rounds.jsonl").read_bytes()
+    first = fl_sim(*command(*QUICK), "--out", out)
+    assert first.status == 0, first.stderr
+    before, seconds = outcome_of(out), (out / "rounds.jsonl").read_bytes()
     (out / "report.html").unlink()
 
     def train(*arguments: Any) -> Any:
         raise AssertionError("nothing is left to train")
 
     monkeypatch.setattr(client, "train_locally", train)
-    assert fl_sim(*command(*QUICK), "--out", str(out), "--resume") == 0
-    assert capsys.readouterr().out == first
+    assert fl_sim(*command(*QUICK), "--out", out, "--resume") == first
     assert outcome_of(out) == before
     assert (out / "rounds.jsonl").read_bytes() == seconds
     assert (out / "report.html").exists()
 
 
 def test_an_interrupted_run_says_how_to_go_on_and_does(
-    command: Callable[..., list[str]],
-    tiny: Tiny,
-    outcome_of: OutcomeOf,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    fl_sim: FlSim, command: Command, tiny: Tiny, outcome_of: OutcomeOf, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
 
@@ -246,50 +232,50 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(client, "train_locally", interrupt)
-        assert fl_sim(*command(*QUICK), "--out", str(out)) == 130
+        interrupted = fl_sim(*command(*QUICK), "--out", out)
     sentence = f"interrupted; the same command with --resume --out {out} goes on from there"
-    assert capsys.readouterr().err == f"fl-sim: {sentence}\n"
-    assert fl_sim(*command(*QUICK), "--out", str(out), "--resume") == 0
+    assert (interrupted.status, interrupted.stderr) == (130, f"fl-sim: {sentence}\n")
+    assert fl_sim(*command(*QUICK), "--out", out, "--resume").status == 0
     run(tiny(*QUICK), tmp_path / "unbroken")
     assert outcome_of(out) == outcome_of(tmp_path / "unbroken")
 
 
-KILLS = 12
+KILLS, ROUNDS = 12, 320
 
 
 @pytest.mark.slow
 @pytest.mark.e2e
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_kill_9_at_random_moments(
-    command: Callable[..., list[str]],
+    fl_sim: FlSim,
+    command: Command,
     outcome_of: OutcomeOf,
     tmp_path: Path,
     tiny_file: Path,
     strategy: str,
 ) -> None:
-    """Twelve kills of a process, spread over the whole run; with each, seconds of imports."""
-    overrides = [*QUICK[1:], "rounds=300", f"server.strategy={strategy}"]
+    """Twelve kills of a process: of each three, one while it starts, two in later rounds."""
+    overrides = [*QUICK[1:-1], f"rounds={ROUNDS}", f"server.strategy={strategy}"]
     broken, whole = tmp_path / "broken", tmp_path / "whole"
-    started = Process(command(*overrides), whole, tiny_file)
-    duration = started.wait()
-    draws = random.Random(strategy)
-    committed: list[int] = []
-    while True:
+    unbroken = Process(command(*overrides), whole, tiny_file)
+    second = fl_sim(*command(*overrides), "--out", whole, "--resume")
+    assert (second.status, second.stderr) == (2, f"fl-sim: {whole} is in use by another run\n")
+    unbroken.wait()
+    draws = random.Random(f"kill {strategy}")
+    lines: list[int] = []
+    for number in range(KILLS):
         process = Process(command(*overrides), broken, tiny_file)
-        if len(committed) == KILLS:
-            process.wait()
-            break
-        time.sleep(draws.uniform(0, duration / 8))
+        if number % 3:
+            process.wait_for_rounds(draws.randint(10, 45))
+        time.sleep(draws.uniform(0, 0.1 if number % 3 else 0.7))
         assert process.kill(), "the run must not be over before the last kill"
-        lines = (
-            (broken / "rounds.jsonl").read_bytes() if (broken / "rounds.jsonl").exists() else b""
-        )
-        committed.append(lines.count(b"\n") - 1)
-    logger.info("%s: %.1f s unbroken, killed after rounds %s", strategy, duration, committed)
-    assert committed == sorted(committed)
-    assert committed[0] < 60 < 120 < committed[-1] < 300
+        lines.append(process.lines())
+    Process(command(*overrides), broken, tiny_file).wait()
+    logger.info("%s: killed after rounds %s of %d", strategy, [n - 1 for n in lines], ROUNDS)
+    assert lines == sorted(lines)
+    assert ROUNDS / 3 < lines[-1] < ROUNDS
     assert outcome_of(broken) == outcome_of(whole)
-    assert json.loads((broken / "rounds.jsonl").read_text().splitlines()[-1])["round"] == 300
+    assert json.loads((broken / "rounds.jsonl").read_text().splitlines()[-1])["round"] == ROUNDS
 
 
 class Process:
@@ -300,21 +286,34 @@ class Process:
         (out / ".lock").unlink(missing_ok=True)
         paths = [str(tiny_file.parent), os.environ.get("PYTHONPATH", "")]
         command = [sys.executable, "-m", "fl_sim.cli", *arguments, "--out", str(out), "--resume"]
-        self._process = subprocess.Popen(
-            command,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-        )
-        while not (out / ".lock").exists():
-            assert self._process.poll() is None, self._errors()
-            time.sleep(0.005)
-        self._started = time.monotonic()
+        self._errors = out.with_suffix(".err")
+        with self._errors.open("w") as errors:
+            self._process = subprocess.Popen(
+                command,
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+            )
+        self._rounds = out / "rounds.jsonl"
+        self._lines_before = self.lines()
+        self._wait_until((out / ".lock").exists)
 
-    def wait(self) -> float:
-        """Wait until it is done, and return how many seconds that took."""
-        assert self._process.wait(timeout=300) == 0, self._errors()
-        return time.monotonic() - self._started
+    def lines(self) -> int:
+        """Return how many whole lines tell of rounds."""
+        return self._rounds.read_bytes().count(b"\n") if self._rounds.exists() else 0
+
+    def wait_for_rounds(self, count: int) -> None:
+        """Wait until it has committed so many."""
+        self._wait_until(lambda: self.lines() >= self._lines_before + count)
+
+    def _wait_until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            assert self._process.poll() is None, self._errors.read_text()
+            time.sleep(0.005)
+
+    def wait(self) -> None:
+        """Wait until it is done."""
+        assert self._process.wait(timeout=300) == 0, self._errors.read_text()
 
     def kill(self) -> bool:
         """Kill it, and say whether it was still running."""
@@ -322,7 +321,3 @@ class Process:
         self._process.kill()
         self._process.wait()
         return was_running
-
-    def _errors(self) -> str:
-        assert self._process.stderr is not None
-        return self._process.stderr.read().decode()

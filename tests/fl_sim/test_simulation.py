@@ -36,7 +36,7 @@ ALL_DRAWS = (
     "client.mode=train",
     "model.name=third_party:dropout",
     'defense=[{name="mixup"}, {name="dp-noise", clipping_norm=0.1, noise_multiplier=0.01}]',
-    'attack=[{label="third_party:Draws"}, {label="soft-label"}]',
+    'attack=[{label="third_party:Draws"}, {label="third_party:Formula"}]',
     "server.strategy=fedadam",
 )
 
@@ -113,7 +113,7 @@ def test_clients_that_misbehave_are_left_out_with_their_reasons(
             case (0, 2):
                 raise MemoryError("no room\nfor more")
             case (1, 2):
-                return {"2.weight": weights["2.weight"][:, :1]}, loss
+                return weights | {"2.weight": weights["2.weight"][:, :1]}, loss
             case (2, 3):
                 return weights | {"extra": weights["2.weight"]}, loss
         return weights, loss

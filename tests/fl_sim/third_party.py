@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from attacks import GradientLeak, ImageAttack, LabelAttack, LabelRecovery, Reconstruction, Status
+from attacks.types import NotApplicable, require_one_example
 from defenses import ClientStep, Defense
 from defenses.base import Gradients
 from fl_sim.data import Dataset
@@ -68,6 +70,39 @@ class Averages(Defense):
         """Return what should be the same."""
         assert step.per_example_gradients is not None
         return {name: rows.mean(dim=0) for name, rows in step.per_example_gradients().items()}
+
+
+@dataclass(frozen=True)
+class Formula(LabelAttack):
+    """The closed form for one example and a last layer with a bias: x = ∂W / ∂b, y = p − ∂b."""
+
+    def recover(self, leak: GradientLeak, generator: torch.Generator) -> LabelRecovery:
+        """Apply it; it is always right here, so that a test needn't ask whether it is sure."""
+        require_one_example(leak)
+        weight, bias = list(leak.gradients.values())[-2:]
+        row = int(bias.abs().argmax())
+        feature = (weight[row] / bias[row])[None]
+        head = copy.deepcopy(cast(nn.Sequential, leak.model)[-1]).double()
+        with torch.no_grad():
+            labels = head(feature).softmax(dim=1) - bias
+        done = (Status.RECOVERED,)
+        return LabelRecovery(Status.RECOVERED, labels=labels, features=feature, statuses=done)
+
+
+@dataclass(frozen=True)
+class FormulaImage(ImageAttack):
+    """A linear classifier's last feature is the normalised image."""
+
+    def reconstruct(
+        self, leak: GradientLeak, labels: LabelRecovery, generator: torch.Generator
+    ) -> Reconstruction:
+        """Undo the normalisation."""
+        if labels.features is None or labels.features.shape[1] != 16:
+            raise NotApplicable("there is no feature of 16 pixels")
+        normalize = cast(Normalize, cast(nn.Sequential, leak.model)[0])
+        images = labels.features.reshape(1, *SHAPE) * normalize.std + normalize.mean
+        done = (Status.RECOVERED,)
+        return Reconstruction(Status.RECOVERED, images=images.clamp(0, 1), statuses=done)
 
 
 @dataclass(frozen=True)
