@@ -202,6 +202,17 @@ class Scenario(_Section):
     defense: list[DefenseStage] = Field([], description="tables, each headed [[defense]]")
     attack: list[Attack] = Field([], description="tables, each headed [[attack]]")
 
+    @model_validator(mode="after")
+    def _attacked_clients_exist(self) -> Scenario:
+        last = self.data.clients - 1
+        for index, attack in enumerate(self.attack):
+            beyond = [] if attack.clients == "all" else [n for n in attack.clients if n > last]
+            if beyond:
+                raise ValueError(
+                    f"attack.{index}.clients: must be at most {last}, found {beyond[0]}"
+                )
+        return self
+
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> Scenario:
         """Validate a mapping.

@@ -89,6 +89,8 @@ def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             if name not in own or own[name].shape != tensor.shape:
                 raise ValueError(f"array {name!r} of shape {tuple(tensor.shape)} {MISFIT}")
             own[name].copy_(tensor)
+            if name.endswith("running_var"):  # noise, or Adam on a server, can take it below zero
+                own[name].clamp_(min=0)
 
 
 def gradient_leak(

@@ -64,7 +64,10 @@ class ReplyGuard(Wrapper):
         server_round += self.round_offset
         if self.sample is not None:
             chosen = set(self.sample(server_round))
-            nodes = [n for n in sorted(grid.get_node_ids()) if self._client(n) in chosen]
+            nodes = [n for n in sorted(grid.get_node_ids()) if self._is_among(n, chosen)]
+            if not nodes:  # a strategy would wait for them for ever
+                self._asked = set()
+                return []
             grid = _SubGrid(grid, nodes)
         with contextlib.nullcontext() if self.sample is None else _python_draws(server_round):
             messages = list(self.base.configure_train(server_round, arrays, config, grid))
@@ -109,6 +112,11 @@ class ReplyGuard(Wrapper):
     ) -> MetricRecord | None:
         """Pass on, counting from the first run's first round."""
         return self.base.aggregate_evaluate(server_round + self.round_offset, replies)
+
+    def _is_among(self, node: int, chosen: set[int]) -> bool:
+        """Say whether a node is a chosen client; one that joined late is none."""
+        known = self.clients is None or node in self.clients
+        return known and self._client(node) in chosen
 
     def _client(self, node: int) -> int:
         return node if self.clients is None else self.clients[node]

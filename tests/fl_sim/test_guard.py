@@ -6,6 +6,7 @@ import io
 import itertools
 import random
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAdam, FedAvg, Strategy
 
 from fl_sim.simulation import LocalGrid
-from fl_sim.strategy import ReplyGuard
+from fl_sim.strategy import ReplyGuard, Wrapper
 from fl_sim.strategy.build import build_strategy
 
 SENT = {"weight": np.arange(6, dtype=np.float32).reshape(2, 3), "bias": np.zeros(2, np.float32)}
@@ -332,3 +333,25 @@ def test_a_strategys_own_draws_differ_between_rounds_and_repeat() -> None:
             server_round, arrays_of(SENT), ConfigRecord(), LocalGrid(ClientApp(), 1, {})
         )
     assert drawn[0] == drawn[2] != drawn[1]
+
+
+def test_a_node_that_joined_late_is_left_out_and_none_at_all_end_no_run() -> None:
+    """A strategy that is offered no node would wait for one for ever."""
+    asked: list[int] = []
+
+    class _Nodes:
+        def get_node_ids(self) -> list[int]:
+            return [1, 2, 99]
+
+    class _Base(Wrapper):
+        def __init__(self) -> None:
+            pass
+
+        def configure_train(self, server_round: int, arrays: Any, config: Any, grid: Any) -> Any:
+            asked.extend(grid.get_node_ids())
+            return []
+
+    guard = ReplyGuard(_Base(), clients={1: 0, 2: 1}, sample=lambda server_round: [server_round])
+    for server_round in (1, 5):
+        guard.configure_train(server_round, ArrayRecord(), ConfigRecord(), _Nodes())
+    assert asked == [2]

@@ -320,3 +320,9 @@ def test_validation_without_defenses_needs_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_an_attack_on_a_client_that_is_not_there_is_an_error() -> None:
+    with pytest.raises(UserError) as error:
+        Scenario.parse({"attack": [{"clients": [9]}, {"clients": [3, 10]}]})
+    assert str(error.value) == "attack.1.clients: must be at most 9, found 10"
