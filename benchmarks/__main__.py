@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-NAMES = ("audit_overhead", "leakage")
+NAMES = ("audit_overhead", "engines", "leakage")
 
 if __name__ == "__main__":
     chosen = sys.argv[1:] or NAMES

@@ -20,6 +20,5 @@ class ClientProcess(VirtualClientEngineActor):
 
 
 # A client whose process dies twice over one message gives an error, and the round goes on.
-raybackend.ClientAppActor = (  # type: ignore[attr-defined, assignment]  # Flower has no option for it
-    ray.remote(max_restarts=-1, max_task_retries=1)(ClientProcess)
-)
+_REPLACED = ray.remote(max_restarts=-1, max_task_retries=1)(ClientProcess)
+raybackend.ClientAppActor = _REPLACED  # type: ignore[attr-defined, assignment]

@@ -1,8 +1,9 @@
 """Stop every process that a run started, by its id, however the run ends.
 
 Flower starts processes that outlive the command that started them, and Ray starts more. All inherit
-a mark in their environment, and a working folder. A watcher, a process of its own, waits until its standard input closes,
-which happens when the run ends and also when it is killed; then it stops what carries the mark.
+a mark in their environment, and a working folder. A watcher, a process of its own, waits until its
+standard input closes, which happens when the run ends and also when it is killed; then it stops
+what carries the mark.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import psutil
 
@@ -22,14 +24,42 @@ GRACE_SECONDS = 3.0
 LIMIT_SECONDS = 30.0
 
 
+class Start(Protocol):
+    """Starts a process that ends with the run."""
+
+    def __call__(self, command: Sequence[str], *, log: Path) -> subprocess.Popen[bytes]:
+        """Start a command in an empty working folder; what it prints goes to `log`."""
+
+
 @contextlib.contextmanager
-def stopped_at_exit(folder: Path, environment: Mapping[str, str]) -> Iterator[dict[str, str]]:
-    """Stop what is started with the yielded environment, then remove `folder`.
+def stopped_at_exit(folder: Path, environment: Mapping[str, str]) -> Iterator[Start]:
+    """Yield what starts processes; at the end stop them and theirs, and remove `folder`.
 
     Args:
-        folder: the processes' own, whose path is the mark; they must start inside.
+        folder: the processes' own, whose path is the mark.
         environment: variables of the processes.
+
+    Raises:
+        OSError: the folder can't be written.
     """
+    started: list[subprocess.Popen[bytes]] = []
+    empty = folder / "cwd"
+    empty.mkdir()
+
+    def start(command: Sequence[str], *, log: Path) -> subprocess.Popen[bytes]:
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                command,
+                env={**environment, MARK: str(folder)},
+                cwd=empty,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        started.append(process)
+        return process
+
     command = [sys.executable, "-m", "fl_sim.processes", str(folder)]
     # A session of its own, so that Ctrl-C in a terminal doesn't end it before its work.
     watcher = subprocess.Popen(
@@ -37,11 +67,13 @@ def stopped_at_exit(folder: Path, environment: Mapping[str, str]) -> Iterator[di
     )
     assert watcher.stdin is not None
     try:
-        yield {**environment, MARK: str(folder)}
+        yield start
     finally:
         watcher.stdin.close()
         if watcher.wait() != 0:
             stop(folder)  # someone killed the watcher
+        for process in started:
+            process.wait()
 
 
 def marked_processes(folder: Path) -> list[psutil.Process]:

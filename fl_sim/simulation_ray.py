@@ -92,20 +92,13 @@ def run_on_ray(
         with RunFolder.open(out, scenario, resume=resume) as folder:
             if folder.last_round() == scenario.rounds:
                 return
-        with stopped_at_exit(temporary, _environment(temporary, port)) as environment:
-            with (temporary / "log").open("wb") as log:
-                flwr = subprocess.Popen(
-                    _command(scenario, temporary / "app"),
-                    cwd=temporary / "cwd",  # Ray's workers import from here before the app
-                    env=environment,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                )
+        log = temporary / "log"
+        with stopped_at_exit(temporary, _environment(temporary, port)) as start:
+            # The working folder is empty: Ray's workers import from there before the app.
+            flwr = start(_command(scenario, temporary / "app"), log=log)
             _follow(flwr, temporary, _Progress(scenario, folder, on_progress))
             if folder.last_round() != scenario.rounds:
-                raise _failure((temporary / "log").read_text(errors="replace"), folder)
+                raise _failure(log.read_text(errors="replace"), folder)
 
 
 def _free_port() -> int:
@@ -127,7 +120,7 @@ def _app_folder() -> Iterator[Path]:
     """Make a temporary folder; remove it if it can't be filled."""
     try:
         folder = Path(tempfile.mkdtemp(prefix="fl-sim-"))
-        for name in ("app", "cwd", "flwr"):
+        for name in ("app", "flwr"):
             (folder / name).mkdir()
     except OSError as error:
         raise UserError(
