@@ -19,7 +19,7 @@ from attacks.label_noise import Deviation
 from attacks.last_layer import LastLayer
 from attacks.types import GradientLeak
 
-COINCIDENCE = 100.0
+COINCIDENCE = 10.0
 """By how much smaller than the tolerance a bar must be where fitting at all is the evidence."""
 
 
@@ -66,8 +66,8 @@ def widest_bars(layer: LastLayer, fit: Fit, unknown: frozenset[Unknown]) -> tupl
 
     Where all unknowns at once would leave no equation as a test, the evidence is that a simple
     model fits at all, hardly a coincidence without noise. Then it is widened by as many unknowns at
-    a time as there are equations to spare, and the bars are stretched: a false model fits with a
-    probability of about its bar, 1 in 10,000 where the stretched bar is 1e-2.
+    a time as there are equations to spare; and if there is but one, the bars are stretched: a false
+    model fits with a probability of about its bar, 1 in 1,000 where the stretched bar is 1e-2.
 
     Args:
         layer: the rank-one problem.
@@ -83,7 +83,7 @@ def widest_bars(layer: LastLayer, fit: Fit, unknown: frozenset[Unknown]) -> tupl
     number = len(others) if layer.is_noisy else min(len(others), fit.surplus)
     bars = [_bars(layer, fit, own | set(some)) for some in combinations(others, number)]
     # A misfit larger than expected means errors larger than expected, and as much wider bars.
-    stretch = max(1.0, fit.residual) * (1.0 if len(others) < fit.surplus else COINCIDENCE)
+    stretch = max(1.0, fit.residual) * (COINCIDENCE if others and fit.surplus == 1 else 1.0)
     return stretch * max(bar for bar, _ in bars), stretch * max(bar for _, bar in bars)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -44,69 +44,90 @@ def decide(
         certificate: of the scan.
         plausible: (N, K), labels elsewhere that noise and rounding leave possible.
     """
+    claim = _claim(layer, roots, unknown, tolerance, plausible)
+    status = Status.RECOVERED if claim.reason is None else Status.NOT_IDENTIFIABLE
+    best = claim.best
+    width = len(layer.g) - layer.has_bias
+    label = np.full(len(layer.alpha), np.nan) if best is None else _on_simplex(best.label)
+    feature = np.full(width, np.nan) if best is None else best.scale * layer.g[:width]
+    candidates = [_on_simplex(fit.label) for fit in claim.candidates[:MAX_CANDIDATES]]
+    return LabelRecovery(
+        status,
+        claim.reason,
+        labels=torch.from_numpy(label)[None],
+        features=torch.from_numpy(feature)[None],
+        feature_bar=claim.feature_bar,
+        statuses=(status,),
+        augmentations=(None if best is None else best.augmentation,),
+        residual=None if best is None else best.residual,
+        certificate=certificate,
+        candidates=torch.from_numpy(np.array(candidates)),
+        batch_size=1,
+    )
+
+
+@dataclass(frozen=True)
+class _Claim:
+    """What the fits determine: the label, unless there is a reason why not.
+
+    Args:
+        candidates: the labels that fit, the best first.
+        best: the estimate; None where several fit equally well.
+        reason: why the label isn't determined.
+        feature_bar: relative error bar of the feature's scale, where it is.
+    """
+
+    candidates: list[Fit]
+    best: Fit | None
+    reason: str | None = None
+    feature_bar: float | None = None
+
+
+def _claim(
+    layer: LastLayer,
+    roots: list[list[Fit]],
+    unknown: frozenset[Unknown],
+    tolerance: float,
+    plausible: Array | None,
+) -> _Claim:
     fitting = [[f for f in fits if _explains(layer, f)] for fits in roots]
     fitting = [fits for fits in fitting if fits]
-    enough = [fits for fits in fitting if any(f.surplus >= 1 for f in fits)]
-    least_surplus = 0 if layer.is_noisy else 1
-    rivals = [fits for fits in fitting if any(f.surplus >= least_surplus for f in fits)]
-
-    def answer(
-        status: Status, reason: str | None, fits: list[Fit], label: Fit | None
-    ) -> LabelRecovery:
-        return _answer(layer, status, reason, fits, label, certificate)
-
     if not fitting:
         guesses = [min(fits, key=lambda f: f.residual) for fits in roots if fits]
-        return answer(
-            Status.NOT_IDENTIFIABLE,
+        reason = (
             "no augmented label explains the gradient: it may have been scaled (clipping, another "
-            "learning rate), or come from more than one example",
-            guesses,
-            guesses[0] if guesses else None,
+            "learning rate), or come from more than one example"
         )
+        return _Claim(guesses, guesses[0] if guesses else None, reason)
+    enough = [fits for fits in fitting if any(f.surplus >= 1 for f in fits)]
     if not enough:
         labels = [_simplest(fits) for fits in fitting]
-        return answer(
-            Status.NOT_IDENTIFIABLE,
-            f"{len(layer.alpha)} classes give no more equations than unknowns; "
-            f"{_count(len(labels), 'label')} fit",
-            labels,
-            None,
-        )
+        equations = f"{len(layer.alpha)} classes give no more equations than unknowns"
+        return _Claim(labels, None, f"{equations}; {_count(len(labels), 'label')} fit")
     if layer.direction_error > WORST_DIRECTION:
         best = _simplest(fitting[0])
-        return answer(
-            Status.NOT_IDENTIFIABLE,
-            f"noise hides the gradient: its direction is uncertain by {layer.direction_error:.0%}",
-            [best],
-            best,
-        )
+        uncertain = f"its direction is uncertain by {layer.direction_error:.0%}"
+        return _Claim([best], best, f"noise hides the gradient: {uncertain}")
+    # Noise lets a model without an equation to spare rival one that has some.
+    least_surplus = 0 if layer.is_noisy else 1
     best = min((_simplest(fits) for fits in enough), key=lambda f: (-f.surplus, f.residual))
-    others = [_simplest(fits) for fits in rivals if not any(f is best for f in fits)]
+    same = next(fits for fits in enough if any(f is best for f in fits))
+    others = [_simplest(fits) for fits in fitting if fits[0] is not same[0]]
+    others = [f for f in others if f.surplus >= least_surplus]
     others = [f for f in others if np.abs(f.label - best.label).max() > tolerance]
     if others:
-        return answer(
-            Status.NOT_IDENTIFIABLE,
-            f"{_count(1 + len(others), 'label')} fit equally well",
-            [best, *others],
-            None,
-        )
-    same = next(fits for fits in enough if any(f is best for f in fits))
-    same = [f for f in same if f.surplus >= least_surplus]
-    bar, scale_bar = widest_bars(layer, best, unknown)
-    bar += max(float(np.abs(f.label - best.label).max()) for f in same)
+        found = _count(1 + len(others), "label")
+        return _Claim([best, *others], None, f"{found} fit equally well")
+    bar, feature_bar = widest_bars(layer, best, unknown)
+    near = [f.label for f in same if f.surplus >= least_surplus]
+    bar += max(float(np.abs(label - best.label).max()) for label in near)
     if plausible is not None and len(plausible):
         bar = max(bar, float(np.abs(plausible - best.label).max()))
     if not bar <= tolerance:
         cause = "noise" if layer.is_noisy else "float rounding (the network is saturated)"
-        return answer(
-            Status.NOT_IDENTIFIABLE,
-            f"{cause} leaves the label uncertain by ±{min(bar, 1.0):.2g}, more than {tolerance:g}",
-            [best],
-            best,
-        )
-    recovered = answer(Status.RECOVERED, None, [best], best)
-    return dataclasses.replace(recovered, feature_bar=scale_bar)
+        uncertain = f"uncertain by ±{min(bar, 1.0):.2g}, more than {tolerance:g}"
+        return _Claim([best], best, f"{cause} leaves the label {uncertain}")
+    return _Claim([best], best, feature_bar=feature_bar)
 
 
 def _simplest(fits: list[Fit]) -> Fit:
@@ -121,33 +142,6 @@ def _explains(layer: LastLayer, fit: Fit) -> bool:
     slack = 1e-9 + min(fit.bar * max(1.0, fit.residual), 0.05)
     in_range = fit.label.min() >= -slack and fit.label.max() <= 1 + slack
     return bool(in_range and fit.residual <= limit)
-
-
-def _answer(
-    layer: LastLayer,
-    status: Status,
-    reason: str | None,
-    candidates: list[Fit],
-    best: Fit | None,
-    certificate: float | None,
-) -> LabelRecovery:
-    width = len(layer.g) - layer.has_bias
-    label = np.full(len(layer.alpha), np.nan) if best is None else _on_simplex(best.label)
-    feature = np.full(width, np.nan) if best is None else best.scale * layer.g[:width]
-    return LabelRecovery(
-        status,
-        reason,
-        labels=torch.from_numpy(label)[None],
-        features=torch.from_numpy(feature)[None],
-        statuses=(status,),
-        augmentations=(None if best is None else best.augmentation,),
-        residual=None if best is None else best.residual,
-        certificate=certificate,
-        candidates=torch.from_numpy(
-            np.array([_on_simplex(f.label) for f in candidates[:MAX_CANDIDATES]])
-        ),
-        batch_size=1,
-    )
 
 
 def _on_simplex(label: Array) -> Array:

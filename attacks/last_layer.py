@@ -13,6 +13,8 @@ from attacks.network import Network
 from attacks.types import GradientLeak, NotApplicable
 
 Array = NDArray[np.float64]
+HUGE = 1e100
+"""Beyond it, and below its inverse, squares leave float64's range."""
 OWN_EPS = 16 * float(np.finfo(np.float64).eps)
 """Relative error of what is computed here, in float64: about a dozen roundings."""
 
@@ -110,17 +112,18 @@ class LastLayer:
             weight = np.hstack([weight, bias])
             errors = np.hstack([errors, leak.rounding(bias_name).numpy()[:, None]])
             bias_sigma = _rms(errors[:, -1])
-        if not np.isfinite(gradient).all():
+        if not np.abs(gradient).max() < HUGE:
             raise NotApplicable("the last layer's gradient has NaN or infinite entries")
-        if not gradient.any():
-            raise NotApplicable("the last layer's gradient is zero")
+        if not np.ptp(gradient, axis=0).max() > 1 / HUGE:
+            raise NotApplicable("the last layer's gradient is zero, or equal for all classes")
         alpha, g, residual, second = rank_one(gradient, zero_sum=True)
         known = leak.knowledge.noise_std
         measured = residual if known is None or not leak.lr else known / leak.lr
         sigma = max(measured, rounding)
         if sigma > 4 * rounding:
             bias_sigma = max(bias_sigma, sigma) if has_bias else 0.0
-        if second > _largest_singular_value(np.hypot(errors, sigma * gradient.any(axis=0))):
+        limit = _largest_singular_value(np.hypot(errors, sigma * gradient.any(axis=0)))
+        if second > limit + OWN_EPS * np.linalg.norm(alpha):
             raise NotApplicable(
                 "beside rank one the last layer's gradient holds more than noise: several "
                 "examples, or a defense that changes entries one by one"

@@ -115,14 +115,23 @@ def scan(layer: LastLayer, signs: tuple[int, ...]) -> tuple[Array, float | None]
     """
     grid = _grid(layer)
     scales, values = [], []
-    for objective in _objectives(len(layer.alpha)):
-        for sign in signs:
-            phi = objective(layer, sign * grid)
-            inner = np.flatnonzero((phi[1:-1] < phi[:-2]) & (phi[1:-1] <= phi[2:])) + 1
-            found = sign * _zoom(layer, objective, sign, grid[inner - 1], grid[inner + 1])
+    for sign in signs:
+        # A second class with a small share makes a narrow dip, at the bottom of φ for one class.
+        one = _minima(tie_variance(layer, sign * grid, 1))
+        fine = np.multiply.outer(grid[one], np.exp(np.linspace(-4, 4, 129) * STEP))
+        points = np.unique(np.concatenate([grid, fine.ravel()]))
+        for objective in _objectives(len(layer.alpha)):
+            inner = _minima(objective(layer, sign * points))
+            found = sign * _zoom(layer, objective, sign, points[inner - 1], points[inner + 1])
             scales.append(found)
             values.append(objective(layer, found))
     return _best(layer, np.concatenate(scales), np.concatenate(values))
+
+
+def _minima(values: Array) -> NDArray[np.intp]:
+    """Return the indices of the local minima, ends left out."""
+    inner = values[1:-1]
+    return np.flatnonzero((inner < values[:-2]) & (inner <= values[2:])) + 1
 
 
 def plausible_labels(layer: LastLayer, signs: tuple[int, ...]) -> Array:
