@@ -137,7 +137,7 @@ def fit_label(layer: LastLayer, model: LabelModel, scale: float) -> Fit | None:
     a, b = (int(k) for k in np.argsort(-label)[:2])
     base, basis = model.basis(len(label), a, b)
     beta: Array = np.linalg.lstsq(basis, label - base, rcond=None)[0]
-    step: Array = np.zeros(1)
+    settled = False
     for _ in range(20):
         label = base + basis @ beta
         p = softmax(scale * logits)
@@ -147,11 +147,12 @@ def fit_label(layer: LastLayer, model: LabelModel, scale: float) -> Fit | None:
         by_scale = deviation.whiten(p - label + scale * jacobian, layer.g[-1])
         by_beta = deviation.whiten(-scale * basis, 0.0)
         design = np.column_stack([by_scale, by_beta])
+        if settled:
+            break
         step = np.asarray(np.linalg.lstsq(design, target, rcond=None)[0], dtype=np.float64)
         if not np.isfinite(step).all() or abs(step[0]) > 0.5 * abs(scale):
             return None
-        if abs(step[0]) <= 1e-13 * abs(scale):
-            break
+        settled = abs(step[0]) <= 1e-12 * abs(scale)  # the next step would be rounding
         scale += float(step[0])
         beta = beta + step[1:]
     surplus = len(label) - 2 - model.unknowns + int(layer.has_bias)

@@ -118,20 +118,21 @@ def scan(layer: LastLayer, signs: tuple[int, ...]) -> tuple[Array, float | None]
     for sign in signs:
         # A second class with a small share makes a narrow dip, at the bottom of φ for one class.
         one = _minima(tie_variance(layer, sign * grid, 1))
-        fine = np.multiply.outer(grid[one], np.exp(np.linspace(-4, 4, 129) * STEP))
+        fine = np.multiply.outer(grid[one], np.exp((np.arange(-64, 64) + 0.5) / 16 * STEP))
         points = np.unique(np.concatenate([grid, fine.ravel()]))
         for objective in _objectives(len(layer.alpha)):
             inner = _minima(objective(layer, sign * points))
             found = sign * _zoom(layer, objective, sign, points[inner - 1], points[inner + 1])
+            found = np.append(found, sign * points[-1])  # the plateau, where ŷ is nearly hard
             scales.append(found)
             values.append(objective(layer, found))
     return _best(layer, np.concatenate(scales), np.concatenate(values))
 
 
 def _minima(values: Array) -> NDArray[np.intp]:
-    """Return the indices of the local minima, ends left out."""
-    inner = values[1:-1]
-    return np.flatnonzero((inner < values[:-2]) & (inner <= values[2:])) + 1
+    """Return the indices of the local minima, but for the ends and the ripple on plateaus."""
+    deeper = values[1:-1] * (1 + 1e-9)
+    return np.flatnonzero((deeper < values[:-2]) & (deeper <= values[2:])) + 1
 
 
 def plausible_labels(layer: LastLayer, signs: tuple[int, ...]) -> Array:
