@@ -155,7 +155,7 @@ def audit_leak(
         labels = plan.label(leak, generator=generator)
         _check_answer(labels, LabelRecovery, leak, labels=(classes,), features=(None,))
     except Exception as error:  # a third party's attack may raise anything
-        logger.exception("label attack %s raised", plan.label_name)
+        _log_failure(plan.label_name, error)
         labels = LabelRecovery(Status.FAILED, f"{type(error).__name__}: {error}")
     label_seconds = time.perf_counter() - started
     image: Reconstruction | None = None
@@ -166,7 +166,7 @@ def audit_leak(
             image = plan.image(leak, labels, generator=generator)
             _check_answer(image, Reconstruction, leak, images=leak.input_shape)
         except Exception as error:  # likewise
-            logger.exception("image attack %s raised", plan.image_name)
+            _log_failure(plan.image_name, error)
             image = Reconstruction(Status.FAILED, f"{type(error).__name__}: {error}")
         image_seconds = time.perf_counter() - started
     shared = dataclasses.replace(
@@ -201,6 +201,11 @@ def audit_leak(
             tensors["true_image"] = truth.images[example]
         findings.append(Finding(dataclasses.replace(shared, **fields), tensors))
     return sorted(findings, key=lambda finding: finding.record.example or 0)
+
+
+def _log_failure(name: str | None, error: Exception) -> None:
+    logger.warning("attack %s raised %s: %s", name, type(error).__name__, error)
+    logger.debug("attack %s", name, exc_info=error)
 
 
 def _check_answer(

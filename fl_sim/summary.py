@@ -156,7 +156,7 @@ def table(records: Iterable[Record]) -> Table:
     result.add_column("attacker")
     for heading in ("examples", "labels", "false\naccepts", "top-1\n(guess)"):
         result.add_column(heading, justify="right")
-    for heading in ("images", "PSNR dB\n(mean)", "seconds"):
+    for heading in ("images", "PSNR dB\n(mean image)", "seconds"):
         result.add_column(heading, justify="right")
     for summary in summarize(records):
         has_images = summary.image_attack is not None

@@ -60,6 +60,9 @@ def outcome(
     if best.label_success is None:
         claims = f"claims the labels of {number(best.recovered)} of {examples}"
         return f"{who} {claims}; without the truth, they aren't scored."
+    if records and all(r.get("label_status") == "NOT_APPLICABLE" for r in records):
+        reason = records[0]["label_reason"]
+        return f"No attack applies to these updates, which is no sign of safety: {reason}."
     classes = round((best.top1 or 0.0) * best.examples)
     more = f"; it named the right class of {number(classes)}"
     more = f"{more if classes > best.labels_recovered else ''}."
