@@ -68,8 +68,9 @@ def image_pairs(folder: Path, records: Iterable[Record], limit: int) -> list[Pai
     chosen = _choose(folder, limit, _has_image)
     found = _records_of(records, chosen)
     return [
-        Pair(_data_uri(arrays["image"]), _data_uri(arrays["true_image"]), found.get(key, {}))
+        Pair(_data_uri(arrays["image"]), _data_uri(arrays["true_image"]), found[key])
         for key, arrays in sorted(chosen.items())
+        if key in found
     ]
 
 
@@ -78,10 +79,9 @@ def label_charts(folder: Path, records: Iterable[Record], limit: int) -> list[Ch
     chosen = _choose(folder, limit, _has_label)
     found = _records_of(records, chosen)
     return [
-        Chart(
-            _bars(arrays["label"], arrays["true_label"]), arrays["label"].size, found.get(key, {})
-        )
+        Chart(_bars(arrays["label"], arrays["true_label"]), arrays["label"].size, found[key])
         for key, arrays in sorted(chosen.items())
+        if key in found
     ]
 
 
