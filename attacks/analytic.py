@@ -68,7 +68,8 @@ class AnalyticInversion(ImageAttack):
         else:
             _require_known_layers(leak)
             a, noise = _from_feature(network, inverse, gradient, labels)
-            scale_bar = labels.feature_bar or 0.0
+            if labels.feature_bar is not None:
+                scale_bar = float(labels.feature_bar[0].nan_to_num())
         image = inverse.pixels(a)
         residual = None
         errors = [noise * inverse.worth, scale_bar * _rms(a) * inverse.worth]
@@ -87,7 +88,14 @@ class AnalyticInversion(ImageAttack):
                 f"the image's error is estimated at {max(errors):.2g}, more than "
                 f"{self.tolerance:.2g}"
             )
-        return Reconstruction(status, reason, image.clamp(0, 1), (status,), residual)
+        return Reconstruction(
+            status,
+            reason,
+            image.clamp(0, 1),
+            statuses=(status,),
+            reasons=(reason,),
+            residual=torch.tensor([torch.nan if residual is None else residual]).double(),
+        )
 
 
 @dataclass(frozen=True, eq=False)

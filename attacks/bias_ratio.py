@@ -69,6 +69,7 @@ class BiasRatio(LabelAttack):
                 status=Status.NOT_IDENTIFIABLE,
                 reason=reason,
                 statuses=(Status.NOT_IDENTIFIABLE,),
+                reasons=(reason,),
             )
         return dataclasses.replace(
             verdict,

@@ -56,11 +56,12 @@ def decide(
         claim.reason,
         labels=torch.from_numpy(label)[None],
         features=torch.from_numpy(feature)[None],
-        feature_bar=claim.feature_bar,
+        feature_bar=_row(claim.feature_bar),
         statuses=(status,),
+        reasons=(claim.reason,),
         augmentations=(None if best is None else best.augmentation,),
-        residual=None if best is None else best.residual,
-        certificate=certificate,
+        residual=_row(None if best is None else best.residual),
+        certificate=_row(certificate),
         candidates=torch.from_numpy(np.array(candidates)),
         batch_size=1,
     )
@@ -128,6 +129,10 @@ def _claim(
         uncertain = f"uncertain by ±{min(bar, 1.0):.2g}, more than {tolerance:g}"
         return _Claim([best], best, f"{cause} leaves the label {uncertain}")
     return _Claim([best], best, feature_bar=feature_bar)
+
+
+def _row(value: float | None) -> torch.Tensor:
+    return torch.tensor([torch.nan if value is None else value], dtype=torch.float64)
 
 
 def _simplest(fits: list[Fit]) -> Fit:

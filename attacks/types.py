@@ -167,11 +167,18 @@ class LabelRecovery:
         reason: one sentence, unless RECOVERED.
         labels: (B, K) float64, rows of NaN where an example isn't recovered; None if not tried.
         features: (B, D) float64, the last layer's inputs, likewise.
-        feature_bar: relative error bar of the features' scale, from attacks that know it.
+        label_std: (B, K) float64, standard errors of the labels' entries if the augmentation is
+            right, NaN where unknown; from attacks that know them.
+        feature_bar: (B,) float64, relative error bars of the features' scale, likewise.
+        gradient_scale: the factor on the gradient (clipping, a wrong learning rate) that the labels
+            imply; None from attacks that take it as 1.
         statuses: one for each example.
+        reasons: one sentence for each example, None where it is RECOVERED.
         augmentations: the detected augmentation of each example, None where undetected.
-        residual: the smaller the better; 0 is a perfect fit, 1 what noise and rounding explain.
-        certificate: higher is safer; the attack states its threshold. None without a runner-up.
+        residual: (B,) float64, the smaller the better; 0 is a perfect fit, 1 what noise and
+            rounding explain; NaN where there is none.
+        certificate: (B,) float64, higher is safer; the attack states its threshold. NaN without a
+            runner-up, never infinite.
         candidates: (N, K), the labels that fit equally well under NOT_IDENTIFIABLE.
         mass: (K,), the batch's label mass, summing to B, from attacks that count.
         batch_size: B, estimated where the leak doesn't give it.
@@ -181,11 +188,14 @@ class LabelRecovery:
     reason: str | None = None
     labels: Tensor | None = None
     features: Tensor | None = None
-    feature_bar: float | None = None
+    label_std: Tensor | None = None
+    feature_bar: Tensor | None = None
+    gradient_scale: float | None = None
     statuses: tuple[Status, ...] = ()
+    reasons: tuple[str | None, ...] = ()
     augmentations: tuple[Augmentation | None, ...] = ()
-    residual: float | None = None
-    certificate: float | None = None
+    residual: Tensor | None = None
+    certificate: Tensor | None = None
     candidates: Tensor | None = None
     mass: Tensor | None = None
     batch_size: int | None = None
@@ -201,14 +211,17 @@ class Reconstruction:
         images: (B, C, H, W) float64 pixels in [0, 1], NaN where an example isn't recovered; None
             under NOT_APPLICABLE.
         statuses: one for each example.
-        residual: the attack's own measure of its error, the smaller the better.
+        reasons: one sentence for each example, None where it is RECOVERED.
+        residual: (B,) float64, the attack's own measure of its error, the smaller the better; NaN
+            where there is none.
     """
 
     status: Status
     reason: str | None = None
     images: Tensor | None = None
     statuses: tuple[Status, ...] = ()
-    residual: float | None = None
+    reasons: tuple[str | None, ...] = ()
+    residual: Tensor | None = None
 
 
 class NotApplicable(Exception):

@@ -174,12 +174,9 @@ def audit_leak(
         batch_size=leak.batch_size or labels.batch_size,
         label_status=labels.status.value,
         label_reason=labels.reason,
-        label_residual=labels.residual,
-        label_certificate=labels.certificate,
         label_seconds=label_seconds,
         image_status=None if image is None else image.status.value,
         image_reason=None if image is None else image.reason,
-        image_residual=None if image is None else image.residual,
         image_seconds=image_seconds,
     )
     rows = 0 if labels.labels is None else len(labels.labels)
@@ -231,24 +228,36 @@ def _check_answer(
         pairs = zip(required, sizes, strict=False)
         if len(sizes) != len(required) or any(rule not in (None, size) for rule, size in pairs):
             raise ValueError(f"{name} must have the shape {required}, found {sizes}")
-    for name in ("statuses", "augmentations"):
-        entries = len(getattr(answer, name, ()))
+    for name in ("statuses", "reasons", "augmentations", "residual", "certificate"):
+        value = getattr(answer, name, None)
+        entries = 0 if value is None else len(value)
         if rows and entries not in (0, rows):
             raise ValueError(f"{name} must have {rows} entries, found {entries}")
 
 
 def _answer(labels: LabelRecovery, image: Reconstruction | None, row: int) -> dict[str, Any]:
     """Return the fields of a record that an attack's answer fills for one row."""
-    fields: dict[str, Any] = {}
-    if labels.statuses:
-        fields["label_status"] = labels.statuses[row].value
+    fields = _verdict("label", labels, row)
+    if labels.certificate is not None:
+        fields["label_certificate"] = float(labels.certificate[row])
     found = labels.augmentations[row] if labels.augmentations else None
     if found is not None:
         fields["augmentation"] = found.type
         fields["smoothing"] = found.smoothing
         fields["mixing"] = found.mixing
-    if image is not None and image.statuses:
-        fields["image_status"] = image.statuses[row].value
+    if image is not None:
+        fields |= _verdict("image", image, row)
+    return fields
+
+
+def _verdict(kind: str, answer: LabelRecovery | Reconstruction, row: int) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    if answer.statuses:
+        fields[f"{kind}_status"] = answer.statuses[row].value
+    if answer.reasons:
+        fields[f"{kind}_reason"] = answer.reasons[row]
+    if answer.residual is not None:
+        fields[f"{kind}_residual"] = float(answer.residual[row])
     return fields
 
 

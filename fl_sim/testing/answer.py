@@ -35,8 +35,14 @@ def check_label_answer(subject: Subject, case: Case, answer: Any) -> None:
     form.rows("labels", (classes,))
     form.rows("features", (None,))
     form.entries("augmentations", Augmentation)
-    form.number("certificate")
-    form.number("feature_bar")
+    form.measure("certificate")
+    form.measure("feature_bar")
+    form.tensor("label_std", (form.size, classes), torch.float64)
+    scale = answer.gradient_scale
+    form.require(
+        scale is None or (isinstance(scale, float) and 0 < scale < math.inf),
+        f"gradient_scale must be None or a finite number above 0, found {scale!r}",
+    )
     form.tensor("candidates", (None, classes))
     form.tensor("mass", (classes,))
     size = answer.batch_size
@@ -115,7 +121,7 @@ class _Form:
         self.subject.require(holds, Rule.WELL_FORMED, f"on {self.case.name} {rule}")
 
     def common(self, kind: type) -> None:
-        """Check type, status, reason, statuses and residual."""
+        """Check type, status and reason."""
         answer = self.answer
         found = type(answer).__name__
         self.require(isinstance(answer, kind), f"it must answer a {kind.__name__}, found {found}")
@@ -130,7 +136,6 @@ class _Form:
                 isinstance(reason, str) and _is_one_sentence(reason),
                 f"reason must be one sentence under {answer.status}, found {reason!r}",
             )
-        self.number("residual")
 
     def rows(self, name: str, shape: tuple[int | None, ...]) -> None:
         """Check a tensor of one row for each example, each finite or all NaN; and the statuses."""
@@ -143,6 +148,14 @@ class _Form:
             whole = row.isfinite().all(dim=1) | row.isnan().all(dim=1)
             self.require(whole.all(), f"each of the {name} must be finite, or NaN altogether")
         self.entries("statuses", Status)
+        self.entries("reasons", str)
+        self.measure("residual")
+        for status, why in zip(self.answer.statuses, self.answer.reasons, strict=False):
+            self.require(
+                (why is None) == (status is Status.RECOVERED),
+                f"each of the reasons must be None under RECOVERED and else a sentence, found "
+                f"{why!r} under {status}",
+            )
 
     def tensor(
         self, name: str, shape: tuple[int | None, ...], dtype: torch.dtype | None = None
@@ -178,13 +191,13 @@ class _Form:
             f"each of the {name} must be of {kind.__name__}, found {entries!r}",
         )
 
-    def number(self, name: str) -> None:
-        """Check a measure: None, or finite and at least 0."""
+    def measure(self, name: str) -> None:
+        """Check a number for each example: NaN, or finite and at least 0."""
+        self.tensor(name, (self.size,), torch.float64)
         value = getattr(self.answer, name)
-        self.require(
-            value is None or (isinstance(value, float | int) and 0 <= value < math.inf),
-            f"{name} must be None or a finite number of at least 0, found {value!r}",
-        )
+        if value is not None:
+            rule = f"{name} must be NaN or finite numbers of at least 0, found {value}"
+            self.require((value.isnan() | ((value >= 0) & value.isfinite())).all(), rule)
 
     def claimed(self, name: str) -> Tensor | None:
         """Return the rows that are called RECOVERED; None without any."""

@@ -152,7 +152,7 @@ def perfect_recovery(case: Case) -> LabelRecovery:
         Status.RECOVERED,
         labels=case.labels.double(),
         features=inputs[0].flatten(1).double(),
-        feature_bar=1e-6,
+        feature_bar=torch.full((rows,), 1e-6, dtype=torch.float64),
         statuses=(Status.RECOVERED,) * rows,
         augmentations=(None,) * rows,
         batch_size=rows,

@@ -21,6 +21,7 @@ RECOVERED, FAILED = Status.RECOVERED, Status.FAILED
 CASES = {case.name: case for case in (*ordinary_cases(), *hard_cases())}
 NAN = float("nan")
 LABEL = torch.full((1, 6), 1 / 6, dtype=torch.float64)
+ROW = torch.ones(1, dtype=torch.float64)
 
 
 def answer(case: Case, **fields: Any) -> LabelRecovery:
@@ -42,7 +43,7 @@ def test_the_truth_is_accepted(name: str) -> None:
     [
         {"labels": None},
         {"labels": LABEL * NAN, "statuses": (FAILED,)},
-        {"augmentations": (Augmentation("hard"),), "residual": 0.0, "certificate": 3},
+        {"augmentations": (Augmentation("hard"),), "residual": 0 * ROW, "certificate": 3 * ROW},
         {"mass": torch.full((6,), 1 / 6), "candidates": torch.eye(6)[:3]},
     ],
 )
@@ -72,10 +73,17 @@ def test_every_documented_form_is_accepted(fields: dict[str, Any]) -> None:
         (failed(statuses=[FAILED]), "statuses must be a tuple"),
         (failed(statuses=(None,)), "each of the statuses must be of Status"),
         (failed(augmentations=("hard",)), "each of the augmentations must be of Augmentation"),
-        ({"residual": NAN}, "residual must be None or a finite number of at least 0"),
-        ({"residual": -1.0}, "residual must be None or"),
-        ({"certificate": float("inf")}, "certificate must be None or"),
-        ({"feature_bar": "small"}, "feature_bar must be None or"),
+        (failed(reasons=("why", "why")), "reasons must have 1 entries or none, found 2"),
+        (
+            failed(statuses=(FAILED,), reasons=(None,)),
+            "each of the reasons must be None under RECOVERED and else a",
+        ),
+        ({"residual": ROW * -1.0}, "residual must be NaN or finite numbers of at least 0"),
+        ({"residual": 1.0}, "residual must be a (1) float64 tensor, found float"),
+        ({"certificate": ROW * float("inf")}, "certificate must be NaN or finite"),
+        ({"feature_bar": ROW.repeat(2)}, "feature_bar must be a (1) float64"),
+        ({"label_std": ROW}, "label_std must be a (1, 6) float64"),
+        ({"gradient_scale": 0.0}, "gradient_scale must be None or a finite number above 0"),
         ({"candidates": torch.zeros(2, 3)}, "candidates must be a (any, 6) floating"),
         ({"candidates": torch.full((2, 6), NAN)}, "candidates must be finite"),
         ({"mass": torch.ones(6)}, "mass must sum to 1, found 6"),
@@ -122,7 +130,13 @@ def test_a_claim_for_one_row_is_held_against_the_truth(fails: Fails) -> None:
 def test_more_claims_than_examples_are_refused(fails: Fails) -> None:
     case = CASES["a batch of unknown size"]
     rows = case.labels.double().repeat(2, 1)
-    none = {"features": None, "statuses": (), "augmentations": (), "batch_size": None}
+    none = {
+        "features": None,
+        "feature_bar": None,
+        "statuses": (),
+        "augmentations": (),
+        "batch_size": None,
+    }
     many = answer(case, labels=rows, **none)
     words = "RECOVERED 6 times, for 3 in the batch"
     fails(check_label_answer, SUBJECT, case, many, rule="honest", words=words)

@@ -150,7 +150,7 @@ def perturb(leak: GradientLeak) -> None:
 def with_saved_state(leak: GradientLeak, generator: torch.Generator) -> LabelRecovery:
     """Draw from the global generator and put it back."""
     state = torch.get_rng_state()
-    residual = float(torch.rand(()))
+    residual = torch.rand(1, dtype=torch.float64)
     torch.set_rng_state(state)
     return dataclasses.replace(row_sum(leak, generator), residual=residual)
 
@@ -158,9 +158,8 @@ def with_saved_state(leak: GradientLeak, generator: torch.Generator) -> LabelRec
 def unseeded(leak: GradientLeak, generator: torch.Generator) -> LabelRecovery:
     own = torch.Generator()
     own.seed()
-    return dataclasses.replace(
-        row_sum(leak, generator), residual=float(torch.rand((), generator=own))
-    )
+    residual = torch.rand(1, dtype=torch.float64, generator=own)
+    return dataclasses.replace(row_sum(leak, generator), residual=residual)
 
 
 def hooked_labels(model: nn.Module) -> Tensor:

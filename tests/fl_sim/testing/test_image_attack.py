@@ -79,7 +79,7 @@ GUESS = Status.NOT_CONVERGED
         (lambda leak, labels: labels, WELL, "Reconstruction, found LabelRecovery"),
         (spoil_labels, "pure", "the label recovery['labels']"),
         (
-            lambda leak, labels: image(GUESS, residual=float(labels.features.sum()))(leak, labels),
+            lambda leak, labels: image(GUESS, residual=labels.features.sum(dim=1))(leak, labels),
             "robust",
             "AttributeError",
         ),
