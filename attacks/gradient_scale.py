@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from attacks.label_fit import Root, softmax
 from attacks.label_noise import expected_variance
 from attacks.label_scan import STEP, finer_steps, minima_of
-from attacks.last_layer import Array, LastLayer
+from attacks.last_layer import LastLayer
+from attacks.rank_one import Array
 
 SPREADS = (1e-3, 60.0)
 """Spread of the logits where the scan starts, and lead of the largest where it ends."""
@@ -45,7 +46,8 @@ def scaled_roots(
     """
     if given is not None:
         _, pairs, _ = _profile(layer, given)
-        return [_root(layer, scale, pair) for scale, pair in zip(given, pairs, strict=True)]
+        roots = [_root(layer, scale, pair) for scale, pair in zip(given, pairs, strict=True)]
+        return [root for root in roots if root.s * root.scale > 0]
     found: list[tuple[float, Root]] = []
     for sign in signs:
         grid = _grid(layer, sign)
@@ -134,7 +136,8 @@ def _zoom(layer: LastLayer, pair: NDArray[np.intp], low: float, high: float) -> 
 
 def _root(layer: LastLayer, scale: float, pair: NDArray[np.intp]) -> Root:
     _, kappa = _regress(layer, np.array([scale]), pair)
-    return Root(float(scale), float(1 / kappa[0]) if kappa[0] else np.inf)
+    # Without a slope there is no root: the wrong sign says so.
+    return Root(float(scale), float(1 / kappa[0]) if kappa[0] else -float(np.sign(scale)))
 
 
 def _floor(layer: LastLayer, scale: float) -> float:

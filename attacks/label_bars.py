@@ -14,7 +14,8 @@ from itertools import combinations
 import numpy as np
 
 from attacks.label_fit import BAR, Fit, Linearised, label_models, left_inverse, standard_errors
-from attacks.last_layer import Array, LastLayer
+from attacks.last_layer import LastLayer
+from attacks.rank_one import Array
 from attacks.types import GradientLeak
 
 COINCIDENCE = 10.0

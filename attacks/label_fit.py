@@ -19,7 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from attacks.label_noise import Deviation
-from attacks.last_layer import Array, LastLayer
+from attacks.last_layer import LastLayer
+from attacks.rank_one import Array
 from attacks.types import Augmentation, Knowledge
 
 BAR = 4.0
@@ -182,6 +183,8 @@ def fit_label(
         line = Linearised.at(layer, scale, s, label, basis, is_scaled=is_scaled)
         if settled:
             break
+        if not np.isfinite(line.design).all():
+            return None
         step = np.asarray(np.linalg.lstsq(line.design, line.target, rcond=None)[0])
         if not np.isfinite(step).all():
             return None

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg.lapack import dtrtrs
 
-from attacks.last_layer import Array, LastLayer
+from attacks.last_layer import LastLayer
+from attacks.rank_one import Array
 
 MATTERS = 0.1
 """Share of a class's own deviation from which on that of the logits counts as correlated."""
@@ -57,8 +58,7 @@ class Deviation:
         own = layer.alpha_sigma**2 + (layer.eps / s * (p + np.abs(label))) ** 2
         by_logits = (p / s) ** 2 * _logit_variance(layer, scale)
         std = np.sqrt(own + by_logits)
-        correlated = np.array([], dtype=np.intp)
-        factor = np.empty((0, 0))
+        correlated, factor = np.empty(0, dtype=np.intp), np.empty((0, 0))
         if layer.is_noisy and is_whole:
             share = by_logits / own
             correlated = np.flatnonzero(share > MATTERS**2)
@@ -69,7 +69,10 @@ class Deviation:
             slope = (np.diag(part) - np.outer(part, part)) / s
             covariance = slope @ (scale**2 * layer.logit_covariance(correlated)) @ slope
             covariance[np.diag_indices_from(covariance)] += own[correlated]
-            factor = np.asarray(np.linalg.cholesky(covariance))
+            try:
+                factor = np.asarray(np.linalg.cholesky(covariance))
+            except np.linalg.LinAlgError:  # variances too far apart for float64
+                correlated, factor = correlated[:0], factor[:0, :0]
         return cls(std, correlated, factor, bias)
 
     def whiten(self, rows: Array, bias_row: float) -> Array:

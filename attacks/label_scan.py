@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from attacks.label_fit import BAR, softmax
 from attacks.label_noise import expected_variance
-from attacks.last_layer import Array, LastLayer
+from attacks.last_layer import LastLayer
+from attacks.rank_one import Array
 
 STEP = 0.05
 """Step of the grid in log |λ|."""

@@ -12,7 +12,8 @@ from scipy.stats import chi2
 
 from attacks.label_bars import Unknown, widest_bars
 from attacks.label_fit import BAR, Fit
-from attacks.last_layer import Array, LastLayer
+from attacks.last_layer import LastLayer
+from attacks.rank_one import Array
 from attacks.types import LabelRecovery, Status
 
 NOISE_QUANTILE = 1 - 1e-5
