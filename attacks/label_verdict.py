@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,7 +48,7 @@ def decide(
     claim = _claim(layer, roots, unknown, tolerance, plausible)
     status = Status.RECOVERED if claim.reason is None else Status.NOT_IDENTIFIABLE
     best = claim.best
-    width = len(layer.g) - layer.has_bias
+    width = layer.width
     label = np.full(len(layer.alpha), np.nan) if best is None else _on_simplex(best.label)
     feature = np.full(width, np.nan) if best is None else best.scale * layer.g[:width]
     candidates = [_on_simplex(fit.label) for fit in claim.candidates[:MAX_CANDIDATES]]
@@ -56,6 +57,8 @@ def decide(
         claim.reason,
         labels=torch.from_numpy(label)[None],
         features=torch.from_numpy(feature)[None],
+        label_std=None if best is None else torch.from_numpy(best.std)[None],
+        gradient_scale=None if best is None else best.gradient_scale,
         feature_bar=_row(claim.feature_bar),
         statuses=(status,),
         reasons=(claim.reason,),
@@ -91,7 +94,7 @@ def _claim(
     tolerance: float,
     plausible: Array | None,
 ) -> _Claim:
-    fitting = [[f for f in fits if _explains(layer, f)] for fits in roots]
+    fitting = [[f for f in fits if explains(layer, f)] for fits in roots]
     fitting = [fits for fits in fitting if fits]
     if not fitting:
         guesses = [min(fits, key=lambda f: f.residual) for fits in roots if fits]
@@ -135,15 +138,18 @@ def _row(value: float | None) -> torch.Tensor:
     return torch.tensor([torch.nan if value is None else value], dtype=torch.float64)
 
 
+@functools.cache
+def _noise_limit(freedom: int) -> float:
+    return float(np.sqrt(chi2.ppf(NOISE_QUANTILE, freedom) / freedom))
+
+
 def _simplest(fits: list[Fit]) -> Fit:
-    return min(fits, key=lambda f: (f.model.unknowns, f.residual))
+    return min(fits, key=lambda f: (f.unknowns, f.residual))
 
 
-def _explains(layer: LastLayer, fit: Fit) -> bool:
+def explains(layer: LastLayer, fit: Fit) -> bool:
     """Say whether noise and rounding explain a fit's misfit, and its label is on the simplex."""
-    freedom = max(fit.surplus, 1)
-    noise_limit = float(np.sqrt(chi2.ppf(NOISE_QUANTILE, freedom) / freedom))
-    limit = noise_limit if layer.is_noisy else ROUNDED_RESIDUAL
+    limit = _noise_limit(max(fit.surplus, 1)) if layer.is_noisy else ROUNDED_RESIDUAL
     slack = 1e-9 + min(fit.bar * max(1.0, fit.residual), 0.05)
     in_range = fit.label.min() >= -slack and fit.label.max() <= 1 + slack
     return bool(in_range and fit.residual <= limit)
