@@ -29,6 +29,10 @@ LABEL_ATTACKS = Registry(
             "attacks.soft_label:SoftLabelRecovery",
             "exact soft label and feature of one example, augmentation detected",
         ),
+        "soft-label-pso": Entry(
+            "attacks.soft_label_pso:SoftLabelPSO",
+            "soft label of one example by L-BFGS and particle swarms, as published; a baseline",
+        ),
         "bias-ratio": Entry(
             "attacks.bias_ratio:BiasRatio",
             "soft label of one example from the ratio of weight and bias gradients",
