@@ -92,7 +92,7 @@ class LabelMass(LabelAttack):
         source = "noise images" if labels is None else "the auxiliary images"
         return head.answer(
             mass,
-            f"that {source} stand for the client's, and negative rows for examples, is assumed",
+            f"that {source} stand for the client's, and features aren't negative, is assumed",
         )
 
 
@@ -170,12 +170,13 @@ def fit_mass(head: HeadGradient, x: Array, p: Array, labels: Array | None, train
     classes = len(gradient)
     negative = np.maximum(-head.row_sums, 0)
     # A negative row is that of a class that is there, with one example at least if labels are hard.
-    floor = np.where(negative > 0, 1 / examples, 0.0) if head.examples else np.zeros(classes)
+    # An untrained network's fit needs no such help, and would lose the small shares of soft labels.
+    floor = np.where(negative > 0, trained / examples, 0.0)
     floor /= max(1.0, float(floor.sum()))
     signs = negative / negative.sum() if negative.any() else np.full(classes, 1 / classes)
-    prior = Prior(floor, 0.5 * signs + 0.5 / classes, 10**trained)
+    prior = Prior(floor, 0.5 * signs + 0.5 / classes, 10 ** (2 * trained - 1))
     mass = prototypes(gradient, x, p, labels).fit(prior, examples, doubt=trained)
-    if labels is not None:
-        return mass
     by_sign = np.maximum(SHARE_OF_SIGNS * signs + (1 - SHARE_OF_SIGNS) / classes, floor)
-    return np.asarray((1 - trained) * mass + trained * by_sign / by_sign.sum())
+    # Auxiliary images say something of a trained network, noise doesn't.
+    weight = trained * (1.0 if labels is None else 0.5)
+    return np.asarray((1 - weight) * mass + weight * by_sign / by_sign.sum())
