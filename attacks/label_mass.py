@@ -14,7 +14,7 @@ leading singular vector: the noise's features are moved there.
 probabilities are taken at points along the straight line between them.
 
 *Trained networks* leave small gradients, of which the noise's prototypes know nothing. How far the
-network is trained shows: an untrained one predicts classes unequally, whatever they are, and the
+network is trained shows on auxiliary images at once. Without any it shows in the gradient: an untrained one predicts classes unequally, whatever they are, and the
 mean prediction is far from the mean label, by `Σ_k max(−g_k, 0)`; training brings both together.
 The further it got, the more the answer leans on the signs and sizes of rows, which is what LLG
 counts, pulled towards equal shares.
@@ -40,6 +40,8 @@ ASSUMED = 32
 UNTRAINED, TRAINED = 0.5, 0.25
 """Distance of mean prediction and mean label, relative to that of mean prediction and equal shares:
 0.45 to 1.4 and more in untrained networks, 0.03 to 0.4 at 85 to 92 % accuracy."""
+SKILLED = 2 / 3
+"""Mean probability of the true class, beyond chance, from which on a network counts as trained."""
 SHARE_OF_SIGNS = 0.6
 """How far negative rows decide, rather than equal shares, where the network is trained."""
 
@@ -80,14 +82,14 @@ class LabelMass(LabelAttack):
             self.auxiliary.require_fit(leak, classes)
             images, labels = self.auxiliary.images, self.auxiliary.labels.numpy()
         x, p, points = probe_path(head, images)
-        mean, scale = mean_feature(head, x)
-        moved = x + (mean - x.mean(axis=0))
-        moved_p = softmax(moved @ head.weights.T + head.biases, axis=1)
-        trained = trainedness(head, moved_p, scale)
         if labels is None:
-            x, p = moved, moved_p
+            mean, scale = mean_feature(head, x)
+            x = x + (mean - x.mean(axis=0))
+            p = softmax(x @ head.weights.T + head.biases, axis=1)
+            trained = trainedness(head, p, scale)
         else:
             labels = np.tile(labels, points)
+            trained = skill(p, labels)
         mass = fit_mass(head, x, p, labels, trained)
         source = "noise images" if labels is None else "the auxiliary images"
         return head.answer(
@@ -150,6 +152,18 @@ def trainedness(head: HeadGradient, p: Array, scale: float) -> float:
     from_equal = float(np.abs(p.mean(axis=0) - 1 / p.shape[1]).sum()) / 2
     ratio = from_label / max(from_equal, np.finfo(float).tiny)
     return float(np.clip((UNTRAINED - ratio) / (UNTRAINED - TRAINED), 0, 1))
+
+
+def skill(p: Array, labels: Array) -> float:
+    """Return how far the network is trained, in [0, 1], by its probabilities of the true classes.
+
+    Args:
+        p: (M, K), probabilities on labelled images.
+        labels: (M,), their classes.
+    """
+    classes = p.shape[1]
+    own = float(p[np.arange(len(p)), labels].mean())
+    return float(np.clip((own - 1 / classes) / (1 - 1 / classes) / SKILLED, 0, 1))
 
 
 def fit_mass(head: HeadGradient, x: Array, p: Array, labels: Array | None, trained: float) -> Array:
