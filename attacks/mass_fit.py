@@ -29,7 +29,7 @@ RIDGE = 1e-3
 LEAST_SHARE = 0.2
 """A class's prior variance is at least that of this share of 1/K."""
 REWEIGHTINGS = 2
-"""Times that the noise is raised to what the fit leaves unexplained; it settles at once."""
+"""Times that the noise is raised to what the fit leaves unexplained."""
 
 
 @dataclass(frozen=True, eq=False)
