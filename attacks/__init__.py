@@ -38,6 +38,20 @@ LABEL_ATTACKS = Registry(
             "soft label of one example from the ratio of weight and bias gradients",
         ),
         "idlg": Entry("attacks.idlg:IDLG", "class of one example by the sign rule (hard labels)"),
+        "gradinversion-labels": Entry(
+            "attacks.gradinversion_labels:GradInversionLabels",
+            "classes of a batch that repeats none, by the lowest entries of their gradients",
+        ),
+        "llg": Entry(
+            "attacks.llg:LLG", "class counts from the gradient's row sums (LLG, LLG*, LLG+)"
+        ),
+        "ilrg": Entry(
+            "attacks.ilrg:ILRG", "class counts from class-wise mean features; needs a bias"
+        ),
+        "label-mass": Entry(
+            "attacks.label_mass:LabelMass",
+            "real-valued class mass of a batch or of a multi-step update",
+        ),
     },
     group="fl_sim.label_attacks",
 )

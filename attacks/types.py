@@ -184,7 +184,8 @@ class LabelRecovery:
         certificate: (B,) float64, higher is safer; the attack states its threshold. NaN without a
             runner-up, never infinite.
         candidates: (N, K), the labels that fit equally well under NOT_IDENTIFIABLE.
-        mass: (K,), the batch's label mass, summing to B, from attacks that count.
+        mass: (K,), at least 0, the label mass Σ_b y_b of all examples behind the leak, from attacks
+            that count; it sums to B · local steps, and to 1 where B is unknown.
         batch_size: B, estimated where the leak doesn't give it.
     """
 

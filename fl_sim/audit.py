@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from attacks import (
@@ -31,6 +32,7 @@ from fl_sim.scoring import (
     psnr_db,
     score_image,
     score_labels,
+    score_mass,
 )
 from fl_sim.seeds import torch_generator
 
@@ -93,6 +95,9 @@ class Judge(Protocol):
     def truth(self, client: int, server_round: int) -> Truth:
         """Return what the client trained on in the round's first step."""
 
+    def label_mass(self, client: int, server_round: int) -> Tensor:
+        """Return the sum (K,) of the labels that the client trained on in all the round's steps."""
+
 
 @dataclass(frozen=True, eq=False)
 class ReplayJudge:
@@ -105,6 +110,12 @@ class ReplayJudge:
         """Return what the client trained on in the round's first step."""
         batch = self.federation.training_batch(client, server_round, 0)
         return Truth(batch.images, batch.labels)
+
+    def label_mass(self, client: int, server_round: int) -> Tensor:
+        """Return the sum (K,) of the labels that the client trained on in all the round's steps."""
+        steps = range(self.federation.scenario.client.local_steps)
+        batches = [self.federation.training_batch(client, server_round, step) for step in steps]
+        return torch.stack([batch.labels.double().sum(dim=0) for batch in batches]).sum(dim=0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,6 +165,7 @@ def audit_leak(
     try:
         labels = plan.label(leak, generator=generator)
         _check_answer(labels, LabelRecovery, leak, labels=(classes,), features=(None,))
+        _check_mass(labels.mass, classes)
     except Exception as error:  # a third party's attack may raise anything
         _log_failure(plan.label_name, error)
         labels = LabelRecovery(Status.FAILED, f"{type(error).__name__}: {error}")
@@ -179,6 +191,10 @@ def audit_leak(
         image_reason=None if image is None else image.reason,
         image_seconds=image_seconds,
     )
+    if labels.mass is not None and judge is not None and place.client is not None:
+        true_mass = judge.label_mass(place.client, place.round)
+        scored: dict[str, Any] = dict(score_mass(labels.mass, true_mass, judge.baseline.mass))
+        shared = dataclasses.replace(shared, **scored)
     rows = 0 if labels.labels is None else len(labels.labels)
     if image is not None and image.images is not None:
         rows = max(rows, len(image.images))
@@ -233,6 +249,16 @@ def _check_answer(
         entries = 0 if value is None else len(value)
         if rows and entries not in (0, rows):
             raise ValueError(f"{name} must have {rows} entries, found {entries}")
+
+
+def _check_mass(mass: Tensor | None, classes: int | None) -> None:
+    """Raise unless an attack's label mass is one."""
+    if mass is None:
+        return
+    if mass.ndim != 1 or classes not in (None, len(mass)):
+        raise ValueError(f"mass must have the shape ({classes},), found {tuple(mass.shape)}")
+    if not (mass.isfinite().all() and mass.min() >= 0 and mass.sum() > 0):
+        raise ValueError(f"mass must be finite, at least 0 and not all 0, found {mass}")
 
 
 def _answer(labels: LabelRecovery, image: Reconstruction | None, row: int) -> dict[str, Any]:

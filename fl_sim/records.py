@@ -22,7 +22,10 @@ class LeakageRecord:
 
     `example` is the position in the batch, None for replies that couldn't be attacked. Recovered
     values stand under their own names, errors against the truth under `..._error`, the guesses of
-    an attacker who saw no update under `baseline_...`. None means: doesn't apply or isn't known.
+    an attacker who saw no update under `baseline_...` or `..._chance`. None means: doesn't apply or
+    isn't known. The line of a count attack stands for all examples of an update: `mass_tv` is the
+    total variation distance in [0, 1] between the recovered and the true class shares (lower is
+    better), `mass_irec` the share of instances recovered (higher is better).
     """
 
     round: int
@@ -49,6 +52,10 @@ class LeakageRecord:
     label_certificate: float | None = None
     label_seconds: float | None = None
     baseline_top1: bool | None = None
+    mass_tv: float | None = None
+    mass_tv_chance: float | None = None
+    mass_irec: float | None = None
+    mass_irec_chance: float | None = None
     image_attack: str | None = None
     image_status: str | None = None
     image_reason: str | None = None

@@ -12,6 +12,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from attacks import GradientLeak, LabelRecovery
+from attacks.head_gradient import round_to_sum
 from attacks.network import Network
 from attacks.types import Augmentation
 from fl_sim.federation import Federation
@@ -44,17 +45,22 @@ class Baseline:
     Args:
         image: (C, H, W), the mean image.
         top1: the most frequent class.
+        mass: (K,), the classes' shares, summing to 1.
     """
 
     image: Tensor
     top1: int
+    mass: Tensor
 
     @classmethod
     def of(cls, federation: Federation) -> Baseline:
-        """Take both from the test data, which the server holds anyway."""
+        """Take all from the test data, which the server holds anyway."""
         dataset = federation.dataset
+        counts = torch.bincount(dataset.test_labels, minlength=dataset.num_classes).double()
         return cls(
-            dataset.test_images.double().mean(dim=0), int(torch.mode(dataset.test_labels).values)
+            dataset.test_images.double().mean(dim=0),
+            int(torch.mode(dataset.test_labels).values),
+            counts / counts.sum(),
         )
 
 
@@ -135,6 +141,40 @@ def score_labels(
             if np.isfinite(value):
                 scores["feature_error"] = value
     return fields
+
+
+def score_mass(mass: Tensor, true_mass: Tensor, chance: Tensor) -> dict[str, float]:
+    """Return the mass fields of a record: of an attack's answer, and of a guess from N alone.
+
+    `mass_tv` is the total variation distance ½ Σ_k |m̂_k − m_k| / N. `mass_irec` is the share of
+    instances recovered, Σ_k min(n̂_k, n_k) / N, with both masses rounded to counts that sum to N by
+    largest remainder; it is left out where the attacker doesn't know N and can't round.
+
+    Args:
+        mass: (K,), sums to N, or to 1 where the attacker doesn't know N.
+        true_mass: (K,), sums to N.
+        chance: (K,), what a guesser takes for the classes' shares.
+    """
+    examples = round(float(true_mass.sum()))
+    knows_total = round(float(mass.sum())) == examples
+    fields = {}
+    for name, found in {"": mass, "_chance": chance}.items():
+        fields[f"mass_tv{name}"] = total_variation(found, true_mass)
+        if knows_total:
+            fields[f"mass_irec{name}"] = instances_recovered(found, true_mass, examples)
+    return fields
+
+
+def total_variation(mass: Tensor, true_mass: Tensor) -> float:
+    """Return the distance in [0, 1] of two masses (K,), each scaled to sum to 1."""
+    shares = (part.double() / part.double().sum() for part in (mass, true_mass))
+    return float((next(shares) - next(shares)).abs().sum() / 2)
+
+
+def instances_recovered(mass: Tensor, true_mass: Tensor, examples: int) -> float:
+    """Return the share of `examples` whose classes two masses (K,), rounded to counts, agree on."""
+    counts = [round_to_sum(part.double().numpy(), examples) for part in (mass, true_mass)]
+    return float(np.minimum(*counts).sum() / examples)
 
 
 def score_image(image: Tensor, true_image: Tensor) -> dict[str, Any]:

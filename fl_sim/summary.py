@@ -48,6 +48,9 @@ class AttackSummary:
         label_seconds: Median seconds of the label attack on one update.
         image_seconds: Median seconds of the image attack on one update.
         total_seconds: Seconds of both, over all updates.
+        mass_tv: Mean total variation distance of the class mass, from attacks that count.
+        mass_tv_chance: The same mean for the guess of the test data's class shares.
+        mass_irec: Mean share of instances recovered, after rounding.
     """
 
     attack: int
@@ -68,6 +71,9 @@ class AttackSummary:
     label_seconds: float | None
     image_seconds: float | None
     total_seconds: float
+    mass_tv: float | None = None
+    mass_tv_chance: float | None = None
+    mass_irec: float | None = None
 
     @property
     def labels_recovered(self) -> int:
@@ -158,7 +164,8 @@ def table(records: Iterable[Record]) -> Table:
         result.add_column(heading, justify="right")
     for heading in ("images", "PSNR dB\n(mean image)", "seconds"):
         result.add_column(heading, justify="right")
-    for summary in summarize(records):
+    summaries = summarize(records)
+    for summary in summaries:
         has_images = summary.image_attack is not None
         result.add_row(
             Text(summary.title),
@@ -173,6 +180,7 @@ def table(records: Iterable[Record]) -> Table:
         )
     unattacked = sum(record.get("attack") is None for record in records)
     notes = [
+        *(_mass_note(summary) for summary in summaries),
         "" if result.row_count else "no update was attacked",
         f"{unattacked} {'reply' if unattacked == 1 else 'replies'} couldn't be attacked"
         if unattacked
@@ -180,6 +188,15 @@ def table(records: Iterable[Record]) -> Table:
     ]
     result.caption = "; ".join(note for note in notes if note) or None
     return result
+
+
+def _mass_note(summary: AttackSummary) -> str:
+    if summary.mass_tv is None or summary.mass_tv_chance is None:
+        return ""
+    return (
+        f"{summary.title}: class mass off by {_percent(summary.mass_tv)} "
+        f"(guess: {_percent(summary.mass_tv_chance)})"
+    )
 
 
 def _merged(alike: Sequence[str]) -> str:
@@ -235,6 +252,9 @@ def _summary(attack: int, group: Sequence[Record]) -> AttackSummary:
         label_seconds=median(label_seconds) if label_seconds else None,
         image_seconds=median(image_seconds) if image_seconds else None,
         total_seconds=math.fsum(label_seconds) + math.fsum(image_seconds),
+        mass_tv=_mean(group, "mass_tv"),
+        mass_tv_chance=_mean(group, "mass_tv_chance"),
+        mass_irec=_mean(group, "mass_irec"),
     )
 
 

@@ -179,6 +179,11 @@ def measures(summaries: Sequence[AttackSummary]) -> list[Measures]:
             "claimed as recovered": lambda s: number(s.recovered),
             "false accepts": lambda s: number(s.false_accepts),
         },
+        "Class mass": {
+            "total variation": lambda s: percent(s.mass_tv),
+            "guess from test data": lambda s: percent(s.mass_tv_chance),
+            "instances recovered": lambda s: percent(s.mass_irec),
+        },
         "Image": {
             "claimed as recovered": lambda s: (
                 number(s.images_recovered) if s.image_attack else NONE
@@ -192,6 +197,8 @@ def measures(summaries: Sequence[AttackSummary]) -> list[Measures]:
             "whole run": lambda s: seconds(s.total_seconds),
         },
     }
+    if all(summary.mass_tv is None for summary in summaries):
+        del groups["Class mass"]
     return [
         Measures(title, [(term, [show(s) for s in summaries]) for term, show in rows.items()])
         for title, rows in groups.items()

@@ -20,7 +20,7 @@ LABEL_ERROR = 1e-2
 IMAGE_ERROR = 1e-5
 """Mean square error of an image at 50 dB, which RECOVERED stays below."""
 MASS_ERROR = 1e-3
-"""How far a label mass may be from summing to B, relative to B: float32 sums are within 1e-5."""
+"""Relative error of a label mass's sum: float32 sums are within 1e-5."""
 
 
 def check_label_answer(subject: Subject, case: Case, answer: Any) -> None:
@@ -51,9 +51,11 @@ def check_label_answer(subject: Subject, case: Case, answer: Any) -> None:
         size is None or (isinstance(size, int) and size >= 1 and known in (None, size)),
         f"batch_size must be {known or 'at least 1'} or None, found {size!r}",
     )
-    if answer.mass is not None and size is not None:
-        error = abs(float(answer.mass.sum()) / size - 1)
-        form.require(error <= MASS_ERROR, f"mass must sum to {size}, found {answer.mass.sum()}")
+    if answer.mass is not None:
+        total = 1 if size is None else size * case.leak.local_steps
+        error = abs(float(answer.mass.sum()) / total - 1)
+        form.require(error <= MASS_ERROR, f"mass must sum to {total}, found {answer.mass.sum()}")
+        form.require((answer.mass >= 0).all(), f"mass must be at least 0, found {answer.mass}")
     claimed = form.claimed("labels")
     if claimed is not None:
         off = (claimed[:, None] - case.labels.double()).abs().amax(dim=-1)

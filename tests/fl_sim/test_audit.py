@@ -120,6 +120,14 @@ LABEL_ANSWERS: dict[str, tuple[Any, str]] = {
         labelled(zeros(2, 4), augmentations=(None,) * 3),
         "augmentations must have 2 entries, found 3",
     ),
+    "a mass of other classes": (
+        labelled(mass=torch.ones(5)),
+        "ValueError: mass must have the shape (4,), found (5,)",
+    ),
+    "a negative mass": (
+        labelled(mass=torch.tensor([3.0, -1.0, 0.0, 0.0])),
+        "ValueError: mass must be finite, at least 0 and not all 0, found",
+    ),
     "lists": (labelled([[0.0] * 4] * 2), "AttributeError: "),  # type: ignore[arg-type]
 }
 IMAGE_ANSWERS: dict[str, tuple[Any, str]] = {
@@ -363,3 +371,28 @@ def test_unknown_attacks_and_options_are_found_at_once() -> None:
     with pytest.raises(ValueError, match="unknown option 'tolerence'; did you mean 'tolerance'"):
         AttackPlan.by_name("soft-label", label_options={"tolerence": 1})
     assert dataclasses.is_dataclass(AttackPlan.by_name("soft-label"))
+
+
+@pytest.mark.parametrize("name", ["label-mass", "llg"])
+def test_a_mass_is_scored_against_the_labels_of_all_local_steps(tiny: Tiny, name: str) -> None:
+    scenario = tiny("client.local_steps=3", "client.batch_size=2")
+    federation = Federation.of(scenario)
+    model = federation.build_model()
+    sent, _ = train_locally(scenario, 1, 2, wire_tensors(model, "eval"))
+    training = LocalTraining(lr=scenario.client.lr, batch_size=2, local_steps=3)
+    leak = gradient_leak(model, sent, training, input_shape=(1, 4, 4))
+    judge = ReplayJudge(federation, Baseline.of(federation))
+    batches = [federation.training_batch(1, 2, step).labels for step in range(3)]
+    assert torch.equal(judge.label_mass(1, 2), torch.cat(batches).double().sum(dim=0))
+    place = LeakageRecord(round=2, client=1, attack=0, label_attack=name)
+    [finding] = audit_leak(leak, AttackPlan.by_name(name), place, seed=0, judge=judge)
+    record = finding.record
+    assert record.example is None
+    assert record.label_status == "NOT_IDENTIFIABLE"
+    assert record.mass_tv is not None
+    assert record.mass_tv_chance is not None
+    assert record.mass_irec is not None
+    assert 0 <= record.mass_tv <= 1
+    assert 0 <= record.mass_irec <= 1
+    [blind] = audit_leak(leak, AttackPlan.by_name(name), place, seed=0, judge=None)
+    assert blind.record.mass_tv is None

@@ -19,6 +19,7 @@ from fl_sim.scoring import (
     psnr_db,
     score_image,
     score_labels,
+    score_mass,
 )
 
 NAN = float("nan")
@@ -175,3 +176,27 @@ def test_an_image_that_was_not_recovered_has_no_score() -> None:
     partly = image.clone()
     partly[0, 0, 0] = NAN
     assert score_image(partly, image) == {}
+
+
+@pytest.mark.parametrize(
+    ("mass", "true", "expected"),
+    [
+        ([2.0, 2.0], [2.0, 2.0], (0.0, 1.0)),
+        ([4.0, 0.0], [0.0, 4.0], (1.0, 0.0)),
+        ([2.6, 1.4], [2.0, 2.0], (0.15, 0.75)),
+        ([1.4, 2.6], [1.2, 2.8], (0.05, 1.0)),
+        ([0.5, 0.5], [2.0, 2.0], (0.0, None)),
+    ],
+)
+def test_a_mass_is_scored_beside_chance(
+    mass: list[float], true: list[float], expected: tuple[float, float | None]
+) -> None:
+    """The last attacker doesn't know how many examples there are, and can't round."""
+    chance = torch.tensor([1.0, 0.0])
+    scores = score_mass(torch.tensor(mass), torch.tensor(true), chance)
+    distance, share = expected
+    assert scores["mass_tv"] == pytest.approx(distance)
+    assert scores.get("mass_irec") == (None if share is None else pytest.approx(share))
+    assert scores["mass_tv_chance"] == pytest.approx(true[1] / 4)
+    if share is not None:
+        assert scores["mass_irec_chance"] == pytest.approx(round(true[0]) / 4)

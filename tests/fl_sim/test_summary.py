@@ -150,3 +150,23 @@ def test_table_fits_a_terminal_of_100_columns() -> None:
 
 def test_table_of_no_records_says_so() -> None:
     assert "no update was attacked" in text_of([])
+
+
+def test_a_count_attack_sums_up_by_mass() -> None:
+    """A line stands for its whole batch; the closing table says how far the mass is off."""
+    nothing = {"example": None, "batch_size": 8, "label_status": "NOT_IDENTIFIABLE"}
+    nothing |= {"label_reason": "assumed", "label_linf": None, "label_attack": "label-mass"}
+    scores = {"mass_tv_chance": 0.5, "image_attack": None, "image_status": None}
+    records = [
+        record(client=0, mass_tv=0.1, mass_irec=1.0, **nothing, **scores),
+        record(client=1, mass_tv=0.3, mass_irec=0.5, **nothing, **scores),
+    ]
+    (summary,) = summarize(records)
+    assert summary.mass_tv == pytest.approx(0.2)
+    assert summary.mass_tv_chance == pytest.approx(0.5)
+    assert summary.mass_irec == pytest.approx(0.75)
+    assert (summary.recovered, summary.false_accepts) == (0, 0)
+    console = Console(width=100)
+    with console.capture() as captured:
+        console.print(table(records))
+    assert "class mass off by 20.0 % (guess: 50.0 %)" in captured.get()
