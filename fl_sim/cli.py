@@ -52,6 +52,13 @@ class Kind(StrEnum):
     SCENARIOS = "scenarios"
 
 
+class Suite(StrEnum):
+    """What `fl-sim bench` benchmarks."""
+
+    LABELS = "labels"
+    IMAGES = "images"
+
+
 _REGISTRIES = {
     Kind.ATTACKS: (LABEL_ATTACKS, IMAGE_ATTACKS),
     Kind.DEFENSES: (DEFENSES,),
@@ -187,6 +194,37 @@ def report(
     if not folder.is_dir():
         raise UserError(f"run folder {folder} doesn't exist or isn't a folder")
     typer.echo(build_report(folder))
+
+
+@app.command(cls=_Command)
+def bench(
+    suite: Annotated[Suite, typer.Argument()],
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A small part, in a minute or so.")
+    ] = False,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="One benchmark of the suite; repeatable."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Where tables and figures go.",
+            show_default="benchmarks/results, with --quick runs/bench",
+        ),
+    ] = None,
+) -> None:
+    """Benchmark attacks, and write tables (Markdown, CSV) and figures beside published results."""
+    from fl_sim.bench.run import run_suite
+    from fl_sim.bench.table import RESULTS
+
+    folder = out or (RUNS / "bench" if quick else RESULTS)
+    chosen = tuple(only or ())
+    for name, table in run_suite(suite.value, only=chosen, quick=quick, seed=seed, folder=folder):
+        typer.echo(table)
+        typer.echo(folder / f"{name}.md")
 
 
 @app.command("list", cls=_Command)

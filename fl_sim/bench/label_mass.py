@@ -29,6 +29,12 @@ from fl_sim.data import Dataset
 from fl_sim.scoring import instances_recovered, total_variation
 from fl_sim.seeds import numpy_generator, torch_generator
 
+TITLE = (
+    "Label mass of batches and updates: total variation (TV, lower is better) and instances "
+    "recovered (IRec)"
+)
+NOTES = ("“chance” knows the class shares of the server's test data, and B.",)
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 

@@ -1,0 +1,90 @@
+"""Label recovery over rounds of federated training: float32 weight updates at every round."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from fl_sim.records import read_lines
+from fl_sim.scenario import Scenario
+from fl_sim.simulation import run
+
+TITLE = (
+    "Soft labels over rounds of federated training: 20 clients, each with an update of one "
+    "example at lr 0.1"
+)
+NOTES = ("A hundred batches of 64 a round would train faster; these clients learn from one each.",)
+SMOOTHING = {"name": "label-smoothing", "smoothing": [0.0, 0.5]}
+MIXUP = {"name": "mixup", "alpha": 1.0}
+SPANS = ((1, 1), (2, 5), (6, 20), (21, 50), (51, 100))
+"""Rounds that share a row."""
+
+
+def rows(*, quick: bool, seed: int) -> Iterator[dict[str, object]]:
+    """Measure; one row for each network, augmentation and span of rounds."""
+    spans = SPANS[: 2 if quick else None]
+    for network, bias in (("fcn4", False), ("lenet", False), ("lenet", True)):
+        for defense in (SMOOTHING, MIXUP):
+            records, rounds = _run(network, bias, defense, spans[-1][1], seed)
+            for first, last in spans:
+                some = [r for r in records if first <= r["round"] <= last]
+                accuracy = next(line["accuracy"] for line in rounds if line["round"] == last)
+                claims = [r for r in some if r["label_status"] == "RECOVERED"]
+                errors = [1.0 if r["label_linf"] is None else r["label_linf"] for r in some]
+                yield {
+                    "network": network,
+                    "bias": "yes" if bias else "no",
+                    "augmentation": defense["name"],
+                    "rounds": f"{first}–{last}" if first < last else f"{first}",
+                    "accuracy": f"{accuracy:.2f}",
+                    "updates": len(some),
+                    "L∞ < 1e-3": sum(error < 1e-3 for error in errors),
+                    "RECOVERED": len(claims),
+                    "false": sum((r["label_linf"] or 0) >= 1e-2 for r in claims),
+                    "median L∞": f"{statistics.median(errors):.1e}",
+                }
+
+
+def _run(
+    network: str, bias: bool, defense: dict[str, Any], rounds: int, seed: int
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    scenario = Scenario.parse(
+        {
+            "seed": seed,
+            "rounds": rounds,
+            "data": {"name": "mnist-5k", "clients": 20, "test_examples": 500},
+            "model": {"name": network, "bias": bias},
+            "client": {"lr": 0.1},
+            "defense": [defense],
+            "attack": [{"label": "soft-label", "attacker": "unaware"}],
+        }
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        run(scenario, Path(folder) / "run")
+        parts = [
+            read_lines(Path(folder) / "run" / f"{part}.jsonl") for part in ("leakage", "rounds")
+        ]
+    return parts[0], parts[1]
+
+
+def figure(found: Sequence[dict[str, Any]]) -> Figure:
+    """Draw the share within 1e-3 over the rounds."""
+    drawing = Figure(figsize=(5, 3.2), layout="constrained")
+    axis = drawing.subplots()
+    keys = ("network", "bias", "augmentation")
+    for setting in dict.fromkeys(tuple(row[key] for key in keys) for row in found):
+        some = [row for row in found if tuple(row[key] for key in keys) == setting]
+        network, bias, augmentation = setting
+        label = f"{network}{', bias' if bias == 'yes' else ''}, {augmentation}"
+        shares = [row["L∞ < 1e-3"] / row["updates"] for row in some]
+        axis.plot([row["rounds"] for row in some], shares, "o-", label=label)
+    axis.set_xlabel("rounds")
+    axis.set_ylabel("share with L∞ < 1e-3")
+    axis.set_ylim(0, 1.05)
+    axis.legend(fontsize=7)
+    return drawing

@@ -1,0 +1,63 @@
+"""Run the benchmarks of a suite and write their tables and figures."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from fl_sim.bench.table import write_table
+from fl_sim.errors import UserError
+from fl_sim.threads import one_thread
+
+SUITES = {
+    "labels": (
+        "labels",
+        "label_speed",
+        "label_noise",
+        "label_clipping",
+        "label_training",
+        "label_features",
+        "label_batches",
+        "label_mass",
+    ),
+    "images": ("image_batches", "image_convolutions"),
+}
+"""Suite -> its benchmarks, modules of `fl_sim.bench` with `TITLE`, `NOTES` and `rows`."""
+
+
+def run_suite(
+    suite: str, *, only: tuple[str, ...], quick: bool, seed: int, folder: Path
+) -> Iterator[tuple[str, str]]:
+    """Run benchmarks one after another, on one thread.
+
+    Args:
+        suite: a key of `SUITES`.
+        only: some of its benchmarks; empty for all.
+        quick: whether to measure a small part, to see that it runs.
+        seed: of all draws.
+        folder: where tables and figures go.
+
+    Yields:
+        After each benchmark, its name and its table as Markdown.
+
+    Raises:
+        UserError: a name in `only` isn't one of the suite's.
+    """
+    for name in only:
+        if name not in SUITES[suite]:
+            known = ", ".join(SUITES[suite])
+            raise UserError(
+                f"--only must be a benchmark of {suite}, one of {known}, found {name!r}"
+            )
+    for name in only or SUITES[suite]:
+        module = importlib.import_module(f"fl_sim.bench.{name}")
+        with one_thread():
+            rows = list(module.rows(quick=quick, seed=seed))
+        command = f"fl-sim bench {suite}{' --quick' if quick else ''} --only {name}"
+        text = write_table(
+            name, module.TITLE, command, seed, rows, notes=module.NOTES, folder=folder
+        )
+        if hasattr(module, "figure"):
+            module.figure(rows).savefig(folder / f"{name}.png", dpi=120)
+        yield name, text
