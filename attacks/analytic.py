@@ -7,7 +7,7 @@ example's recovered label. With the last layer's input x and `δ_L = p − y`, a
     δ_{l−1} = (W_lᵀ δ_l) ⊙ σ'(a_{l−1}),      a_{l−2} = (∂L/∂W_{l−1})ᵀ δ_{l−1} / ‖δ_{l−1}‖².
 
 Three ways lead to the first layer's input: for one example the shortcut of
-`attacks.analytic_shortcut`; the chain above; and its extension to batches, `attacks.analytic_batch`
+`attacks.analytic_shortcut`; the chain above; and its extension to batches, `attacks.analytic_chain`
 (one example is a batch of one), which needs every example's feature and nothing else of its label.
 
 A batch's images fix the labels' scales again, `attacks.label_refit`: those of a weight update are a
@@ -147,7 +147,7 @@ class AnalyticInversion(ImageAttack):
         if unidentifiable is not None:
             return Status.NOT_IDENTIFIABLE, unidentifiable
         if lost:
-            return Status.NOT_CONVERGED, "the network's feature of what was found isn't the example's"
+            return Status.NOT_CONVERGED, "the feature of what was found isn't the example's"
         if not error <= self.tolerance:
             estimate = f"estimated at {error:.2g}, more than {self.tolerance:.2g}"
             return Status.NOT_CONVERGED, f"the image's error is {estimate}"
@@ -222,7 +222,9 @@ def _scale_bars(labels: LabelRecovery, batch: int) -> Tensor:
 def _residual(network: Network, images: Tensor, features: Tensor) -> Tensor:
     """Return `‖f(image) − x‖ / ‖x‖` of each, NaN where x or the image is missing."""
     reached = network.features(images).double()
-    return (reached - features).norm(dim=1) / features.norm(dim=1)
+    error = torch.linalg.vector_norm(reached - features, dim=1)
+    residual: Tensor = error / torch.linalg.vector_norm(features, dim=1)
+    return residual
 
 
 def _overall(

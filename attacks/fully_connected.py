@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -83,6 +84,7 @@ class Layer:
         gradient: of that shape.
         rounding: of that shape, standard deviations of what float rounding does to the gradient.
         has_bias: whether the last column is the bias.
+        eps: unit roundoff of the precision that the client computed in.
     """
 
     name: str
@@ -90,6 +92,38 @@ class Layer:
     gradient: Array
     rounding: Array
     has_bias: bool
+    eps: float
+
+    @classmethod
+    def of(cls, leak: GradientLeak, network: Network, name: str) -> Layer:
+        """Take a linear layer with its gradient out of a leak, in float64.
+
+        Raises:
+            NotApplicable: the gradient is missing, not finite, or zero.
+        """
+        module = network.linear[name]
+        parts = ["weight"] if module.bias is None else ["weight", "bias"]
+        columns: dict[str, list[Array]] = {"weight": [], "gradient": [], "rounding": []}
+        for part in parts:
+            full = f"{name}.{part}".lstrip(".")
+            if full not in leak.gradients:
+                raise NotApplicable(f"the gradient of {full!r} is missing")
+            gradient = leak.gradients[full].detach().double()
+            found = {
+                "weight": getattr(module, part).detach().double(),
+                "gradient": gradient,
+                "rounding": leak.rounding(full),
+            }
+            for key, value in found.items():
+                columns[key].append(value.reshape(len(value), -1).numpy())
+        stacked = {key: np.hstack(value) for key, value in columns.items()}
+        eps = float(torch.finfo(module.weight.dtype).eps)
+        layer = cls(name, **stacked, has_bias=module.bias is not None, eps=eps)
+        if not np.abs(layer.gradient).max() < HUGE:
+            raise NotApplicable(f"the gradient of layer {name!r} has NaN or infinite entries")
+        if not np.abs(layer.gradient).max() > 1 / HUGE:
+            raise NotApplicable(f"the gradient of layer {name!r} is zero")
+        return layer
 
     @property
     def weights(self) -> Array:
@@ -130,7 +164,7 @@ class FullyConnected:
             )
         inputs, outputs = _trace(network)
         activations = []
-        for before, after in zip(names, names[1:], strict=False):
+        for before, after in pairwise(names):
             fits = outputs[before].shape == inputs[after].shape
             found = Activation.recognise(outputs[before], inputs[after]) if fits else None
             if found is None:
@@ -139,7 +173,7 @@ class FullyConnected:
                     "ReLU-like or an invertible activation"
                 )
             activations.append(found)
-        layers = tuple(_layer(leak, network, name) for name in names)
+        layers = tuple(Layer.of(leak, network, name) for name in names)
         whole = cls(layers, tuple(activations))
         logits = whole.forward(inputs[names[0]])[-1]
         if not np.allclose(logits, outputs[names[-1]], 1e-9, 1e-9):
@@ -160,32 +194,6 @@ class FullyConnected:
             last = index == len(self.activations)
             values.append(z if last else self.activations[index].apply(z))
         return values
-
-
-def _layer(leak: GradientLeak, network: Network, name: str) -> Layer:
-    module = network.linear[name]
-    parts = ["weight"] if module.bias is None else ["weight", "bias"]
-    columns: dict[str, list[Array]] = {"weight": [], "gradient": [], "rounding": []}
-    for part in parts:
-        full = f"{name}.{part}".lstrip(".")
-        if full not in leak.gradients:
-            raise NotApplicable(f"the gradient of {full!r} is missing")
-        gradient = leak.gradients[full].detach().double()
-        found = {
-            "weight": getattr(module, part).detach().double(),
-            "gradient": gradient,
-            "rounding": leak.rounding(full),
-        }
-        for key, value in found.items():
-            columns[key].append(value.reshape(len(value), -1).numpy())
-    layer = Layer(
-        name, **{k: np.hstack(v) for k, v in columns.items()}, has_bias=module.bias is not None
-    )
-    if not np.abs(layer.gradient).max() < HUGE:
-        raise NotApplicable(f"the gradient of layer {name!r} has NaN or infinite entries")
-    if not np.abs(layer.gradient).max() > 1 / HUGE:
-        raise NotApplicable(f"the gradient of layer {name!r} is zero")
-    return layer
 
 
 def _trace(network: Network) -> tuple[dict[str, Array], dict[str, Array]]:

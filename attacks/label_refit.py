@@ -15,13 +15,17 @@ solved for by weighted least squares.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from scipy.special import softmax
 
 from attacks.fully_connected import Layer
 from attacks.last_layer import Array
+from attacks.network import Network
+from attacks.types import GradientLeak, LabelRecovery, Reconstruction
 
 STEPS = 20
 
@@ -31,7 +35,7 @@ class Refit:
     """What the images say about the labels.
 
     Args:
-        labels: (B, K), on the simplex up to noise.
+        labels: (B, K), on the simplex up to noise; of the given labels' examples, as all here.
         scales: (B,), by which the given features have to be multiplied; 1 with a bias.
         bars: (B,), standard errors of the scales; 0 with a bias.
         misfit: (B,), root mean square misfit in standard deviations; 0 with a bias.
@@ -43,32 +47,63 @@ class Refit:
     misfit: Array
 
 
-def refit_labels(head: Layer, features: Array, labels: Array) -> Refit:
+def refit_from_images(
+    leak: GradientLeak, labels: LabelRecovery, images: Reconstruction
+) -> LabelRecovery:
+    """Return a label recovery with the labels and features that its images give.
+
+    Args:
+        leak: what was attacked.
+        labels: the recovery that the images were found from.
+        images: of the whole batch; where one is missing, or a feature, nothing changes.
+
+    Returns:
+        `labels` with new labels (B, K) and features (B, D) and with everything else as it was.
+    """
+    given = (images.images, labels.labels, labels.features)
+    if any(part is None or not part.isfinite().all() for part in given):
+        return labels
+    assert images.images is not None and labels.labels is not None
+    network = Network(leak)
+    head = Layer.of(leak, network, network.head_name)
+    features = network.double_features(images.images).numpy()
+    refit = refit_labels(head, features, labels.labels.double().numpy(), len(features))
+    positive = refit.labels.clip(0)
+    return dataclasses.replace(
+        labels,
+        labels=torch.from_numpy(positive / positive.sum(axis=1, keepdims=True)),
+        features=torch.from_numpy(features * refit.scales[:, None]),
+    )
+
+
+def refit_labels(head: Layer, features: Array, labels: Array, batch: int) -> Refit:
     """Fit labels and scales.
 
     Args:
         head: the last layer with its gradient, of the mean loss.
-        features: (B, D), its inputs, linearly independent; with their recovered scales.
-        labels: (B, K), as recovered; they say which entries are tied.
+        features: (N, D), all its inputs, linearly independent, with their recovered scales.
+        labels: (B, K), those of the first inputs, as recovered; they say which entries are tied.
+        batch: the examples that the gradient is the mean of.
     """
     known = head.augmented(features)
-    c, spread = _coefficients(head, known)
-    logits = known @ head.weight.T
+    rows = len(labels)
+    c, spread = _coefficients(head, known, batch)
+    c, spread, logits = c[:rows], spread[:rows], known[:rows] @ head.weight.T
     if head.has_bias:
-        rows = len(features)
         return Refit(softmax(logits, axis=1) - c, np.ones(rows), np.zeros(rows), np.zeros(rows))
-    fits = [_fit(*row) for row in zip(logits, c, spread, labels, strict=True)]
+    fits = [_fit(*row, head.eps) for row in zip(logits, c, spread, labels, strict=True)]
     return Refit(*(np.array([fit[i] for fit in fits]) for i in range(4)))
 
 
-def _coefficients(head: Layer, known: Array) -> tuple[Array, Array]:
-    """Return C (B, K) with `G = Cᵀ known / B`, and standard deviations of its entries."""
-    batch = len(known)
-    floor = 1e-12 * np.abs(head.gradient).max() + 1e-300
-    c = np.empty((batch, len(head.gradient)))
+def _coefficients(head: Layer, known: Array, batch: int) -> tuple[Array, Array]:
+    """Return C (N, K) with `G = Cᵀ known / B`, and standard deviations of its entries."""
+    # A sum over examples rounds relative to its terms, which may cancel.
+    size = np.sqrt(np.mean(head.gradient**2, axis=1, keepdims=True))
+    rounding = np.hypot(head.rounding, head.eps * size) + 1e-300
+    c = np.empty((len(known), len(head.gradient)))
     spread = np.empty_like(c)
-    for k, (row, rounding) in enumerate(zip(head.gradient, head.rounding, strict=True)):
-        weight = 1 / (rounding + floor)
+    for k, (row, errors) in enumerate(zip(head.gradient, rounding, strict=True)):
+        weight = 1 / errors
         q, r = np.linalg.qr((known * weight).T)
         inverse = np.linalg.inv(r)
         c[:, k] = batch * (inverse @ (q.T @ (row * weight)))
@@ -76,7 +111,10 @@ def _coefficients(head: Layer, known: Array) -> tuple[Array, Array]:
     return c, spread
 
 
-def _fit(z: Array, c: Array, spread: Array, label: Array) -> tuple[Array, float, float, float]:
+def _fit(
+    z: Array, c: Array, spread: Array, label: Array, eps: float
+) -> tuple[Array, float, float, float]:
+    """Return label, scale, its standard error and the misfit for one example's logits z (K,)."""
     tied = np.argsort(label)[: max(len(label) - 2, 1)]
     s = 1.0
     variance = np.zeros((2, 2))
@@ -85,7 +123,7 @@ def _fit(z: Array, c: Array, spread: Array, label: Array) -> tuple[Array, float,
         p = softmax(s * z)
         slope = p + s * p * (z - p @ z)
         value = s * p - c
-        std = np.hypot(spread, 1e-7 * p)[tied]
+        std = np.hypot(spread, eps * (p + np.abs(c)))[tied]
         columns = np.stack([slope[tied], -np.ones(len(tied))], axis=1) / std[:, None]
         variance = np.linalg.pinv(columns.T @ columns)
         tie = np.sum(value[tied] / std**2) / np.sum(1 / std**2)
@@ -95,5 +133,6 @@ def _fit(z: Array, c: Array, spread: Array, label: Array) -> tuple[Array, float,
         if abs(step) < 1e-14:
             break
     misfit = float(np.sqrt(np.sum(r**2) / max(len(tied) - 2, 1)))
-    bar = float(np.sqrt(variance[0, 0])) * max(misfit, 1.0)
+    square = float(variance[0, 0])
+    bar = square**0.5 * max(misfit, 1.0) if square > 0 else np.inf
     return softmax(s * z) - c / s, s, bar, misfit
