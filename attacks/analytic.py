@@ -184,7 +184,7 @@ def _chain(
     generator: torch.Generator,
 ) -> _Inputs:
     """Go down layer by layer."""
-    layers = FullyConnected.of(leak, network)
+    layers = FullyConnected.of(leak, network).rescaled(labels.gradient_scale or 1.0)
     if labels.features is None or labels.labels is None:
         raise NotApplicable(
             "the chain starts at the last layer's features, which the label attack didn't recover"

@@ -17,7 +17,7 @@ from scipy.special import softmax
 from attacks.analytic_chain import invert_chain
 from attacks.fully_connected import FullyConnected, Layer
 from attacks.label_refit import refit_labels
-from attacks.last_layer import Array
+from attacks.rank_one import Array
 from attacks.types import NotApplicable
 
 PARALLEL = 1e-5

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from scipy.linalg import qr, solve_triangular
 
 from attacks.fully_connected import Activation, FullyConnected, Layer
-from attacks.last_layer import Array
+from attacks.rank_one import Array
 from attacks.types import NotApplicable
 
 ROUNDS = 12

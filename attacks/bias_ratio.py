@@ -15,7 +15,7 @@ import torch
 from scipy.special import softmax
 
 from attacks.label_bars import unknowns
-from attacks.label_fit import fit_label, label_models
+from attacks.label_fit import Root, fit_label, label_models
 from attacks.label_verdict import decide
 from attacks.last_layer import LastLayer
 from attacks.network import Network
@@ -54,11 +54,14 @@ class BiasRatio(LabelAttack):
         bias_gradient = leak.gradients[f"{network.head_name}.bias"].detach().double().numpy()
         row = int(np.argmax(np.abs(bias_gradient)))
         x = gradient[row] / bias_gradient[row]
-        label = softmax(layer.weight @ np.append(x, 1.0)) - bias_gradient
+        weight = network.head.weight.detach().double().numpy()
+        bias = network.head.bias.detach().double().numpy()
+        label = softmax(weight @ x + bias) - bias_gradient
 
+        root = Root(1 / layer.g[-1], layer.g[-1])
         models = label_models(leak.knowledge)
-        fits = [fit for model in models if (fit := fit_label(layer, model, 1 / layer.g[-1]))]
-        verdict = decide(layer, [fits], unknown=unknowns(leak, models), tolerance=self.tolerance)
+        fits = [fit for model in models if (fit := fit_label(layer, model, root))]
+        verdict = decide(layer, [fits], unknown=unknowns(leak), tolerance=self.tolerance)
         recovered = verdict.status is Status.RECOVERED
         assert verdict.labels is not None
         distance = float(np.abs(label - verdict.labels[0].numpy()).max())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,8 +15,9 @@ from scipy.special import expit
 from torch import Tensor
 from torch.func import functional_call
 
-from attacks.last_layer import HUGE, Array
+from attacks.last_layer import HUGE
 from attacks.network import Network
+from attacks.rank_one import Array
 from attacks.types import GradientLeak, NotApplicable
 
 PROBES = 8
@@ -130,6 +132,13 @@ class Layer:
         """W without the bias, (m, n)."""
         return self.weight[:, : self.weight.shape[1] - self.has_bias]
 
+    def rescaled(self, factor: float) -> Layer:
+        """Return the layer with a gradient that a factor was on, without it."""
+        if factor == 1:
+            return self
+        gradient, rounding = self.gradient / factor, self.rounding / factor
+        return dataclasses.replace(self, gradient=gradient, rounding=rounding)
+
     def augmented(self, a: Array) -> Array:
         """Return inputs (B, n), with a constant 1 behind them if there is a bias."""
         return np.hstack([a, np.ones((len(a), 1))]) if self.has_bias else a
@@ -179,6 +188,11 @@ class FullyConnected:
         if not np.allclose(logits, outputs[names[-1]], 1e-9, 1e-9):
             raise NotApplicable("the network isn't a chain of its linear layers")
         return whole
+
+    def rescaled(self, factor: float) -> FullyConnected:
+        """Return the network with gradients that a factor was on, without it."""
+        layers = tuple(layer.rescaled(factor) for layer in self.layers)
+        return dataclasses.replace(self, layers=layers)
 
     @cached_property
     def is_homogeneous(self) -> bool:

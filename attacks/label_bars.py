@@ -7,16 +7,14 @@ clipping: `α = c λ (p − y)`. So the bars are those of the fit's model widene
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from enum import Enum
 from itertools import combinations
 
 import numpy as np
-from scipy.special import softmax
 
-from attacks.label_fit import BAR, Fit, LabelModel, left_inverse
-from attacks.label_noise import Deviation
-from attacks.last_layer import LastLayer
+from attacks.label_fit import BAR, Fit, Linearised, label_models, left_inverse, standard_errors
+from attacks.last_layer import Array, LastLayer
 from attacks.types import GradientLeak
 
 COINCIDENCE = 10.0
@@ -31,10 +29,10 @@ class Unknown(Enum):
     GRADIENT_SCALE = 3
 
 
-def unknowns(leak: GradientLeak, models: Iterable[LabelModel]) -> frozenset[Unknown]:
-    """Return what an attacker who considers these label models doesn't know."""
+def unknowns(leak: GradientLeak) -> frozenset[Unknown]:
+    """Return what the attacker doesn't know."""
     found = set()
-    for model in models:
+    for model in label_models(leak.knowledge):
         if model.total is None:
             found.add(Unknown.SMOOTHING)
         if model.pair:
@@ -79,6 +77,8 @@ def widest_bars(layer: LastLayer, fit: Fit, unknown: frozenset[Unknown]) -> tupl
         own.add(Unknown.SMOOTHING)
     if fit.model.pair:
         own.add(Unknown.SECOND_CLASS)
+    if fit.is_scaled:
+        own.add(Unknown.GRADIENT_SCALE)
     others = sorted(unknown - own, key=lambda u: u.value)
     number = len(others) if layer.is_noisy else min(len(others), fit.surplus)
     bars = [_bars(layer, fit, own | set(some)) for some in combinations(others, number)]
@@ -89,42 +89,69 @@ def widest_bars(layer: LastLayer, fit: Fit, unknown: frozenset[Unknown]) -> tupl
 
 def _bars(layer: LastLayer, fit: Fit, free: Collection[Unknown]) -> tuple[float, float]:
     """Widen a fit, to first order: 4 standard deviations and the step to the widened optimum."""
-    scale, label, (a, b) = fit.scale, fit.label, fit.classes
-    p = softmax(scale * layer.logits)
-    deviation = Deviation.at(layer, scale, p, label)
-    target = deviation.whiten(layer.alpha - scale * (p - label), 1 - scale * layer.g[-1])
-    towards = np.eye(len(label)) - 1 / len(label)
-    if Unknown.SMOOTHING in free:
-        moves, second = [towards[:, a]], towards
-    else:
-        moves, second = [], towards - towards[:, [a]]
-    if fit.model.pair:
-        moves.append(second[:, b])
-    slope = p * (layer.logits - p @ layer.logits)
-    columns = [deviation.whiten(p - label + scale * slope, layer.g[-1])]
-    columns += [deviation.whiten(-scale * move, 0.0) for move in moves]
-    if Unknown.GRADIENT_SCALE in free:
-        columns.append(deviation.whiten(scale * (p - label), 0.0))
-    design = np.stack(columns, axis=1)
-    label_of = np.zeros((len(label), len(columns)))
-    label_of[:, 1 : 1 + len(moves)] = np.reshape(moves, (len(moves), len(label))).T
-
-    inverse = left_inverse(design)
-    rows = np.vstack([label_of, np.eye(1, len(columns)) / scale])  # label, then λ, relative
-    std = np.linalg.norm(rows @ inverse, axis=1)[:, None]
-    step = (rows @ inverse @ target)[:, None]
+    classes, (a, b) = len(fit.label), fit.classes
+    # A class's share comes off all entries where ε is free, and else off the other class.
+    is_smooth = Unknown.SMOOTHING in free
+    start = np.full(classes, 1 / classes if is_smooth else 0.0)
+    start[a] += not is_smooth
+    ends = ([a] if is_smooth else []) + ([b] if fit.model.pair else [])
+    moves = np.repeat(-start[:, None], len(ends), axis=1)
+    moves[ends, range(len(ends))] += 1
+    is_scaled = Unknown.GRADIENT_SCALE in free
+    line = Linearised.at(layer, fit.scale, fit.s, fit.label, moves, is_scaled=is_scaled)
+    inverse = left_inverse(line.design)
+    # What is wanted of the parameters: the label's entries, and λ, relative.
+    wanted = np.zeros((classes + 1, line.design.shape[1]))
+    wanted[:classes, 1 + is_scaled :] = moves
+    wanted[classes, 0] = 1 / fit.scale
+    std = standard_errors(wanted, inverse)
+    step = wanted @ (inverse @ line.target)
+    bar = BAR * std + np.abs(step)
+    label_bar, scale_bar = float(bar[:-1].max()), float(bar[-1])
     if Unknown.SECOND_CLASS in free and not fit.model.pair:
-        # One more column each, for every class that may be the second: block elimination.
-        moves_b = np.vstack([second, np.zeros(len(label))])[:, np.arange(len(label)) != a]
-        extra = deviation.whiten(-scale * moves_b[:-1], 0.0)
-        shared = inverse @ extra
-        rest = extra - design @ shared
-        size = np.maximum(np.linalg.norm(rest, axis=0), 1e-14 * np.linalg.norm(extra, axis=0))
-        moves_b = moves_b - rows @ shared
-        std = np.hypot(std, moves_b / size)
-        step = step + moves_b * ((target @ rest) / size**2)
-    bar = (BAR * std + np.abs(step)).max(axis=1)
+        tied = 1 if a == 0 else 0
+        few = wanted[[a, tied, classes]]
+        # All entries but a's are alike, but that of the second class itself.
+        effects, along, left = _second_class(line, fit, few, start, inverse)
+        effects[:2] -= start[[a, tied], None]
+        effects = np.vstack([effects, effects[1] + 1])
+        some = [a, tied, classes, tied]
+        spread = np.sqrt(np.square(std[some])[:, None] + effects**2 / left)
+        bars = (BAR * spread + np.abs(step[some][:, None] + effects * along / left)).max(axis=1)
+        label_bar = max(label_bar, *bars[[0, 1, 3]].tolist())
+        scale_bar = max(scale_bar, float(bars[2]))
     # Noise makes the length of the feature's part of g uncertain, too.
-    part = float(np.linalg.norm(layer.g[: len(layer.g) - layer.has_bias]))
+    part = float(np.linalg.norm(layer.g[: layer.width]))
     length = BAR * float(layer.g_sigma.max()) / max(part, 1e-300)
-    return float(bar[:-1].max()), float(bar[-1]) + length
+    return label_bar, scale_bar + length
+
+
+def _second_class(
+    line: Linearised, fit: Fit, wanted: Array, start: Array, inverse: Array
+) -> tuple[Array, Array, Array]:
+    """Give one more class a share, for each class k in turn but a, by block elimination.
+
+    Each adds a column `d_k = −whitened (e_k − start)/s`; all of them are dealt with through
+    products with the whitening's adjoint, without a (K, K) matrix.
+
+    Returns:
+        The effects that a unit share has on what is wanted, through the other parameters,
+        (n, K-1); and of what is left of d_k outside the design, the product with the target and the
+        squared norm, (K-1,) each.
+    """
+    deviation = line.deviation
+    others = np.arange(len(fit.label)) != fit.classes[0]
+    basis = np.linalg.qr(line.design)[0]
+    from_start = deviation.whiten(start, 0.0)
+    outside = line.target - basis @ (basis.T @ line.target)
+    vectors = np.column_stack([inverse.T, basis, outside, from_start])
+    products = (deviation.adjoint(vectors) - from_start @ vectors) / -fit.s
+    count = len(inverse)
+    shared, inside = products[others, :count], products[others, count : 2 * count]
+    along, to_start = products[others, -2], products[others, -1]
+    # ‖d_k‖² = (‖whitened e_k‖² − 2 e_kᵀ… start + ‖whitened start‖²)/s², and to_start holds
+    # −(e_kᵀ… start − ‖whitened start‖²)/s.
+    square = float(from_start @ from_start)
+    whole = (deviation.precision()[others] - square) / fit.s**2 + 2 * to_start / fit.s
+    left = np.maximum(whole - np.square(inside).sum(axis=1), 1e-14 * np.abs(whole))
+    return -wanted @ shared.T, along, left

@@ -8,72 +8,113 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import solve_triangular
-from scipy.special import softmax
+from numpy.typing import NDArray
+from scipy.linalg.lapack import dtrtrs
 
 from attacks.last_layer import Array, LastLayer
 
-DENSE_LIMIT = 512
-"""Classes up to which the covariance is kept whole; beyond, its diagonal."""
+MATTERS = 0.1
+"""Share of a class's own deviation from which on that of the logits counts as correlated."""
+MOST_CORRELATED = 600
+"""Classes whose correlations are kept, at most: the covariance costs their square times D."""
 
 
 @dataclass(frozen=True, eq=False)
 class Deviation:
-    """What noise and rounding make of `α − λ (p − y)`, to first order.
+    """What noise and rounding make of `α − (p − y)/s`, to first order.
 
-    α carries the noise σ; g carries σ/‖α‖, which reaches p through the logits `λ W g`; the client
-    rounded logits, p and y in its own precision. With a bias there is one more equation,
-    `λ g_bias = 1`.
+    α carries noise of its own; that of g reaches p through the logits `λ W g`, where it moves the
+    classes together; the client rounded logits, p and y in its own precision. With a bias there is
+    one more equation, `λ g_bias = 1`.
 
     Args:
-        factor: (K, K) lower Cholesky factor, or (K,) standard deviations where K is large.
+        std: (K,) standard deviations.
+        correlated: the classes whose covariance is kept whole, (n,).
+        factor: (n, n), its lower Cholesky factor.
         bias: standard deviation of `λ g_bias`; None without a bias.
     """
 
+    std: Array
+    correlated: NDArray[np.intp]
     factor: Array
     bias: float | None
 
     @classmethod
-    def at(cls, layer: LastLayer, scale: float, p: Array, label: Array) -> Deviation:
-        """Linearise at a root."""
+    def at(
+        cls,
+        layer: LastLayer,
+        scale: float,
+        p: Array,
+        label: Array,
+        s: float,
+        *,
+        is_whole: bool = True,
+    ) -> Deviation:
+        """Linearise at a root; without correlations unless `is_whole`."""
         bias = None
-        if layer.has_bias:
-            bias = abs(scale) * layer.bias_sigma / float(np.linalg.norm(layer.alpha)) + layer.eps
-        own = layer.alpha_sigma**2 + (scale * layer.eps * (p + np.abs(label))) ** 2
-        variance = _logit_variance(layer, scale)
-        if len(p) > DENSE_LIMIT:
-            return cls(np.sqrt(own + (scale * p) ** 2 * variance), bias)
-        logits = np.diag(variance)
-        if layer.is_noisy:
-            correlated = layer.gram - np.diag(np.diag(layer.gram))
-            logits = logits + (scale * layer.sigma) ** 2 / (layer.alpha @ layer.alpha) * correlated
-        slope = scale * (np.diag(p) - np.outer(p, p))
-        covariance = np.diag(own) + slope @ logits @ slope
-        factor: Array
-        try:
-            factor = np.asarray(np.linalg.cholesky(covariance), dtype=np.float64)
-        except np.linalg.LinAlgError:  # variances too far apart for float64
-            factor = np.asarray(np.sqrt(np.diag(covariance)), dtype=np.float64)
-        return cls(factor, bias)
+        if layer.bias is not None:
+            bias = abs(scale) * float(layer.g_sigma[-1]) + layer.eps
+        own = layer.alpha_sigma**2 + (layer.eps / s * (p + np.abs(label))) ** 2
+        by_logits = (p / s) ** 2 * _logit_variance(layer, scale)
+        std = np.sqrt(own + by_logits)
+        correlated = np.array([], dtype=np.intp)
+        factor = np.empty((0, 0))
+        if layer.is_noisy and is_whole:
+            share = by_logits / own
+            correlated = np.flatnonzero(share > MATTERS**2)
+            if len(correlated) > MOST_CORRELATED:
+                correlated = np.sort(np.argsort(share)[-MOST_CORRELATED:])
+        if len(correlated):
+            part = p[correlated]
+            slope = (np.diag(part) - np.outer(part, part)) / s
+            covariance = slope @ (scale**2 * layer.logit_covariance(correlated)) @ slope
+            covariance[np.diag_indices_from(covariance)] += own[correlated]
+            factor = np.asarray(np.linalg.cholesky(covariance))
+        return cls(std, correlated, factor, bias)
 
     def whiten(self, rows: Array, bias_row: float) -> Array:
         """Divide rows (K,) or (K, n) by their standard deviation, and the bias's row by its own."""
-        if self.factor.ndim == 1:
-            white = (rows.T / self.factor).T
-        else:
-            white = np.asarray(solve_triangular(self.factor, rows, lower=True))
+        white = (rows.T / self.std).T
+        if len(self.correlated):
+            white[self.correlated] = dtrtrs(self.factor, rows[self.correlated], lower=1)[0]
         if self.bias is None:
             return white
-        extra = np.full((1, *rows.shape[1:]), bias_row / self.bias)
-        return np.concatenate([white, extra])
+        return np.concatenate([white, np.full((1, *rows.shape[1:]), bias_row / self.bias)])
+
+    def adjoint(self, white: Array) -> Array:
+        """Apply the transpose of `whiten` to (K, n), the bias's row left out."""
+        rows = (white[: len(self.std)].T / self.std).T
+        if len(self.correlated):
+            part = white[self.correlated]
+            rows[self.correlated] = dtrtrs(self.factor, part, lower=1, trans=1)[0]
+        return rows
+
+    def precision(self) -> Array:
+        """Return the diagonal of the inverse covariance, (K,)."""
+        diagonal = self.std**-2
+        if len(self.correlated):
+            inverse = dtrtrs(self.factor, np.eye(len(self.correlated)), lower=1)[0]
+            diagonal[self.correlated] = np.einsum("ij,ij->j", inverse, inverse)
+        return diagonal
 
 
-def expected_variance(layer: LastLayer, scales: Array) -> Array:
-    """Return the variance that noise and rounding give `λ p(λ) − α` at roots λ (N,); (N, K)."""
-    scales = scales[..., None]
-    p = softmax(scales * layer.logits, axis=-1)
-    own = layer.alpha_sigma**2 + (scales * layer.eps * p) ** 2
-    return np.asarray(own + (scales * p) ** 2 * _logit_variance(layer, scales))
+def expected_variance(
+    layer: LastLayer, scales: Array, p: Array, classes: NDArray[np.intp]
+) -> Array:
+    """Return the variance that noise and rounding give `λ p(λ) − α` at roots λ (N,).
+
+    Args:
+        layer: the rank-one problem.
+        scales: λ, (N,).
+        p: (N, n), of some classes.
+        classes: which, (n,).
+
+    Returns:
+        (N, n).
+    """
+    scales = np.asarray(scales)[:, None]
+    own = layer.alpha_sigma[classes] ** 2 + (scales * layer.eps * p) ** 2
+    return np.asarray(own + (scales * p) ** 2 * _logit_variance(layer, scales)[..., classes])
 
 
 def _logit_variance(layer: LastLayer, scale: Array | float) -> Array:

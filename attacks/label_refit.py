@@ -23,8 +23,8 @@ import torch
 from scipy.special import softmax
 
 from attacks.fully_connected import Layer
-from attacks.last_layer import Array
 from attacks.network import Network
+from attacks.rank_one import Array
 from attacks.types import GradientLeak, LabelRecovery, Reconstruction
 
 STEPS = 20
@@ -65,7 +65,7 @@ def refit_from_images(
         return labels
     assert images.images is not None and labels.labels is not None
     network = Network(leak)
-    head = Layer.of(leak, network, network.head_name)
+    head = Layer.of(leak, network, network.head_name).rescaled(labels.gradient_scale or 1.0)
     features = network.double_features(images.images).numpy()
     refit = refit_labels(head, features, labels.labels.double().numpy(), len(features))
     positive = refit.labels.clip(0)

@@ -103,5 +103,16 @@ class Network:
 
 def _sharing_copy(model: nn.Module) -> nn.Module:
     """Copy the modules but share the tensors; the copy's hooks and mode are its own."""
-    shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
-    return copy.deepcopy(model, shared).eval()
+    copies: dict[nn.Module, nn.Module] = {}
+
+    def copied(module: nn.Module) -> nn.Module:
+        if module not in copies:
+            one = copies[module] = copy.copy(module)
+            for name, value in vars(module).items():
+                if isinstance(value, dict):  # parameters, buffers, hooks
+                    vars(one)[name] = value.copy()
+            for name, child in module.named_children():
+                one._modules[name] = copied(child)
+        return copies[module]
+
+    return copied(model).eval()

@@ -13,6 +13,7 @@ Differences from the paper: `g` and α come from all of G (its leading singular 
 row; the objective is `φ(λ) = Var(λ p − α)` over the tied entries, which doesn't vanish as λ grows,
 and is scanned exactly instead of searched by L-BFGS and particle swarms; the augmentation is
 detected, the answer carries an error bar, and nothing is accepted by comparing it with the truth.
+A gradient that was multiplied by an unknown c is the matter of `attacks.gradient_scale`.
 """
 
 from __future__ import annotations
@@ -22,30 +23,18 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from scipy.special import softmax
 
-from attacks.label_bars import unknowns
-from attacks.label_fit import BAR, fit_label, label_models
-from attacks.label_noise import expected_variance
-from attacks.label_verdict import decide
-from attacks.last_layer import Array, LastLayer
+from attacks.gradient_scale import scaled_roots
+from attacks.label_bars import Unknown, unknowns
+from attacks.label_fit import Fit, LabelModel, Root, fit_label, label_at, label_models
+from attacks.label_scan import Scan
+from attacks.label_verdict import decide, explains
+from attacks.last_layer import LastLayer
 from attacks.network import Network
-from attacks.types import (
-    GradientLeak,
-    LabelAttack,
-    LabelRecovery,
-    require_one_example,
-)
+from attacks.types import GradientLeak, Knowledge, LabelAttack, LabelRecovery, require_one_example
 
-STEP = 0.05
-"""Step of the scan in log λ."""
-DECADES = 8
-"""How far beyond the smallest possible λ the scan goes."""
-NEAR = 1e3
-"""Minima of φ up to this many times its expected value at a root are fitted."""
-
-Objective = Callable[[LastLayer, Array], Array]
+MOST_PLAUSIBLE = 48
+"""Points between the roots at which a label is fitted, to see how far noise leaves λ open."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +48,7 @@ class SoftLabelRecovery(LabelAttack):
         ValueError: tolerance is outside (0, 1).
 
     Note:
-        `certificate` is the ratio of the runner-up's φ to the best; None with a bias (no search).
+        `certificate` is the ratio of the runner-up's φ to the best; NaN with a bias (no search).
         RECOVERED needs that no second root fits within noise and rounding, however large it is.
     """
 
@@ -73,134 +62,75 @@ class SoftLabelRecovery(LabelAttack):
         """Scan λ, fit the label models at every root, and answer with what is determined."""
         require_one_example(leak)
         network = Network(leak)
-        layer = LastLayer.of(leak, network)
-        plausible = None
-        if layer.has_bias:
-            roots, certificate = np.array([1 / layer.g[-1]]), None
-        else:
-            signs = (layer.sign_of_features(),) if network.has_nonnegative_features() else (1, -1)
-            roots, certificate = scan(layer, signs)
-            plausible = plausible_labels(layer, signs)
-        models = label_models(leak.knowledge)
-        fits = [[fit for m in models if (fit := fit_label(layer, m, root))] for root in roots]
-        return decide(
-            layer,
-            fits,
-            unknown=unknowns(leak, models),
+        return solve(
+            LastLayer.of(leak, network),
+            leak.knowledge,
+            unknown=unknowns(leak),
             tolerance=self.tolerance,
-            certificate=certificate,
-            plausible=plausible,
+            is_nonnegative=network.has_nonnegative_features,
         )
 
 
-def predicted_label(layer: LastLayer, scales: Array) -> Array:
-    """Return `ŷ(λ) = softmax(λ W g) − α / λ` for scales λ (N,); (N, K)."""
-    p = softmax(np.multiply.outer(scales, layer.logits), axis=-1)
-    return np.asarray(p - layer.alpha / scales[..., None])
+def solve(
+    layer: LastLayer,
+    knowledge: Knowledge,
+    *,
+    unknown: frozenset[Unknown],
+    tolerance: float,
+    is_nonnegative: Callable[[], bool],
+) -> LabelRecovery:
+    """Solve one rank-one problem; see `SoftLabelRecovery`.
 
-
-def tie_variance(layer: LastLayer, scales: Array, largest: int = 2) -> Array:
-    """Return `φ(λ) = λ² Var(ŷ(λ))` over all but the `largest` entries of ŷ; of `scales`' shape."""
-    tied = np.partition(predicted_label(layer, scales), -largest, axis=-1)[..., :-largest]
-    return np.asarray(scales**2 * tied.var(axis=-1))
-
-
-def scan(layer: LastLayer, signs: tuple[int, ...]) -> tuple[Array, float | None]:
-    """Find the local minima of φ over λ, both signs if need be.
-
-    `|λ|` is at least ‖α‖₁/2, since ‖p − y‖₁ is at most 2.
-
-    Returns:
-        The λ that may be roots, best first, and the certificate: the runner-up's φ over the best.
+    Args:
+        layer: the problem.
+        knowledge: of the augmentation.
+        unknown: what the attacker doesn't know.
+        tolerance: L∞ error that RECOVERED stays below.
+        is_nonnegative: says whether features are never negative; asked only where it matters.
     """
-    grid = _grid(layer)
-    scales, values = [], []
-    for sign in signs:
-        # A second class with a small share makes a narrow dip, at the bottom of φ for one class.
-        one = _minima(tie_variance(layer, sign * grid, 1))
-        fine = np.multiply.outer(grid[one], np.exp((np.arange(-64, 64) + 0.5) / 16 * STEP))
-        points = np.unique(np.concatenate([grid, fine.ravel()]))
-        for objective in _objectives(len(layer.alpha)):
-            inner = _minima(objective(layer, sign * points))
-            found = sign * _zoom(layer, objective, sign, points[inner - 1], points[inner + 1])
-            found = np.append(found, sign * points[-1])  # the plateau, where ŷ is nearly hard
-            scales.append(found)
-            values.append(objective(layer, found))
-    return _best(layer, np.concatenate(scales), np.concatenate(values))
-
-
-def _minima(values: Array) -> NDArray[np.intp]:
-    """Return the indices of the local minima, but for the ends and the ripple on plateaus."""
-    deeper = values[1:-1] * (1 + 1e-9)
-    return np.flatnonzero((deeper < values[:-2]) & (deeper <= values[2:])) + 1
-
-
-def plausible_labels(layer: LastLayer, signs: tuple[int, ...]) -> Array:
-    """Return the labels (N, K) on the grid whose φ noise and rounding explain; few where sharp."""
-    found = []
-    for objective in _objectives(len(layer.alpha)):
-        for sign in signs:
-            scales = sign * _grid(layer)
-            near = objective(layer, scales) <= BAR**2 * _floor(layer, scales)
-            found.append(scales[near & _is_on_simplex(layer, scales)])
-    return predicted_label(layer, np.concatenate(found))
-
-
-def _grid(layer: LastLayer) -> Array:
-    start = np.log(np.abs(layer.alpha).sum() / 2)
-    return np.asarray(np.exp(start + np.arange(-1, DECADES * np.log(10) / STEP) * STEP))
-
-
-def _floor(layer: LastLayer, scales: Array) -> Array:
-    """Return what φ is expected to be at a root, (N,)."""
-    tied = max(len(layer.alpha) - 2, 1)
-    return np.asarray(np.sort(expected_variance(layer, scales))[:, :tied].mean(axis=-1))
-
-
-def _is_on_simplex(layer: LastLayer, scales: Array) -> NDArray[np.bool_]:
-    labels = predicted_label(layer, scales)
-    slack = 1e-3 + 10 * layer.sigma / np.abs(scales)
-    return np.asarray((labels.min(axis=-1) > -slack) & (labels.max(axis=-1) < 1 + slack))
-
-
-def _objectives(classes: int) -> list[Objective]:
-    """Return the functions of λ whose minima hold the root.
-
-    From five classes on one does. Below, too few entries are tied: a smoothed label may leave only
-    its own tie, a mixed one only a zero, so these are searched too.
-    """
-    if classes >= 5:
-        return [tie_variance]
-    few: list[Objective] = [lambda layer, scales: tie_variance(layer, scales, 1), _smallest]
-    return [tie_variance, *few] if classes == 4 else few
-
-
-def _smallest(layer: LastLayer, scales: Array) -> Array:
-    smallest = predicted_label(layer, scales).min(axis=-1)
-    return np.asarray((scales * smallest) ** 2)
-
-
-def _zoom(layer: LastLayer, objective: Objective, sign: int, low: Array, high: Array) -> Array:
-    """Narrow all brackets (low, high) of |λ| at once, eightfold a pass, to 1e-10 in log λ."""
-    for _ in range(10):
-        points = np.exp(np.linspace(np.log(low), np.log(high), 17))
-        least = objective(layer, sign * points).argmin(axis=0).clip(1, 15)
-        low, high = (points[least + k, np.arange(len(least))] for k in (-1, 1))
-    return np.asarray(np.sqrt(low * high))
-
-
-def _best(layer: LastLayer, scales: Array, values: Array) -> tuple[Array, float | None]:
-    """Keep the minima that noise and rounding may turn into roots, and always the best, by φ."""
-    inside = _is_on_simplex(layer, scales)
-    scales, values = scales[inside], values[inside]
-    order = np.argsort(values, kind="stable")
-    scales, values = scales[order], values[order]
-    if not len(values):
-        return scales, None
-    possible = values <= NEAR * _floor(layer, scales)
-    possible[0] = True
+    models = label_models(knowledge)
     certificate = None
-    if len(values) > 1 and len(layer.alpha) >= 5:
-        smallest = layer.eps**2 * float(layer.alpha @ layer.alpha)
-        certificate = float(values[1] / max(values[0], smallest))
-    return scales[possible], certificate
+    plausible: list[Fit] = []
+    if layer.bias is not None:
+        scale = 1 / float(layer.g[-1]) if layer.g[-1] else np.inf
+        signs: tuple[int, ...] = (1 if scale > 0 else -1,)
+        roots = [Root(scale, 1 / scale)] if np.isfinite(scale) else []
+    else:
+        scan = Scan.of(layer)
+        signs = (1, -1)
+        # It costs a pass through the network, and mostly roots of one sign only are possible.
+        if len(np.unique(np.sign(scan.roots))) > 1 and is_nonnegative():
+            signs = (layer.sign_of_features(),)
+            scan = scan.of_sign(signs[0])
+        roots = [Root(float(scale), float(1 / scale)) for scale in scan.roots]
+        certificate = scan.certificate
+        some = scan.explained[:: 1 + len(scan.explained) // MOST_PLAUSIBLE]
+        plausible = [label_at(layer, models[-1], Root(float(x), float(1 / x))) for x in some]
+    fits = [_fits(layer, models, root) for root in roots]
+    is_explained = any(explains(layer, fit) for some in fits for fit in some)
+    if Unknown.GRADIENT_SCALE in unknown and (layer.is_noisy or not is_explained):
+        given = None if layer.bias is None else np.array([root.scale for root in roots])
+        scaled = scaled_roots(layer, signs, given)
+        fits += [_fits(layer, models, root, is_scaled=True) for root in scaled]
+    return decide(
+        layer,
+        fits,
+        unknown=unknown,
+        tolerance=tolerance,
+        certificate=certificate,
+        plausible=plausible,
+    )
+
+
+def _fits(
+    layer: LastLayer, models: list[LabelModel], root: Root, *, is_scaled: bool = False
+) -> list[Fit]:
+    """Fit the models, the simplest first; without noise, until one explains the gradient."""
+    fits: list[Fit] = []
+    for model in models:
+        fit = fit_label(layer, model, root, is_scaled=is_scaled)
+        if fit is not None:
+            fits.append(fit)
+            if fit.surplus >= 1 and not layer.is_noisy and explains(layer, fit):
+                break
+    return fits

@@ -132,15 +132,19 @@ class GradientLeak:
         """
         gradient = self.gradients[name].detach().double()
         if self.update_dtype is None:
-            dtypes = (self.gradients[name].dtype, self.model.get_parameter(name).dtype)
-            return gradient.abs() * max(torch.finfo(dtype).eps for dtype in dtypes)
+            return gradient.abs() * self.roundoff(name)
         assert self.lr is not None
         weight = self.model.get_parameter(name).detach().to(gradient)
-        size = torch.maximum(weight.abs(), (weight - self.lr * gradient).abs())
         numbers = torch.finfo(self.update_dtype)
-        exponent = torch.frexp(size.clamp(min=numbers.tiny)).exponent
-        ulp = torch.ldexp(torch.full_like(size, numbers.eps), exponent.double() - 1)
-        return ulp / (self.lr * 12**0.5)
+        size = torch.maximum(weight.abs(), (weight - self.lr * gradient).abs())
+        exponent_bits = 0x7FF0_0000_0000_0000  # of a float64; alone they are a power of two
+        power = (size.clamp(min=numbers.tiny).view(torch.int64) & exponent_bits).view(torch.float64)
+        return power * (numbers.eps / (self.lr * 12**0.5))
+
+    def roundoff(self, name: str) -> float:
+        """Return the relative rounding of a gradient that was sent as such."""
+        dtypes = (self.gradients[name].dtype, self.model.get_parameter(name).dtype)
+        return max(torch.finfo(dtype).eps for dtype in dtypes)
 
 
 @dataclass(frozen=True)

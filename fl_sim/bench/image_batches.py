@@ -165,17 +165,19 @@ def attack_batch(setting: Setting, seed: int) -> Outcome:
 def given_labels(
     leak: GradientLeak, truth: Truth, error: float, generator: torch.Generator
 ) -> LabelRecovery:
-    """Return what a label attack would answer, with relative errors of scales and labels."""
+    """Return what a label attack would answer, with relative errors of all that it recovers."""
     size = len(truth.labels)
     features = Network(leak).double_features(truth.images)
     has_bias = any(name.endswith("bias") for name in leak.gradients)
     scale = 0.0 if has_bias else error  # a bias leaves no scale to be wrong
     draws = torch.randn(size, 1, generator=generator, dtype=torch.float64)
     noise = torch.randn(truth.labels.shape, generator=generator, dtype=torch.float64)
+    spread = torch.randn(features.shape, generator=generator, dtype=torch.float64)
+    size_of = features.square().mean(dim=1, keepdim=True).sqrt()
     return LabelRecovery(
         Status.RECOVERED,
         labels=truth.labels.double() + error * noise,
-        features=features * (1 + scale * draws),
+        features=features * (1 + scale * draws) + error * size_of * spread,
         statuses=(Status.RECOVERED,) * size,
         reasons=(None,) * size,
         batch_size=size,

@@ -328,3 +328,18 @@ def test_the_number_of_examples_may_come_from_the_label_attack(
     found = invert(victim, recovery_of(victim, 1e-6))
     assert found.status is Status.RECOVERED, found.reason
     assert psnr_db(found.images, victim.image).min() > 100
+
+
+def test_a_recovered_gradient_scale_is_taken_out(make_label: Build, make_victim: Build) -> None:
+    """Of a clipped update the label attack says by how much it was scaled."""
+    victim = make_victim(network(), batch_of(6, make_label), sent_as="update", factor=0.5)
+    labels = recovery_of(victim, 1e-4)
+    unaware = invert(victim, labels)
+    assert all(status is not Status.RECOVERED for status in unaware.statuses)
+    labels = dataclasses.replace(labels, gradient_scale=0.5)
+    found = invert(victim, labels)
+    assert found.status is Status.RECOVERED, found.reason
+    assert psnr_db(found.images, victim.image).min() > 70
+    refitted = refit_from_images(victim.leak, labels, found)
+    assert refitted.labels is not None
+    assert (refitted.labels - victim.label).abs().max() < 1e-4

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from attacks import GradientLeak, Knowledge, LabelRecovery, Status
+from attacks.label_scan import Scan, predicted_label, tie_variance
 from attacks.last_layer import LastLayer
 from attacks.network import Network
-from attacks.soft_label import SoftLabelRecovery, predicted_label, scan, tie_variance
+from attacks.soft_label import SoftLabelRecovery
 
 KINDS = ("hard", "label-smoothing", "mixup", "mixup+label-smoothing")
 ATTACK = SoftLabelRecovery()
@@ -211,13 +212,14 @@ def test_the_sum_rule_holds_for_every_scale(
     layer = LastLayer.of(victim.leak, Network(victim.leak))
     sign = layer.sign_of_features()
     scales = sign * np.geomspace(1, 1e4, 50) * np.abs(layer.alpha).sum()
-    sums = predicted_label(layer, scales).sum(axis=1)
-    assert np.allclose(sums, 1, atol=1e-12)
-    assert tie_variance(layer, scales).min() > 1e-12
-    roots, certificate = scan(layer, (sign,))
-    assert tie_variance(layer, roots[:1])[0] < 1e-10
-    assert certificate is not None
-    assert certificate > 1e3
+    labels = predicted_label(layer, scales)
+    assert np.allclose(labels.sum(axis=1), 1, atol=1e-12)
+    assert tie_variance(scales, labels).min() > 1e-12
+    scan = Scan.of(layer).of_sign(sign)
+    root = scan.roots[:1]
+    assert tie_variance(root, predicted_label(layer, root))[0] < 1e-10
+    assert scan.certificate is not None
+    assert scan.certificate > 1e3
 
 
 def test_an_unaugmented_label_is_not_claimed(make_model: Build, make_victim: Build) -> None:
