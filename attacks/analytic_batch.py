@@ -1,8 +1,8 @@
 """The first layer's inputs of a batch, from features of which some may be missing or parallel.
 
 `attacks.analytic_chain` takes a batch apart that is complete: with one feature missing every other
-image is wrong. So the one that is missing is found first, in what the known examples leave of the
-last layer's gradient, and of examples with parallel features one stands for all.
+image is wrong. So those that are missing are looked for first (`attacks.analytic_rest`), and of
+examples with parallel features one stands for all.
 """
 
 from __future__ import annotations
@@ -12,18 +12,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.special import softmax
 
 from attacks.analytic_chain import invert_chain
-from attacks.fully_connected import FullyConnected, Layer
+from attacks.analytic_rest import rest_directions, rest_of_gradient
+from attacks.fully_connected import FullyConnected
 from attacks.label_refit import refit_labels
 from attacks.rank_one import Array
 from attacks.types import NotApplicable
 
 PARALLEL = 1e-5
 """Distance of unit rows below which they count as parallel: float32 features are exact to 1e-6."""
-REST = 1e-2
-"""Second singular value, relative to the first, of what one missing example may leave."""
 WORST_SCALE = 0.05
 """Largest relative change of a scale that the labels may ask for."""
 SIGMAS = 4.0
@@ -76,8 +74,12 @@ def invert_batch(
     )
     directions = features[known]
     if len(known) < len(features):
-        rest = last_direction(head, features[known], labels[known], len(features))
-        directions = np.vstack([directions, rest])
+        rest = rest_of_gradient(head, features[known], labels[known], len(features))
+        is_relu = bool(network.activations) and network.activations[-1].low == 0
+        found = rest_directions(rest, len(features) - len(known), is_relu, generator)
+        if head.has_bias:
+            found = found[:, :-1] / found[:, -1:]
+        directions = np.vstack([directions, found])
     twins = parallel_rows(head.augmented(directions))
     kept = [row for row in range(len(directions)) if row not in twins]
     a, noise = invert_chain(network, directions[kept], generator)
@@ -102,13 +104,13 @@ def invert_batch(
         result.features[example] *= scales[one]
         result.noise[example], result.scale_bars[example] = scale * noise[one], bars[one]
     missing = np.setdiff1d(np.arange(len(features)), known)
-    for example in missing:
+    has_scale = head.has_bias and network.layers[0].has_bias
+    for row, example in enumerate(missing, start=len(known)):
         reasons[example] = "the label attack didn't recover its feature"
-    last = len(known)
-    if len(missing) == 1 and last in kept and head.has_bias and network.layers[0].has_bias:
-        reasons[missing[0]] = None
-        result.inputs[missing], result.noise[missing] = a[-1], noise[-1]
-        result.features[missing] = directions[-1]
+        if has_scale and row in kept:
+            reasons[example] = None
+            result.inputs[example], result.noise[example] = a[place[row]], noise[place[row]]
+            result.features[example] = directions[row]
     return dataclasses.replace(result, reasons=tuple(reasons))
 
 
@@ -141,34 +143,6 @@ def image_scales(
     scales[:rows] = np.where(trusted, refit.scales, 1.0)
     bars[:rows] = np.where(trusted, np.maximum(off, SIGMAS * refit.bars), off)
     return scales, bars
-
-
-def last_direction(head: Layer, features: Array, labels: Array, batch: int) -> Array:
-    """Return the feature (1, D) that the known examples leave of the head's gradient.
-
-    Where one example is missing, or several with parallel features, what is left has rank one. With
-    a bias it comes at its scale, without as a unit vector.
-
-    Args:
-        head: the last layer.
-        features: (P, D), the known ones.
-        labels: (P, K), likewise.
-        batch: B, above P.
-
-    Raises:
-        NotApplicable: more is left.
-    """
-    x = head.augmented(features)
-    delta = softmax(x @ head.weight.T, axis=1) - labels
-    rest = head.gradient - delta.T @ x / batch
-    _, s, v = np.linalg.svd(rest, full_matrices=False)
-    if s[1] > REST * s[0]:
-        raise NotApplicable(
-            f"the label attack left {batch - len(features)} of {batch} examples out; a batch comes "
-            "apart only when no more than one is"
-        )
-    direction = v[0] / v[0, -1] if head.has_bias else v[0] * np.sign(v[0].sum())
-    return np.asarray(direction[: features.shape[1]][None])
 
 
 def parallel_rows(rows: Array) -> dict[int, int]:

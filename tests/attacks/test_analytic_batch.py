@@ -174,12 +174,33 @@ def test_with_biases_the_example_left_out_comes_too(make_label: Build, make_vict
     assert psnr_db(found.images, victim.image).min() > 80
 
 
-def test_two_examples_left_out_leave_nothing(make_label: Build, make_victim: Build) -> None:
-    victim = make_victim(network(), batch_of(8, make_label), sent_as="float32")
-    found = invert(victim, without(recovery_of(victim, 1e-6), [3, 5]))
+@pytest.mark.parametrize("bias", [False, True])
+def test_three_examples_left_out_cost_only_themselves(
+    bias: bool, make_label: Build, make_victim: Build
+) -> None:
+    """Their features are the extreme rays of what the others leave of the gradient."""
+    victim = make_victim(network(bias=bias), batch_of(8, make_label), sent_as="float32")
+    found = invert(victim, without(recovery_of(victim, 1e-6), [1, 3, 5]))
+    assert found.images is not None
+    kept = [0, 2, 4, 6, 7]
+    assert all(found.statuses[row] is Status.RECOVERED for row in kept)
+    assert psnr_db(found.images, victim.image)[kept].min() > 100
+    for row in (1, 3, 5):
+        # With biases the images come, too, in some order.
+        assert (found.statuses[row] is Status.RECOVERED) == bias
+        true = victim.image[[1, 3, 5]]
+        assert bias == bool(psnr_db(found.images[row].expand(3, -1, -1, -1), true).max() > 80)
+
+
+def test_many_examples_left_out_leave_nothing(make_label: Build, make_victim: Build) -> None:
+    victim = make_victim(network(), batch_of(12, make_label), sent_as="float32")
+    found = invert(victim, without(recovery_of(victim, 1e-6), list(range(8))))
     assert found.status is Status.NOT_APPLICABLE
     assert found.images is None
-    assert "left 2 of 8 examples out" in str(found.reason)
+    assert "left 8 examples out" in str(found.reason)
+    leaky = make_victim(network(activation=LEAKY), batch_of(8, make_label), sent_as="float32")
+    found = invert(leaky, without(recovery_of(leaky, 1e-6), [3, 5]))
+    assert "left 2 examples out" in str(found.reason)
 
 
 @pytest.mark.parametrize("status", [Status.NOT_IDENTIFIABLE, Status.NOT_CONVERGED])
