@@ -43,6 +43,8 @@ HOPELESS = 0.5
 """Feature residual, or error relative to the input, from which there is no image to show."""
 SAFETY = 4.0
 """Standard deviations of the scale, and how much more an image may be off than its feature."""
+UNKNOWN_SCALE = 0.05
+"""Error of a feature's scale where neither the label attack nor the images tell: no claim."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,7 +203,7 @@ def _chain(
     if not layers.layers[0].has_bias:
         own = _uncertain(labels, batch)
         reasons = tuple(a or b for a, b in zip(reasons, own, strict=True))
-        bars = torch.where(bars.isnan(), _scale_bars(labels, batch), bars)
+        bars = torch.where(bars.isnan(), _scale_bars(labels, batch, default=UNKNOWN_SCALE), bars)
     a, noise = torch.from_numpy(found.inputs), torch.from_numpy(found.noise)
     return _Inputs(a, noise, bars.nan_to_num(0.0), torch.from_numpy(found.features), reasons)
 
@@ -213,10 +215,10 @@ def _uncertain(labels: LabelRecovery, batch: int) -> tuple[str | None, ...]:
     return tuple(None if status is Status.RECOVERED else reason for status in statuses)
 
 
-def _scale_bars(labels: LabelRecovery, batch: int) -> Tensor:
+def _scale_bars(labels: LabelRecovery, batch: int, *, default: float = 0.0) -> Tensor:
     if labels.feature_bar is None:
-        return torch.zeros(batch, dtype=torch.float64)
-    return labels.feature_bar.double().nan_to_num(0.0)
+        return torch.full((batch,), default, dtype=torch.float64)
+    return labels.feature_bar.double().nan_to_num(default)
 
 
 def _residual(network: Network, images: Tensor, features: Tensor) -> Tensor:

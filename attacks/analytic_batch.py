@@ -84,7 +84,7 @@ def invert_batch(
     kept = [row for row in range(len(directions)) if row not in twins]
     a, noise = invert_chain(network, directions[kept], generator)
     scales, bars = np.ones(len(kept)), np.full(len(kept), np.nan)
-    if len(features) > 1 and network.is_homogeneous and not head.has_bias:
+    if len(features) > 1 and network.is_homogeneous:
         scales, bars = image_scales(
             network, a, labels[known[[k for k in kept if k < len(known)]]], len(features)
         )

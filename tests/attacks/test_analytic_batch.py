@@ -364,3 +364,16 @@ def test_a_recovered_gradient_scale_is_taken_out(make_label: Build, make_victim:
     refitted = refit_from_images(victim.leak, labels, found)
     assert refitted.labels is not None
     assert (refitted.labels - victim.label).abs().max() < 1e-4
+
+
+def test_without_biases_a_smooth_network_needs_the_scales_bar(
+    make_label: Build, make_victim: Build
+) -> None:
+    """A tanh network isn't homogeneous: no image vouches for its feature's scale."""
+    victim = make_victim(network(activation=nn.Tanh), batch_of(4, make_label), sent_as="float32")
+    labels = recovery_of(victim, 1e-6)
+    assert invert(victim, labels).status is Status.NOT_CONVERGED
+    bar = torch.full((4,), 4e-6, dtype=torch.float64)
+    found = invert(victim, dataclasses.replace(labels, feature_bar=bar))
+    assert found.status is Status.RECOVERED, found.reason
+    assert psnr_db(found.images, victim.image).min() > 60
