@@ -43,6 +43,8 @@ HOPELESS = 0.5
 """Feature residual, or error relative to the input, from which there is no image to show."""
 SAFETY = 4.0
 """Standard deviations of the scale, and how much more an image may be off than its feature."""
+NOISE_MARGIN = 1.5
+"""How much more noise may do than its share in the first layer's gradient."""
 UNKNOWN_SCALE = 0.05
 """Error of a feature's scale where neither the label attack nor the images tell: no claim."""
 
@@ -115,7 +117,7 @@ class AnalyticInversion(ImageAttack):
         factor = 1.0 if batch == 1 else SAFETY
         errors = torch.stack(
             [
-                found.noise * inverse.worth,
+                NOISE_MARGIN * found.noise * inverse.worth,
                 found.scale_bar * size,
                 overshoot,
                 factor * residual.nan_to_num(0.0) * size,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from attacks.analytic_chain import invert_chain
 from attacks.analytic_rest import rest_directions, rest_of_gradient
@@ -22,6 +23,9 @@ from attacks.types import NotApplicable
 
 PARALLEL = 1e-5
 """Distance of unit rows below which they count as parallel: float32 features are exact to 1e-6."""
+PARALLEL_REASON = (
+    "its feature is parallel to another example's: the gradient holds only the sum of both"
+)
 WORST_SCALE = 0.05
 """Largest relative change of a scale that the labels may ask for."""
 SIGMAS = 4.0
@@ -68,61 +72,66 @@ def invert_batch(
             f"layer {narrow.name!r} has {len(narrow.weight)} units; to take {len(features)} "
             "examples apart, there must be more"
         )
-    head = network.layers[-1]
     known = np.flatnonzero(
         np.isfinite(features).all(axis=1) & np.isfinite(labels).all(axis=1) & features.any(axis=1)
     )
-    directions = features[known]
-    if len(known) < len(features):
-        rest = rest_of_gradient(head, features[known], labels[known], len(features))
-        is_relu = bool(network.activations) and network.activations[-1].low == 0
-        found = rest_directions(rest, len(features) - len(known), is_relu, generator)
-        if head.has_bias:
-            found = found[:, :-1] / found[:, -1:]
-        directions = np.vstack([directions, found])
-    twins = parallel_rows(head.augmented(directions))
+    directions = _complete(network, features, labels, known, generator)
+    twins = parallel_rows(network.layers[-1].augmented(directions))
     kept = [row for row in range(len(directions)) if row not in twins]
     a, noise = invert_chain(network, directions[kept], generator)
     scales, bars = np.ones(len(kept)), np.full(len(kept), np.nan)
-    if len(features) > 1 and network.is_homogeneous:
-        scales, bars = image_scales(
-            network, a, labels[known[[k for k in kept if k < len(known)]]], len(features)
-        )
-    # Back to the batch's rows: each kept row, its twins, and the one that was missing.
-    place = {row: kept.index(twins.get(row, row)) for row in range(len(directions))}
-    result = _nothing(features, a.shape[1])
-    reasons = list(result.reasons)
-    for row, example in enumerate(known):
-        one, scale = place[row], scales[place[row]]
-        if row in twins or row in twins.values():
-            reasons[example] = (
-                "its features are parallel to another example's: the gradient holds only their sum"
-            )
-        if row in twins and network.is_homogeneous:
-            scale *= np.linalg.norm(directions[row]) / np.linalg.norm(directions[twins[row]])
-        result.inputs[example] = scale * a[one]
-        result.features[example] *= scales[one]
-        result.noise[example], result.scale_bars[example] = scale * noise[one], bars[one]
+    labelled = [row for row in kept if row < len(known)]
+    if len(features) > 1 and labelled and network.is_homogeneous:
+        scales, bars = image_scales(network, a, labels[known[labelled]], len(features))
     missing = np.setdiff1d(np.arange(len(features)), known)
-    has_scale = head.has_bias and network.layers[0].has_bias
-    for row, example in enumerate(missing, start=len(known)):
-        reasons[example] = "the label attack didn't recover its feature"
-        if has_scale and row in kept:
-            reasons[example] = None
-            result.inputs[example], result.noise[example] = a[place[row]], noise[place[row]]
-            result.features[example] = directions[row]
+    sizes = np.linalg.norm(directions, axis=1)
+    result = BatchInputs(
+        np.full((len(features), a.shape[1]), np.nan),
+        np.zeros(len(features)),
+        np.full(features.shape, np.nan),
+        np.full(len(features), np.nan),
+        (None,) * len(features),
+    )
+    reasons = list(result.reasons)
+    has_scale = network.layers[-1].has_bias and network.layers[0].has_bias
+    # Back to the batch's rows; the missing ones come in any order.
+    for row, example in enumerate([*known, *missing]):
+        if row >= len(directions) or (row >= len(known) and not has_scale):
+            reasons[example] = "the label attack didn't recover its feature"
+            continue
+        first = twins.get(row, row)
+        one = kept.index(first)
+        if row in twins or row in twins.values():
+            reasons[example] = PARALLEL_REASON
+        ratio = sizes[row] / sizes[first] if network.is_homogeneous else 1.0
+        result.inputs[example] = ratio * scales[one] * a[one]
+        result.noise[example] = ratio * scales[one] * noise[one]
+        result.features[example] = directions[row] * scales[one]
+        result.scale_bars[example] = bars[one]
     return dataclasses.replace(result, reasons=tuple(reasons))
 
 
-def _nothing(features: Array, width: int) -> BatchInputs:
-    batch = len(features)
-    return BatchInputs(
-        np.full((batch, width), np.nan),
-        np.zeros(batch),
-        features.copy(),
-        np.full(batch, np.nan),
-        (None,) * batch,
-    )
+def _complete(
+    network: FullyConnected,
+    features: Array,
+    labels: Array,
+    known: NDArray[np.intp],
+    generator: torch.Generator,
+) -> Array:
+    """Return the known features, and behind them the directions of the missing ones.
+
+    With a bias in the last layer these have their scale, without they are unit vectors.
+    """
+    missing = len(features) - len(known)
+    if not missing:
+        return features
+    head = network.layers[-1]
+    rest = rest_of_gradient(head, features[known], labels[known], len(features))
+    is_relu = bool(network.activations) and network.activations[-1].low == 0
+    found = rest_directions(rest, missing, is_relu, generator)
+    if head.has_bias:
+        found = found[:, :-1] / found[:, -1:]
+    return np.vstack([features[known], found])
 
 
 def image_scales(
@@ -130,7 +139,7 @@ def image_scales(
 ) -> tuple[Array, Array]:
     """Return the factors on the inputs (N, n) that their labels ask for, and their error bars.
 
-    Of the first inputs the labels are known; a further one keeps the factor 1, and no bar.
+    Of the first inputs the labels are known; further ones keep the factor 1, and have no bar.
 
     The bar is no less than the change itself: two estimates have to agree. Where the labels' model
     doesn't fit, the factor stays 1.
