@@ -8,15 +8,14 @@ attack by itself.
 from __future__ import annotations
 
 import functools
-import io
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from attacks import IMAGE_ATTACKS, LABEL_ATTACKS, GradientLeak, LabelRecovery, Status
@@ -27,9 +26,6 @@ from fl_sim.bench.victims import SentAs, draw_batch, leak_of, untrained
 from fl_sim.data import Dataset, build_dataset
 from fl_sim.models import Normalize
 from fl_sim.scoring import Truth, pair_examples, psnr_db
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 CLASSES = 100
 CLAIM_DB = 50.0
@@ -218,8 +214,6 @@ def pictures(setting: Setting, seed: int, *, most: int = 8) -> Figure:
         seed: of images and weights.
         most: images that are drawn.
     """
-    from matplotlib.figure import Figure
-
     outcome = attack_batch(setting, seed)
     shown = min(most, setting.batch)
     figure = Figure(figsize=(1.3 * shown, 3.2), layout="constrained")
@@ -238,10 +232,8 @@ def pictures(setting: Setting, seed: int, *, most: int = 8) -> Figure:
     return figure
 
 
-def figure(table: Sequence[Mapping[str, object]]) -> bytes:
-    """Return a PNG: median PSNR over the batch size, a line for each source and update kind."""
-    from matplotlib.figure import Figure
-
+def figure(table: Sequence[Mapping[str, object]]) -> Figure:
+    """Draw the median PSNR over the batch size, a line for each source and update kind."""
     drawing = Figure(figsize=(6.4, 4), layout="constrained")
     axes = drawing.subplots()
     kept = [
@@ -261,9 +253,7 @@ def figure(table: Sequence[Mapping[str, object]]) -> bytes:
     axes.set_xlabel("examples behind the gradient")
     axes.set_ylabel("median PSNR in dB")
     axes.legend(fontsize=7)
-    buffer = io.BytesIO()
-    drawing.savefig(buffer, format="png", dpi=120)
-    return buffer.getvalue()
+    return drawing
 
 
 def _row(setting: Setting, outcomes: Sequence[Outcome]) -> dict[str, object]:
