@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.special import softmax
 
 from attacks.fully_connected import Layer
@@ -28,6 +29,8 @@ from attacks.rank_one import Array
 from attacks.types import GradientLeak, LabelRecovery, Reconstruction
 
 STEPS = 20
+MOST_MISFIT = 10.0
+"""Root mean square misfit, in standard deviations, from which entries don't count as tied."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +119,7 @@ def _fit(
 ) -> tuple[Array, float, float, float]:
     """Return label, scale, its standard error and the misfit for one example's logits z (K,)."""
     tied = np.argsort(label)[: max(len(label) - 2, 1)]
-    s = 1.0
+    s, tie = 1.0, 0.0
     variance = np.zeros((2, 2))
     r = np.zeros(1)
     for _ in range(STEPS):
@@ -126,7 +129,7 @@ def _fit(
         std = np.hypot(spread, eps * (p + np.abs(c)))[tied]
         columns = np.stack([slope[tied], -np.ones(len(tied))], axis=1) / std[:, None]
         variance = np.linalg.pinv(columns.T @ columns)
-        tie = np.sum(value[tied] / std**2) / np.sum(1 / std**2)
+        tie = float(np.sum(value[tied] / std**2) / np.sum(1 / std**2))
         r = (value[tied] - tie) / std
         step = -float((variance @ (columns.T @ r))[0])
         s = float(np.clip(s + step, s / 2, 2 * s))
@@ -135,4 +138,23 @@ def _fit(
     misfit = float(np.sqrt(np.sum(r**2) / max(len(tied) - 2, 1)))
     square = float(variance[0, 0])
     bar = square**0.5 * max(misfit, 1.0) if square > 0 else np.inf
-    return softmax(s * z) - c / s, s, bar, misfit
+    return _with_ties(softmax(s * z) - c / s, tied, tie / s, spread / s, misfit), s, bar, misfit
+
+
+def _with_ties(
+    label: Array, tied: NDArray[np.intp], tie: float, std: Array, misfit: float
+) -> Array:
+    """Return a label (K,) whose tied entries are equal, if that is what the gradient shows.
+
+    The second largest is one of them where it differs by no more than its error, and the largest
+    takes what is left of the sum.
+    """
+    if misfit > MOST_MISFIT or len(tied) < 3:
+        return label
+    result = label.copy()
+    result[tied] = tie
+    first, second = np.argsort(-label)[:2]
+    if abs(label[second] - tie) < 4 * max(misfit, 1.0) * std[second]:
+        result[second] = tie
+        result[first] = 1 - (result.sum() - result[first])
+    return result
