@@ -60,7 +60,7 @@ IMAGE_ATTACKS = Registry(
     {
         "analytic": Entry(
             "attacks.analytic:AnalyticInversion",
-            "exact image from a fully connected network, one example",
+            "exact images from a fully connected network, one example or a batch",
         ),
     },
     group="fl_sim.image_attacks",

@@ -1,26 +1,34 @@
-"""The exact image behind the gradient of a fully connected network, for one example.
+"""The exact images behind the gradient of a fully connected network.
 
-Wang, Liang, He, ICLR 2024, arXiv 2402.03124, section 5, invert such networks layer by layer from
-the recovered label. For one example there is a shorter way. The first layer's gradient has rank
-one, `∂L/∂W₁ = δ₁ aᵀ`, so its rows are multiples of the layer's input a. With biases,
-`∂L/∂b₁ = δ₁` gives a outright. Without, let u be the unit row: a network of ReLU-like activations f
-up to its last layer is homogeneous, `f(s u) = s f(u)` for s > 0, and the recovered feature x fixes
+Y. Wang, J. Liang, R. He, *Towards Eliminating Hard Label Constraints in Gradient Inversion
+Attacks*, ICLR 2024, arXiv 2402.03124, section 5, invert such networks layer by layer from one
+example's recovered label. With the last layer's input x and `δ_L = p − y`, and down from there,
 
-    a = s u,      s = ⟨f(u), x⟩ / ‖f(u)‖²,      u of the sign that leaves the smaller residual.
+    δ_{l−1} = (W_lᵀ δ_l) ⊙ σ'(a_{l−1}),      a_{l−2} = (∂L/∂W_{l−1})ᵀ δ_{l−1} / ‖δ_{l−1}‖².
 
-`‖f(a) − x‖ / ‖x‖` is a test of the answer that needs no truth.
+Three ways lead to the first layer's input: for one example the shortcut of
+`attacks.analytic_shortcut`; the chain above; and its extension to batches, `attacks.analytic_chain`
+(one example is a batch of one), which needs every example's feature and nothing else of its label.
+
+A batch's images fix the labels' scales again, `attacks.label_refit`: those of a weight update are a
+thousandfold more exact than what the last layer alone gives, and so are the images.
+
+`‖f(image) − x‖ / ‖x‖`, f the network up to its last layer, tests each image without any truth.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from attacks.analytic_batch import invert_batch
+from attacks.analytic_shortcut import from_bias, from_feature, is_homogeneous
+from attacks.fully_connected import FullyConnected
 from attacks.network import Network
-from attacks.rank_one import rank_one
+from attacks.pixel_map import PixelMap
 from attacks.types import (
     GradientLeak,
     ImageAttack,
@@ -28,169 +36,220 @@ from attacks.types import (
     NotApplicable,
     Reconstruction,
     Status,
-    require_one_example,
 )
+
+Route = Literal["auto", "shortcut", "chain"]
+HOPELESS = 0.5
+"""Feature residual, or error relative to the input, from which there is no image to show."""
+SAFETY = 4.0
+"""Standard deviations of the scale, and how much more an image may be off than its feature."""
+NOISE_MARGIN = 1.5
+"""How much more noise may do than its share in the first layer's gradient."""
+UNKNOWN_SCALE = 0.05
+"""Error of a feature's scale where neither the label attack nor the images tell: no claim."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Inputs:
+    """The first layer's inputs and what is uncertain about them.
+
+    Args:
+        a: (B, n), rows of NaN where there is none.
+        noise: (B,), root mean square error that noise leaves in their entries.
+        scale_bar: (B,), relative error bars of their scales.
+        features: (B, D), what the network has to make of them; NaN where unknown.
+        reasons: why an example isn't identifiable, None where it is.
+    """
+
+    a: Tensor
+    noise: Tensor
+    scale_bar: Tensor
+    features: Tensor
+    reasons: tuple[str | None, ...]
 
 
 @dataclass(frozen=True)
 class AnalyticInversion(ImageAttack):
-    """Invert a fully connected network, with biases in all layers or in none.
+    """Invert a fully connected network, with or without biases, for one example or a batch.
+
+    ReLU and leaky ReLU networks of any depth; sigmoid, tanh, softplus and ELU where the label
+    recovery gives features of such. One example with a bias in the first layer: any network above.
 
     Args:
         tolerance: root mean square error in pixels that RECOVERED stays below, above 0; the default
             is a PSNR of 50 dB. The error is estimated from the feature residual and from the noise.
+        route: for one example: "shortcut", the "chain", or "auto", the shortcut where it applies.
 
     Raises:
-        ValueError: tolerance isn't above 0.
+        ValueError: tolerance isn't above 0, or the route is none of these.
 
     Note:
-        A mixed-up example yields the mixed image, which is what the client trained on.
+        A mixed-up example yields the mixed image, which is what the client trained on; the label
+        recovery's `augmentations` say whether it is one.
     """
 
     tolerance: float = 10 ** (-50 / 20)
+    route: Route = "auto"
 
     def __post_init__(self) -> None:
         if not self.tolerance > 0:
             raise ValueError(f"tolerance must be above 0, found {self.tolerance}")
+        if self.route not in ("auto", "shortcut", "chain"):
+            raise ValueError(f"route must be auto, shortcut or chain, found {self.route!r}")
 
     def reconstruct(
         self, leak: GradientLeak, labels: LabelRecovery, generator: torch.Generator
     ) -> Reconstruction:
-        """Recover the first layer's input and undo what stands before it."""
-        require_one_example(leak)
+        """Recover the first layer's inputs and undo what stands before it."""
+        _require_one_known_step(leak)
         network = Network(leak)
         first = network.executed[0]
         inverse = PixelMap.of(network, first)
-        gradient = _gradient(leak, f"{first}.weight")
-        scale_bar = 0.0
-        if network.linear[first].bias is not None:
-            a, noise = _from_bias(gradient, _gradient(leak, f"{first}.bias"))
+        batch = leak.batch_size or labels.batch_size or 1
+        if batch == 1 and self._takes_shortcut(network, first, inverse):
+            found = _shortcut(leak, network, first, inverse, labels)
         else:
-            _require_known_layers(leak)
-            a, noise = _from_feature(network, inverse, gradient, labels)
-            if labels.feature_bar is not None:
-                scale_bar = float(labels.feature_bar[0].nan_to_num())
-        image = inverse.pixels(a)
-        residual = None
-        errors = [noise * inverse.worth, scale_bar * _rms(a) * inverse.worth]
-        errors.append(_rms(image - image.clamp(0, 1)))
-        if labels.features is not None and torch.isfinite(labels.features).all():
-            x = labels.features[0]
-            residual = float((network.double_features(image) - x).norm() / x.norm())
-            errors.append(residual * _rms(a) * inverse.worth)
-        status, reason = Status.RECOVERED, None
-        if network.linear[first].bias is None and labels.status is not Status.RECOVERED:
-            status = Status.NOT_IDENTIFIABLE
-            reason = "without biases the image's scale is as uncertain as the label recovery"
-        elif not max(errors) <= self.tolerance:
-            status = Status.NOT_CONVERGED
-            reason = (
-                f"the image's error is estimated at {max(errors):.2g}, more than "
-                f"{self.tolerance:.2g}"
+            found = _chain(leak, network, batch, labels, generator)
+        images = inverse.pixels(found.a)
+        overshoot = _rms(images - images.clamp(0, 1))
+        residual = _residual(network, images, found.features)
+        size = _rms(found.a) * inverse.worth
+        factor = 1.0 if batch == 1 else SAFETY
+        errors = torch.stack(
+            [
+                NOISE_MARGIN * found.noise * inverse.worth,
+                found.scale_bar * size,
+                overshoot,
+                factor * residual.nan_to_num(0.0) * size,
+            ]
+        ).amax(dim=0)
+        lost = (errors > HOPELESS * size) | (residual > HOPELESS) | ~found.a.isfinite().all(dim=1)
+        images = torch.where(lost[:, None, None, None], torch.nan, images.clamp(0, 1))
+        verdicts = [
+            self._verdict(why, error, bool(gone))
+            for why, error, gone in zip(found.reasons, errors.tolist(), lost, strict=True)
+        ]
+        statuses = tuple(status for status, _ in verdicts)
+        reasons = tuple(reason for _, reason in verdicts)
+        status, reason = _overall(statuses, reasons)
+        return Reconstruction(status, reason, images, statuses, reasons, residual)
+
+    def _takes_shortcut(self, network: Network, first: str, inverse: PixelMap) -> bool:
+        if self.route == "chain":
+            return False
+        applies = network.linear[first].bias is not None or is_homogeneous(network, inverse)
+        if self.route == "shortcut" and not applies:
+            raise NotApplicable(
+                "without a bias in the first layer, the shortcut needs a homogeneous network: "
+                "linear layers without biases and ReLU-like activations"
             )
-        return Reconstruction(
-            status,
-            reason,
-            image.clamp(0, 1),
-            statuses=(status,),
-            reasons=(reason,),
-            residual=torch.tensor([torch.nan if residual is None else residual]).double(),
-        )
+        return applies
+
+    def _verdict(
+        self, unidentifiable: str | None, error: float, lost: bool
+    ) -> tuple[Status, str | None]:
+        if unidentifiable is not None:
+            return Status.NOT_IDENTIFIABLE, unidentifiable
+        if lost:
+            return Status.NOT_CONVERGED, "the feature of what was found isn't the example's"
+        if not error <= self.tolerance:
+            estimate = f"estimated at {error:.2g}, more than {self.tolerance:.2g}"
+            return Status.NOT_CONVERGED, f"the image's error is {estimate}"
+        return Status.RECOVERED, None
 
 
-@dataclass(frozen=True, eq=False)
-class PixelMap:
-    """The affine, entry-by-entry map `a = slope · image + offset` before the first layer.
-
-    Args:
-        slope: (C·H·W,), never zero.
-        offset: (C·H·W,).
-        shape: (1, C, H, W).
-    """
-
-    slope: Tensor
-    offset: Tensor
-    shape: tuple[int, int, int, int]
-
-    @classmethod
-    def of(cls, network: Network, first: str) -> PixelMap:
-        """Find the map by probing, and test it on a random image.
-
-        Raises:
-            NotApplicable: what stands before the first linear layer isn't such a map.
-        """
-        shape = (1, *network.input_shape)
-        flat = torch.rand(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        probes = torch.cat([torch.zeros(shape), torch.ones(shape), flat]).double()
-        inputs = network.double_input(first, probes)
-        message = "the first layer must be linear on the pixels, up to normalisation"
-        if inputs.shape[1] != flat.numel():
-            raise NotApplicable(message)
-        offset, slope = inputs[0], inputs[1] - inputs[0]
-        matches = torch.allclose(inputs[2], slope * flat.flatten() + offset, atol=1e-9)
-        if not matches or not slope.all():
-            raise NotApplicable(message)
-        return cls(slope, offset, shape)
-
-    @property
-    def worth(self) -> float:
-        """Error in pixels of a unit error in a, root mean square."""
-        return _rms(1 / self.slope)
-
-    def pixels(self, a: Tensor) -> Tensor:
-        """Return the image (1, C, H, W) whose first-layer input is a (C·H·W,)."""
-        return ((a - self.offset) / self.slope).reshape(self.shape)
-
-
-def _gradient(leak: GradientLeak, name: str) -> Tensor:
-    if name not in leak.gradients:
-        raise NotApplicable(f"the gradient of the first layer, {name!r}, is missing")
-    gradient = leak.gradients[name].detach().double()
-    if not torch.isfinite(gradient).all():
-        raise NotApplicable("the first layer's gradient has NaN or infinite entries")
-    if not gradient.any():
-        raise NotApplicable("the first layer's gradient is zero")
-    return gradient
-
-
-def _from_bias(gradient: Tensor, bias_gradient: Tensor) -> tuple[Tensor, float]:
-    """Return `a = δᵀ ∂L/∂W / ‖δ‖²`, δ = ∂L/∂b, and the error that noise leaves in its entries."""
-    square = float(bias_gradient @ bias_gradient)
-    if square == 0:
-        raise NotApplicable("the first layer's bias gradient is zero")
-    a = bias_gradient @ gradient / square
-    rest = gradient - torch.outer(bias_gradient, a)
-    sigma = float(rest.norm()) / max(rest.numel() - rest.shape[1], 1) ** 0.5
-    return a, sigma / square**0.5
-
-
-def _from_feature(
-    network: Network, inverse: PixelMap, gradient: Tensor, labels: LabelRecovery
-) -> tuple[Tensor, float]:
-    """Return `a = s u` by the recovered feature, and the error that noise leaves in its entries."""
-    if labels.features is None or not torch.isfinite(labels.features).all():
+def _shortcut(
+    leak: GradientLeak, network: Network, first: str, inverse: PixelMap, labels: LabelRecovery
+) -> _Inputs:
+    """Take the way for one example; without a bias in the first layer it needs the feature."""
+    features = labels.features
+    known = features is not None and bool(features.isfinite().all())
+    unknown = torch.full((1, network.head.in_features), torch.nan, dtype=torch.float64)
+    feature = features[:1].double() if features is not None and known else unknown
+    if network.linear[first].bias is not None:
+        found = from_bias(leak, first)
+        none = torch.zeros(1, dtype=torch.float64)
+        return _Inputs(found.a[None], torch.tensor([found.noise]), none, feature, (None,))
+    if not known:
         raise NotApplicable(
             "without biases the image's scale needs the last layer's feature, which the label "
             "attack didn't recover"
         )
-    _require_homogeneous(network, inverse)
-    u, noise = _direction(gradient)
-    fits = [_scale(network, inverse, sign * u, labels.features[0]) for sign in (1, -1)]
-    sign, (scale, residual) = min(zip((1, -1), fits, strict=True), key=lambda fit: fit[1][1])
-    if residual == float("inf"):
-        raise NotApplicable("the network's feature vanishes on both directions of the gradient")
-    return scale * sign * u, scale * noise
+    found = from_feature(leak, network, first, inverse, feature[0])
+    noise = torch.tensor([found.noise], dtype=torch.float64)
+    return _Inputs(found.a[None], noise, _scale_bars(labels, 1), feature, _uncertain(labels, 1))
 
 
-def _direction(gradient: Tensor) -> tuple[Tensor, float]:
-    """Return the unit row u (n,) of a rank-one gradient (m, n), and its entries' noise."""
-    live = gradient[(gradient != 0).any(dim=1)].numpy()
-    delta, u, sigma, _ = rank_one(live, zero_sum=False)
-    return torch.from_numpy(u), sigma / float(np.linalg.norm(delta))
+def _chain(
+    leak: GradientLeak,
+    network: Network,
+    batch: int,
+    labels: LabelRecovery,
+    generator: torch.Generator,
+) -> _Inputs:
+    """Go down layer by layer."""
+    layers = FullyConnected.of(leak, network).rescaled(labels.gradient_scale or 1.0)
+    if labels.features is None or labels.labels is None:
+        raise NotApplicable(
+            "the chain starts at the last layer's features, which the label attack didn't recover"
+        )
+    features = labels.features.double().numpy()
+    if features.shape != (batch, network.head.in_features):
+        raise NotApplicable(
+            f"a batch of {batch} needs features of shape {(batch, network.head.in_features)}, "
+            f"found {features.shape}"
+        )
+    found = invert_batch(layers, features, labels.labels.double().numpy(), generator)
+    reasons = found.reasons
+    bars = torch.from_numpy(found.scale_bars)
+    if not layers.layers[0].has_bias:
+        own = _uncertain(labels, batch)
+        reasons = tuple(a or b for a, b in zip(reasons, own, strict=True))
+        bars = torch.where(bars.isnan(), _scale_bars(labels, batch, default=UNKNOWN_SCALE), bars)
+    a, noise = torch.from_numpy(found.inputs), torch.from_numpy(found.noise)
+    return _Inputs(a, noise, bars.nan_to_num(0.0), torch.from_numpy(found.features), reasons)
 
 
-def _require_known_layers(leak: GradientLeak) -> None:
-    """Raise `NotApplicable` if a layer did to the client's image what the server can't repeat."""
+def _uncertain(labels: LabelRecovery, batch: int) -> tuple[str | None, ...]:
+    """Say of which examples the scale isn't known, because the label isn't."""
+    statuses = labels.statuses or (labels.status,) * batch
+    reason = "without biases the image's scale is as uncertain as the label recovery"
+    return tuple(None if status is Status.RECOVERED else reason for status in statuses)
+
+
+def _scale_bars(labels: LabelRecovery, batch: int, *, default: float = 0.0) -> Tensor:
+    if labels.feature_bar is None:
+        return torch.full((batch,), default, dtype=torch.float64)
+    return labels.feature_bar.double().nan_to_num(default)
+
+
+def _residual(network: Network, images: Tensor, features: Tensor) -> Tensor:
+    """Return `‖f(image) − x‖ / ‖x‖` of each, NaN where x or the image is missing."""
+    reached = network.features(images).double()
+    error = torch.linalg.vector_norm(reached - features, dim=1)
+    residual: Tensor = error / torch.linalg.vector_norm(features, dim=1)
+    return residual
+
+
+def _overall(
+    statuses: tuple[Status, ...], reasons: tuple[str | None, ...]
+) -> tuple[Status, str | None]:
+    """Return RECOVERED if all are, or else the first failure, with the number of failures."""
+    failed = [i for i, status in enumerate(statuses) if status is not Status.RECOVERED]
+    if not failed:
+        return Status.RECOVERED, None
+    reason = reasons[failed[0]]
+    if len(statuses) > 1:
+        reason = f"{len(failed)} of {len(statuses)} images aren't certain; the first: {reason}"
+    return statuses[failed[0]], reason
+
+
+def _require_one_known_step(leak: GradientLeak) -> None:
+    """Raise `NotApplicable` for several steps, or for layers that the server can't repeat."""
+    if leak.local_steps > 1:
+        raise NotApplicable(
+            f"the update sums {leak.local_steps} local steps; this attack needs the gradient of one"
+        )
     drawing = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
     for name, module in leak.model.named_modules():
         if leak.mode == "train" and isinstance(module, drawing):
@@ -200,27 +259,6 @@ def _require_known_layers(leak: GradientLeak) -> None:
             )
 
 
-def _require_homogeneous(network: Network, inverse: PixelMap) -> None:
-    """Raise `NotApplicable` unless doubling the first layer's input doubles the feature."""
-    probe = torch.rand(
-        inverse.slope.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64
-    )
-    once, twice = (network.double_features(inverse.pixels(k * probe)) for k in (1, 2))
-    if not torch.allclose(twice, 2 * once, rtol=1e-6, atol=1e-9):
-        raise NotApplicable(
-            "without a bias in the first layer, the network must be homogeneous: linear layers "
-            "without biases and ReLU-like activations"
-        )
-
-
-def _scale(network: Network, inverse: PixelMap, u: Tensor, feature: Tensor) -> tuple[float, float]:
-    """Return s > 0 with `f(s u) ≈ x`, and the relative residual; infinite where there is none."""
-    response = network.double_features(inverse.pixels(u))[0]
-    scale = float(response @ feature) / max(float(response @ response), 1e-300)
-    if scale <= 0:
-        return 0.0, float("inf")
-    return scale, float((scale * response - feature).norm() / feature.norm())
-
-
-def _rms(values: Tensor) -> float:
-    return float(values.square().mean().sqrt())
+def _rms(values: Tensor) -> Tensor:
+    """Return each row's root mean square."""
+    return values.flatten(1).square().mean(dim=1).sqrt()

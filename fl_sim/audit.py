@@ -29,7 +29,6 @@ from fl_sim.scoring import (
     Baseline,
     Truth,
     pair_examples,
-    psnr_db,
     score_image,
     score_labels,
     score_mass,
@@ -200,7 +199,9 @@ def audit_leak(
         rows = max(rows, len(image.images))
     if not rows:
         return [Finding(shared)]
-    pairs = list(range(rows)) if truth is None else pair_examples(labels, truth, rows)
+    pairs = list(range(rows))
+    if truth is not None:
+        pairs = pair_examples(labels, truth, rows, None if image is None else image.images)
     scores: list[dict[str, Any]] = [{} for _ in pairs]
     if truth is not None and labels.labels is not None:
         scores = score_labels(labels, truth, pairs, leak)
@@ -302,7 +303,7 @@ def _compare(
     """Return the image's scores and the guesses of an attacker who saw no update."""
     fields: dict[str, Any] = {"baseline_top1": int(truth.labels[example].argmax()) == baseline.top1}
     if image is not None:
-        fields["baseline_psnr_db"] = psnr_db(baseline.image, truth.images[example])
+        fields |= baseline.scores(truth.images[example], truth.labels[example])
         if image.images is not None:
             fields |= score_image(image.images[row], truth.images[example])
     return fields

@@ -60,9 +60,12 @@ class LeakageRecord:
     image_status: str | None = None
     image_reason: str | None = None
     psnr_db: float | None = None
+    psnr_registered_db: float | None = None
     ssim: float | None = None
     lpips: float | None = None
+    lpips_reason: str | None = None
     baseline_psnr_db: float | None = None
+    baseline_class_psnr_db: float | None = None
     image_residual: float | None = None
     image_seconds: float | None = None
     schema: int = SCHEMA

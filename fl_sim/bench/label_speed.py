@@ -1,4 +1,4 @@
-"""How fast label recovery is, beside the paper's first stage and beside reading the problem once."""
+"""How fast label recovery is, beside the paper's first stage and beside one look at the problem."""
 
 from __future__ import annotations
 

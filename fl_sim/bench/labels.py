@@ -160,7 +160,7 @@ def _measure(
 
 
 def figure(found: Sequence[dict[str, Any]]) -> Figure:
-    """Draw, for each attack, the share within 1e-3 against the median time, a point for each cell."""
+    """Draw the share within 1e-3 against the median time, a point for each cell."""
     drawing = Figure(figsize=(5.5, 3.6), layout="constrained")
     axis = drawing.subplots()
     for attack in dict.fromkeys(row["attack"] for row in found):

@@ -47,9 +47,7 @@ def run_suite(
     for name in only:
         if name not in SUITES[suite]:
             known = ", ".join(SUITES[suite])
-            raise UserError(
-                f"--only must be a benchmark of {suite}, one of {known}, found {name!r}"
-            )
+            raise UserError(f"--only must be one of {suite}'s ({known}), found {name!r}")
     for name in only or SUITES[suite]:
         module = importlib.import_module(f"fl_sim.bench.{name}")
         with one_thread():

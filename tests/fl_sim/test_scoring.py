@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torchmetrics.functional.image
 from torch import Tensor, nn
 
 from attacks import GradientLeak, LabelRecovery, Status
 from attacks.types import Augmentation
 from fl_sim.scoring import (
+    LPIPS_WEIGHTS,
     PSNR_CAP_DB,
+    Baseline,
     Truth,
     describe_label,
     describe_labels,
     pair_examples,
     psnr_db,
+    registered_psnr_db,
     score_image,
     score_labels,
     score_mass,
@@ -91,6 +96,34 @@ def test_without_labels_rows_stay_in_order() -> None:
     assert pair_examples(recovery_of(None), truth_of(torch.eye(3)), 3) == [0, 1, 2]
 
 
+def test_without_labels_rows_are_paired_by_their_images() -> None:
+    truth = truth_of(torch.eye(4))
+    order = [2, 0, 3, 1]
+    assert pair_examples(recovery_of(None), truth, 4, truth.images[order]) == order
+    images = truth.images[order].double()
+    images[1] = NAN
+    assert pair_examples(recovery_of(None), truth, 4, images) == order
+    rows = torch.eye(4)[order]
+    rows[[0, 2]] = NAN
+    assert pair_examples(recovery_of(rows), truth, 4, truth.images[order]) == order
+
+
+def test_examples_with_one_label_are_told_apart_by_their_images() -> None:
+    labels = torch.tensor([SMOOTHED, (0, 1, 0, 0), SMOOTHED, SMOOTHED])
+    truth = truth_of(labels)
+    order = [3, 0, 1, 2]
+    noise = 1e-6 * torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
+    found = recovery_of(labels[order] + noise)
+    assert pair_examples(found, truth, 4, truth.images[order]) == order
+    # An image doesn't overrule a label.
+    assert pair_examples(recovery_of(torch.eye(4)), truth_of(torch.eye(4)), 4, truth.images) == [
+        0,
+        1,
+        2,
+        3,
+    ]
+
+
 class Head(nn.Module):
     """A network whose last layer's inputs are twice the pixels."""
 
@@ -158,7 +191,13 @@ def test_psnr() -> None:
 
 def test_an_image_is_scored_by_psnr_and_ssim() -> None:
     image = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0))
-    assert score_image(image, image) == {"psnr_db": 200, "ssim": pytest.approx(1, abs=1e-12)}
+    scores = score_image(image, image)
+    assert "LPIPS needs" in scores.pop("lpips_reason")
+    assert scores == {
+        "psnr_db": 200,
+        "psnr_registered_db": 200,
+        "ssim": pytest.approx(1, abs=1e-12),
+    }
     noise = torch.randn(3, 16, 16, generator=torch.Generator().manual_seed(1))
     noisy = [score_image((image + s * noise).clamp(0, 1), image)["ssim"] for s in (0.05, 0.5)]
     assert 1 > noisy[0] > 0.9 > noisy[1] > 0
@@ -167,7 +206,7 @@ def test_an_image_is_scored_by_psnr_and_ssim() -> None:
 @pytest.mark.parametrize(("height", "width"), [(10, 16), (16, 10), (1, 1)])
 def test_a_tiny_image_has_no_ssim(height: int, width: int) -> None:
     image = torch.zeros(1, height, width)
-    assert score_image(image, image) == {"psnr_db": 200}
+    assert score_image(image, image).keys().isdisjoint({"ssim", "lpips"})
     assert "ssim" in score_image(torch.zeros(1, 11, 11), torch.zeros(1, 11, 11))
 
 
@@ -200,3 +239,55 @@ def test_a_mass_is_scored_beside_chance(
     assert scores["mass_tv_chance"] == pytest.approx(true[1] / 4)
     if share is not None:
         assert scores["mass_irec_chance"] == pytest.approx(round(true[0]) / 4)
+
+
+def test_a_shifted_image_is_registered() -> None:
+    image = torch.rand(3, 12, 12, generator=torch.Generator().manual_seed(0))
+    for shift in ((0, 0), (3, -2), (-1, 0)):
+        moved = image.roll(shift, dims=(1, 2))
+        assert registered_psnr_db(moved, image) == 200
+        assert psnr_db(moved, image) < 10 or shift == (0, 0)
+    assert registered_psnr_db(image.roll(4, dims=1), image) < 10
+    assert registered_psnr_db(image[:, :1, :1], image[:, :1, :1]) == 200
+
+
+def test_baselines_are_the_mean_image_and_that_of_the_class() -> None:
+    true_image = torch.full((1, 2, 2), 0.5)
+    classes = torch.stack([torch.full((1, 2, 2), value) for value in (0.6, 0.51, NAN)])
+    baseline = Baseline(torch.full((1, 2, 2), 0.4), 0, torch.tensor([0.5, 0.5]), classes)
+    found = baseline.scores(true_image, torch.tensor([0.1, 0.8, 0.1]))
+    assert found == {
+        "baseline_psnr_db": pytest.approx(20, abs=1e-4),  # 0.1 off, float32 pixels
+        "baseline_class_psnr_db": pytest.approx(40, abs=1e-3),
+    }
+    # A class without test images has no mean.
+    assert baseline.scores(true_image, torch.eye(3)[2]).keys() == {"baseline_psnr_db"}
+    unknown = Baseline(baseline.image, 0, baseline.mass)
+    assert unknown.scores(true_image, torch.eye(3)[1]).keys() == {"baseline_psnr_db"}
+
+
+def test_lpips_needs_weights_that_are_at_hand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torchvision.models import AlexNet_Weights
+
+    assert AlexNet_Weights.DEFAULT.url.endswith(f"/{LPIPS_WEIGHTS}")
+    image = torch.rand(1, 32, 32, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    scores = score_image(image, image)
+    assert "lpips" not in scores
+    assert LPIPS_WEIGHTS in scores["lpips_reason"]
+
+    def distance(one: Tensor, other: Tensor, net: str, *, normalize: bool) -> Tensor:
+        assert one.shape == other.shape == (1, 3, 32, 32)
+        assert (net, normalize) == ("alex", True)  # pixels in [0, 1]
+        return (one - other).abs().mean()
+
+    name = "learned_perceptual_image_patch_similarity"
+    monkeypatch.setattr(torchmetrics.functional.image, name, distance)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / LPIPS_WEIGHTS).touch()
+    scores = score_image(image, image / 2)
+    assert scores["lpips"] == pytest.approx(float(image.mean() / 2), rel=1e-6)
+    assert scores["lpips_reason"] is None
+    assert "32 × 32" in score_image(image[:, :31], image[:, :31])["lpips_reason"]
