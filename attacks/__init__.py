@@ -44,6 +44,10 @@ IMAGE_ATTACKS = Registry(
             "attacks.analytic:AnalyticInversion",
             "exact image from a fully connected network, one example",
         ),
+        "r-gap": Entry(
+            "attacks.r_gap:RGAP",
+            "exact image from a chain of convolutions and linear layers, one example",
+        ),
     },
     group="fl_sim.image_attacks",
 )

@@ -1,0 +1,130 @@
+"""Layer by layer from the last feature to the image: recursion on gradients.
+
+J. Zhu, M. Blaschko, *R-GAP: Recursive Gradient Attack on Privacy*, ICLR 2021, arXiv 2010.07733,
+section 3. A layer's input v answers to two linear constraints, `W ∗ v = z` with `z = σ⁻¹(a)` from
+the layer above, and `D v = ∂L/∂W` with D the patches of `δ_z = δ_a σ'(a)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attacks.evidence import Evidence
+from attacks.layer_rank import LayerRank, require_rank
+from attacks.layer_system import LayerSystem, by_channel
+from attacks.layers import Chain
+from attacks.stages import Stage
+
+SURE = 3.0
+"""Entries closer to the end of σ's range than this many standard deviations say nothing of z."""
+
+
+@dataclass(frozen=True, eq=False)
+class Front:
+    """How far the recursion has come: what is known of the output of the lowest stage done.
+
+    Args:
+        value: a = σ(z), flat.
+        std: its standard deviations, flat.
+        delta: ∂L/∂a, flat.
+        misfit: root mean square of the weighted residuals so far, the largest of all layers; 1 is
+            what the standard deviations explain.
+    """
+
+    value: Tensor
+    std: Tensor
+    delta: Tensor
+    misfit: float = 0.0
+
+    @classmethod
+    def at_head(cls, evidence: Evidence, chain: Chain) -> Front:
+        """Start below the last layer."""
+        delta = chain.head.adjoint(evidence.delta).flatten()
+        return cls(evidence.feature, evidence.feature_std, delta)
+
+    @property
+    def error(self) -> float:
+        """Standard deviation of the value's entries, root mean square, if the misfit is noise."""
+        return _rms(self.std)
+
+
+def descend(
+    front: Front, stages: Sequence[Stage], evidence: Evidence, generator: torch.Generator
+) -> Front:
+    """Invert stages, the highest first.
+
+    Raises:
+        NotIdentifiable: too many entries of a layer are saturated.
+    """
+    for stage in reversed(stages):
+        front = (
+            _through_linear(front, stage, evidence)
+            if stage.is_linear
+            else _through(front, stage, evidence, generator)
+        )
+    return front
+
+
+def known_outputs(front: Front, stage: Stage) -> Tensor:
+    """Say which outputs of a stage determine what went into its activation, (O·H'·W',) bool."""
+    slope = stage.activation.slope(front.value)
+    z = stage.activation.inverse(front.value)
+    return torch.isfinite(z) & (slope > SURE * front.std * (not stage.activation.is_piecewise))
+
+
+def _through(front: Front, stage: Stage, evidence: Evidence, generator: torch.Generator) -> Front:
+    known = known_outputs(front, stage)
+    slope = stage.activation.slope(front.value).clamp(min=0)
+    delta = (front.delta * slope).reshape(stage.output_shape)
+    require_rank([LayerRank.of(stage, outputs=int(known.sum()), rows=_live(delta))])
+    gradient = evidence.gradient(stage)
+    # D is as noisy as what it is computed from.
+    relative = _rms(front.std) / _rms(front.value)
+    std = evidence.gradient_std(stage).hypot(torch.tensor(relative * _rms(gradient)))
+    system = LayerSystem(
+        stage,
+        patches=stage.patches(delta),
+        output_weight=torch.where(known, slope / front.std, 0.0),
+        gradient_weight=1 / by_channel(std),
+    )
+    z = stage.activation.inverse(front.value).reshape(stage.output_shape)
+    target = system.target(z if stage.bias is None else z - stage.bias[:, None, None], gradient)
+    v, error = system.solve(target, generator)
+    misfit = _rms(system.product(v[None]) - target)
+    error *= max(misfit, 1.0)
+    return Front(
+        v,
+        torch.full_like(v, error),
+        stage.adjoint(delta).flatten(),
+        max(misfit, front.misfit),
+    )
+
+
+def _through_linear(front: Front, stage: Stage, evidence: Evidence) -> Front:
+    """Read the input off the gradient alone: `∂L/∂W = δ vᵀ`, so `v = (∂L/∂W)ᵀ δ / ‖δ‖²`."""
+    delta = front.delta * stage.activation.slope(front.value)
+    square = float(delta @ delta)
+    gradient, std = (
+        part[:, :, 0, 0] for part in (evidence.gradient(stage), evidence.gradient_std(stage))
+    )
+    v = delta @ gradient / square
+    misfit = _rms((gradient - torch.outer(delta, v)) / std)
+    noise = (delta.square() @ std.square()).sqrt() / square
+    # δ comes from the value above; its relative error is the least that v has.
+    noise = noise.hypot(torch.tensor(_rms(front.std) / _rms(front.value) * _rms(v)))
+    return Front(
+        v, noise * max(misfit, 1.0), stage.adjoint(delta).flatten(), max(misfit, front.misfit)
+    )
+
+
+def _live(delta: Tensor) -> int:
+    """Count the output channels whose gradient says something."""
+    return int(delta.flatten(1).any(dim=1).sum())
+
+
+def _rms(values: Tensor) -> float:
+    return float(values.square().mean().sqrt())
