@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from attacks import GradientLeak, LabelAttack, LabelRecovery, Status
-from benchmarks.table import write_table
+from fl_sim.bench.table import write_table
 from fl_sim.records import read_lines
 from fl_sim.scenario import Scenario
 from fl_sim.simulation import run

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 
-from benchmarks.table import write_table
+from fl_sim.bench.table import write_table
 from fl_sim.records import read_lines
 from fl_sim.scenario import Scenario
 from fl_sim.simulation import run

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.table import write_table
+from fl_sim.bench.table import write_table
 from fl_sim.records import read_lines
 from fl_sim.scenario import Scenario
 from fl_sim.simulation import run

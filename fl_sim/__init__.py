@@ -40,6 +40,9 @@ DATASETS = Registry(
         "photos": Entry(
             "fl_sim.data:photos", "colour crops of eight photographs, embedded (scikit-image)"
         ),
+        "photo-places": Entry(
+            "fl_sim.data:photo_places", "100 places in eight photographs, embedded (scikit-image)"
+        ),
         "mnist": Entry("fl_sim.data:mnist", "60,000 digits, grey, 28×28; downloaded on first use"),
         "fashion-mnist": Entry(
             "fl_sim.data:fashion_mnist", "60,000 clothes, grey, 28×28; downloaded on first use"

@@ -2,7 +2,7 @@
 
 from fl_sim.data.dataset import Dataset, build_dataset
 from fl_sim.data.downloads import cifar10, cifar100, fashion_mnist, flowers102, mnist
-from fl_sim.data.embedded import mnist_5k, photos
+from fl_sim.data.embedded import mnist_5k, photo_places, photos
 from fl_sim.data.folder import image_folder
 
 __all__ = [
@@ -15,5 +15,6 @@ __all__ = [
     "image_folder",
     "mnist",
     "mnist_5k",
+    "photo_places",
     "photos",
 ]

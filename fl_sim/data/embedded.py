@@ -28,6 +28,9 @@ PHOTOGRAPHS = {
 TRAIN_CROPS, TEST_CROPS = 200, 40
 SHORTER_SIDE = 256
 TRAIN_WIDTH = 0.75
+PLACES, REACH = 100, 5
+TEST_SHARE = 5
+"""Every fifth offset of a place is for testing."""
 # A constant image already scores 30 dB (PSNR) on a crop with less contrast than this.
 LEAST_CONTRAST = 10 ** (-30 / 20)
 
@@ -76,6 +79,37 @@ def photos(*, size: int = 32) -> Dataset:
         test_images=torch.cat(test)[test_order],
         test_labels=test_labels[test_order],
         classes=tuple(PHOTOGRAPHS),
+    )
+
+
+def photo_places() -> Dataset:
+    """Return 32×32 colour crops at 100 places of eight photographs; the class is the place.
+
+    A place is a 32×32 square, no two overlap; its 121 crops are shifted by up to 5 pixels each way,
+    97 for training and 24 for testing. So training and test crops share most of their pixels.
+    """
+    generator = numpy_generator(0, "photo-places")
+    size, margin = 32, 32 + 2 * REACH
+    squares = []
+    for file in PHOTOGRAPHS.values():
+        blocks = _photograph(file).unfold(1, margin, margin).unfold(2, margin, margin)
+        squares.append(blocks.permute(1, 2, 0, 3, 4).flatten(0, 1))
+    places = torch.cat(squares)
+    contrast = places.var(dim=(2, 3)).mean(dim=1)
+    chosen = places[contrast.argsort(descending=True, stable=True)[:PLACES]]
+    crops = chosen.unfold(2, size, 1).unfold(3, size, 1).permute(2, 3, 0, 1, 4, 5).flatten(0, 1)
+    is_test = torch.from_numpy(generator.permutation(len(crops)) % TEST_SHARE == 0)
+    train, test = crops[~is_test], crops[is_test]
+    order, test_order = (
+        torch.from_numpy(generator.permutation(len(part) * PLACES)) for part in (train, test)
+    )
+    labels = torch.arange(PLACES)
+    return Dataset(
+        images=train.flatten(0, 1)[order],
+        labels=labels.repeat(len(train))[order],
+        test_images=test.flatten(0, 1)[test_order],
+        test_labels=labels.repeat(len(test))[test_order],
+        classes=tuple(f"place {index}" for index in range(PLACES)),
     )
 
 

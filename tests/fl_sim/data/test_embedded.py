@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from fl_sim.data import embedded, mnist_5k, photos
+from fl_sim.data import embedded, mnist_5k, photo_places, photos
 from fl_sim.errors import UserError
 
 
@@ -65,3 +65,14 @@ def test_photographs_keep_their_proportions() -> None:
 def test_photos_refuses_other_sizes(size: Any) -> None:
     with pytest.raises(UserError, match="size must be 32 or 64, found"):
         photos(size=size)
+
+
+def test_photo_places() -> None:
+    dataset = photo_places()
+    assert dataset.input_shape == (3, 32, 32) and dataset.num_classes == 100
+    assert dataset.labels.bincount().tolist() == [96] * 100
+    assert dataset.test_labels.bincount().tolist() == [25] * 100
+    crops = torch.cat([dataset.images, dataset.test_images])
+    assert len(crops.flatten(1).unique(dim=0)) == len(crops)
+    assert len(dataset.labels[:50].unique()) > 25  # shuffled
+    assert torch.equal(dataset.images, photo_places().images)
