@@ -10,6 +10,9 @@ from torch import Tensor
 from attacks.stages import Stage
 from attacks.types import GradientLeak, LabelRecovery, NotApplicable
 
+NOISY = 4.0
+"""What is left beside rank one is noise from this many standard deviations of rounding on."""
+
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
@@ -18,14 +21,20 @@ class Evidence:
     Args:
         leak: where the gradients come from.
         feature: x, the last layer's input, (D,).
-        feature_std: (D,), above 0.
+        feature_noise: standard deviations that its recovery from the gradient leaves, (D,).
         delta: `δ = ∂L/∂z = p − y` of the last layer, (K,).
+        scale_bar: relative error bar of x's scale, and of 1/δ's.
+        noise: standard deviation of what was added to the gradients beside rounding.
+        eps: unit roundoff of the precision that the client computed in.
     """
 
     leak: GradientLeak = field(repr=False)
     feature: Tensor
-    feature_std: Tensor
+    feature_noise: Tensor
     delta: Tensor
+    scale_bar: float
+    noise: float
+    eps: float
 
     @classmethod
     def of(cls, leak: GradientLeak, labels: LabelRecovery, head: Stage) -> Evidence:
@@ -44,34 +53,39 @@ class Evidence:
         x = features[0].detach().double()
         if len(x) != head.input_shape[0]:
             raise NotApplicable("the recovered feature isn't the last layer's input")
-        gradient = weight_gradient(leak, head)[:, :, 0, 0]
+        gradient = _gradient(leak, head)[:, :, 0, 0]
         square = float(x @ x)
         if square == 0:
             raise NotApplicable("the last layer's feature is zero")
         delta = gradient @ x / square
         if not delta.any():
             raise NotApplicable("the last layer's gradient has nothing along the feature")
-        std = weight_gradient_std(leak, head)[:, :, 0, 0]
-        noise = (delta.square() @ std.square()).sqrt() / float(delta @ delta)
-        # The client computed the feature itself in finite precision.
-        noise = noise.hypot(torch.tensor(_eps(leak, head)) * _rms(x[x != 0]))
-        return cls(leak, x, noise, delta)
+        rounding = leak.rounding(_name(head))
+        noise = _noise(leak, gradient - torch.outer(delta, x), rounding)
+        variance = rounding.square() + noise**2
+        feature_noise = (delta.square() @ variance).sqrt() / float(delta @ delta)
+        bar = 0.0 if labels.feature_bar is None else float(labels.feature_bar[0].nan_to_num())
+        return cls(leak, x, feature_noise, delta, bar, noise, _eps(leak, head))
 
     def gradient(self, stage: Stage) -> Tensor:
-        """Return ∂L/∂W of a stage, (O, C, kh, kw)."""
-        return weight_gradient(self.leak, stage)
+        """Return ∂L/∂W of a stage, (O, C, kh, kw).
+
+        Raises:
+            NotApplicable: it is missing, not finite, or zero.
+        """
+        return _gradient(self.leak, stage)
 
     def gradient_std(self, stage: Stage) -> Tensor:
-        """Return the standard deviations of its entries, all above 0."""
-        return weight_gradient_std(self.leak, stage)
+        """Return the standard deviations of its entries, above 0.
+
+        To the rounding of the result comes that of the sum behind it, relative to the whole.
+        """
+        rounding = self.leak.rounding(_name(stage)).reshape(stage.weight.shape)
+        summed = 2 * self.eps * _rms(self.gradient(stage))
+        return (rounding.square() + summed**2 + self.noise**2).sqrt()
 
 
-def weight_gradient(leak: GradientLeak, stage: Stage) -> Tensor:
-    """Return the gradient of a stage's weight, (O, C, kh, kw), in float64.
-
-    Raises:
-        NotApplicable: it is missing, not finite, or zero.
-    """
+def _gradient(leak: GradientLeak, stage: Stage) -> Tensor:
     name = _name(stage)
     if name not in leak.gradients:
         raise NotApplicable(f"the gradient of layer {stage.name!r} is missing")
@@ -83,15 +97,11 @@ def weight_gradient(leak: GradientLeak, stage: Stage) -> Tensor:
     return gradient
 
 
-def weight_gradient_std(leak: GradientLeak, stage: Stage) -> Tensor:
-    """Return what rounding and known noise make of its entries, (O, C, kh, kw).
-
-    To the rounding of the result comes that of the sum behind it, relative to the whole gradient.
-    """
-    rounding = leak.rounding(_name(stage)).reshape(stage.weight.shape)
-    noise = (leak.knowledge.noise_std or 0.0) / (leak.lr or 1.0)
-    summed = 2 * _eps(leak, stage) * _rms(weight_gradient(leak, stage))
-    return (rounding.square() + summed**2 + noise**2).sqrt()
+def _noise(leak: GradientLeak, rest: Tensor, rounding: Tensor) -> float:
+    """Return the noise that is known, or seen beside rank one in the last layer's gradient."""
+    known = (leak.knowledge.noise_std or 0.0) / (leak.lr or 1.0)
+    seen = _rms(rest)
+    return max(known, seen if seen > NOISY * _rms(rounding) else 0.0)
 
 
 def _eps(leak: GradientLeak, stage: Stage) -> float:

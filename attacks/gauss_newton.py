@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from attacks.evidence import Evidence
-from attacks.layer_recursion import Front
+from attacks.layer_recursion import SURE, Front, known_outputs
 from attacks.layer_system import by_channel
 from attacks.layers import Chain, PixelMap
 from attacks.least_squares import cgls
@@ -29,6 +29,8 @@ from attacks.stages import Stage
 INNER = 1e-2
 """Factor by which conjugate gradients lower a linear problem's gradient, and at most so many: """
 INNER_STEPS = 60
+UNFIT = 30.0
+"""Misfit, in standard deviations, from which on another start is worth its while."""
 SETTLED = 1e-3
 """Relative fall of the cost that isn't worth another step."""
 
@@ -88,36 +90,30 @@ class ImageProblem:
 
     @classmethod
     def of(
-        cls, chain: Chain, stages: Sequence[Stage], front: Front, evidence: Evidence
+        cls,
+        chain: Chain,
+        stages: Sequence[Stage],
+        front: Front,
+        evidence: Evidence,
+        active: Tensor,
     ) -> ImageProblem:
-        """Set it up from what is known of the last of `stages`' output."""
+        """Set it up from what is known of the last of `stages`' output, and where it is active."""
         *below, top = stages
-        slope = top.activation.slope(front.value)
-        active = slope > 0
+        slope, z = active.double(), front.value
+        if top.activation.is_invertible:
+            slope, z = top.activation.slope(front.value), top.activation.inverse(front.value)
         delta = (front.delta * slope).reshape(top.output_shape)
-        z = torch.where(active, top.activation.inverse(front.value), 0.0)
         return cls(
             chain.pixels,
             tuple(below),
             top,
             patches=top.patches(delta),
-            z=z,
+            z=torch.where(active, z, 0.0),
             active=active,
             output_weight=torch.where(active, slope, 1.0) / front.std,
             gradient=by_channel(evidence.gradient(top)),
             gradient_weight=1 / by_channel(evidence.gradient_std(top)),
         )
-
-    @property
-    def known(self) -> int:
-        """How many of the top's outputs are known."""
-        return int(self.active.sum())
-
-    @property
-    def rows(self) -> int:
-        """How many of the top's output channels have a δ."""
-        live = self.patches.any(dim=1).reshape(self.top.weight.shape[0], -1).any(dim=1)
-        return int(live.sum())
 
     def at(self, image: Tensor) -> Point:
         """Compute the residuals of an image (C·H·W,)."""
@@ -156,46 +152,94 @@ class ImageProblem:
         return a.flatten(1) * self.pixels.slope.flatten()
 
     def step(
-        self, point: Point, rows: Tensor, *, scale: Tensor, damping: float, tolerance: float = INNER
+        self,
+        point: Point,
+        rows: Tensor,
+        scale: float,
+        *,
+        damping: float,
+        tolerance: float = INNER,
+        steps: int = INNER_STEPS,
     ) -> Tensor:
         """Solve `min ‖J u − r‖² + damping ‖u / scale‖²` at a point, for rows r (N, m)."""
         return cgls(
             lambda u: self.product(point, u),
             lambda r: self.adjoint(point, r),
             rows,
-            scale=scale,
+            scale=torch.full_like(point.image, scale),
             damping=damping,
             tolerance=tolerance,
-            steps=INNER_STEPS,
+            steps=steps,
         )
 
-    def column_size(self, point: Point, generator: torch.Generator) -> float:
-        """Return the root mean square norm of the Jacobian's columns, from four random rows."""
+    def scale(self, point: Point, generator: torch.Generator) -> float:
+        """Return the inverse of the Jacobian's columns' norm, from four random rows."""
         rows = torch.randn(4, len(point.residual), generator=generator, dtype=torch.float64)
-        return max(float(self.adjoint(point, rows).square().mean().sqrt()), 1e-300)
+        size = float(self.adjoint(point, rows).square().mean().sqrt())
+        return 1 / max(size, torch.finfo(torch.float64).tiny)
+
+
+def active_outputs(front: Front, top: Stage) -> Tensor:
+    """Say which outputs of the top convolution are known, rather than at most zero."""
+    if top.activation.is_invertible:
+        return known_outputs(front, top)
+    return front.value > SURE * front.noise
 
 
 def fit_image(
-    problem: ImageProblem, generator: torch.Generator, *, iterations: int
+    chain: Chain,
+    stages: Sequence[Stage],
+    front: Front,
+    evidence: Evidence,
+    generator: torch.Generator,
+    *,
+    iterations: int,
+    starts: int,
 ) -> tuple[Point, float]:
-    """Minimise the residuals from a random grey image.
+    """Minimise the residuals from random grey images, until one explains the leak.
+
+    Where noise hides whether a unit is active, the fitted image tells, and is fitted again.
 
     Args:
-        problem: the residuals.
-        generator: draws the start.
-        iterations: of Levenberg-Marquardt, at most.
+        chain: the network.
+        stages: its convolutions.
+        front: what is known of the last one's output.
+        evidence: the gradients.
+        generator: draws the starts.
+        iterations: of Levenberg-Marquardt for each start, at most.
+        starts: at most.
 
     Returns:
-        The best point, and the root mean square error in pixels that noise of the residuals' size
-        leaves there.
+        The best point, and the root mean square error in pixels that it may have.
     """
-    count = problem.pixels.slope.numel()
-    start = torch.rand(count, generator=generator, dtype=torch.float64)
-    point = problem.at(0.4 + 0.2 * start)
-    scale = torch.full((count,), 1 / problem.column_size(point, generator)).double()
+    active = active_outputs(front, stages[-1])
+    problem = ImageProblem.of(chain, stages, front, evidence, active)
+    best: Point | None = None
+    for _ in range(starts):
+        grey = torch.rand(chain.pixels.slope.numel(), generator=generator, dtype=torch.float64)
+        point = _descend(problem, 0.4 + 0.2 * grey, generator, iterations)
+        if best is None or point.cost < best.cost:
+            best = point
+        if best.misfit < UNFIT:
+            break
+    assert best is not None
+    if not stages[-1].activation.is_invertible:
+        unsure = front.value.abs() <= SURE * front.noise
+        found = active | (unsure & (best.weight > 0))
+        if not found.equal(active):
+            problem = ImageProblem.of(chain, stages, front, evidence, found)
+            best = _descend(problem, best.image, generator, iterations)
+    return best, _error(problem, best, evidence.scale_bar, generator)
+
+
+def _descend(
+    problem: ImageProblem, image: Tensor, generator: torch.Generator, iterations: int
+) -> Point:
+    point = problem.at(image)
+    scale = problem.scale(point, generator)
     damping = 1e-3
     for _ in range(iterations):
-        step = problem.step(point, -point.residual[None], scale=scale, damping=damping)
+        step = problem.step(point, -point.residual[None], scale, damping=damping)
         tried = problem.at(point.image + step[0])
         fall = 1 - tried.cost / point.cost if point.cost else 0.0
         if fall > 0:
@@ -204,6 +248,28 @@ def fit_image(
             damping *= 8
         if abs(fall) < SETTLED or damping > 1e3:
             break
+    return point
+
+
+def _error(
+    problem: ImageProblem, point: Point, scale_bar: float, generator: torch.Generator
+) -> float:
+    """Return the error in pixels that noise of the residuals' size and an unknown scale leave.
+
+    A feature that is too large by a factor, with a δ that is too small, moves the right-hand sides
+    by themselves. As much of that as no image explains would be seen in the residuals.
+    """
     noise = torch.randn(2, len(point.residual), generator=generator, dtype=torch.float64)
-    spread = problem.step(point, noise, scale=scale, damping=0.0)
-    return point, float(spread.square().mean().sqrt()) * max(point.misfit, 1.0)
+    outputs, gradients = problem.z * point.weight, problem.gradient * problem.gradient_weight
+    scaled = torch.cat([outputs, gradients.flatten()])[None]
+    rows = torch.cat([noise, scaled])
+    scale = problem.scale(point, generator)
+    moved = problem.step(point, rows, scale, damping=0.0, tolerance=1e-3, steps=5 * INNER_STEPS)
+    misfit = max(point.misfit, 1.0)
+    unexplained = float((problem.product(point, moved[2:]) - scaled).norm())
+    factor = min(scale_bar, misfit * math.sqrt(len(point.residual)) / max(unexplained, 1e-300))
+    return math.hypot(misfit * _rms(moved[:2]), factor * _rms(moved[2]))
+
+
+def _rms(values: Tensor) -> float:
+    return float(values.square().mean().sqrt())

@@ -30,6 +30,7 @@ class Front:
     Args:
         value: a = σ(z), flat.
         std: its standard deviations, flat.
+        noise: the part of them that would make an entry of a zero, flat.
         delta: ∂L/∂a, flat.
         misfit: root mean square of the weighted residuals so far, the largest of all layers; 1 is
             what the standard deviations explain.
@@ -37,14 +38,18 @@ class Front:
 
     value: Tensor
     std: Tensor
+    noise: Tensor
     delta: Tensor
     misfit: float = 0.0
 
     @classmethod
     def at_head(cls, evidence: Evidence, chain: Chain) -> Front:
         """Start below the last layer."""
+        x, noise = evidence.feature, evidence.feature_noise
+        # The client computed the feature itself in finite precision.
+        own = evidence.eps * _rms(x[x != 0])
         delta = chain.head.adjoint(evidence.delta).flatten()
-        return cls(evidence.feature, evidence.feature_std, delta)
+        return cls(x, noise.hypot(torch.tensor(own)), noise, delta)
 
     @property
     def error(self) -> float:
@@ -95,13 +100,9 @@ def _through(front: Front, stage: Stage, evidence: Evidence, generator: torch.Ge
     target = system.target(z if stage.bias is None else z - stage.bias[:, None, None], gradient)
     v, error = system.solve(target, generator)
     misfit = _rms(system.product(v[None]) - target)
-    error *= max(misfit, 1.0)
-    return Front(
-        v,
-        torch.full_like(v, error),
-        stage.adjoint(delta).flatten(),
-        max(misfit, front.misfit),
-    )
+    std = torch.full_like(v, error * max(misfit, 1.0))
+    below = stage.adjoint(delta).flatten()
+    return Front(v, std, std, below, max(misfit, front.misfit))
 
 
 def _through_linear(front: Front, stage: Stage, evidence: Evidence) -> Front:
@@ -113,12 +114,11 @@ def _through_linear(front: Front, stage: Stage, evidence: Evidence) -> Front:
     )
     v = delta @ gradient / square
     misfit = _rms((gradient - torch.outer(delta, v)) / std)
-    noise = (delta.square() @ std.square()).sqrt() / square
+    noise = max(misfit, 1.0) * (delta.square() @ std.square()).sqrt() / square
     # δ comes from the value above; its relative error is the least that v has.
-    noise = noise.hypot(torch.tensor(_rms(front.std) / _rms(front.value) * _rms(v)))
-    return Front(
-        v, noise * max(misfit, 1.0), stage.adjoint(delta).flatten(), max(misfit, front.misfit)
-    )
+    relative = torch.tensor(_rms(front.std) / _rms(front.value) * _rms(v))
+    below = stage.adjoint(delta).flatten()
+    return Front(v, noise.hypot(relative), noise, below, max(misfit, front.misfit))
 
 
 def _live(delta: Tensor) -> int:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from attacks.evidence import Evidence
-from attacks.gauss_newton import ImageProblem, fit_image
+from attacks.gauss_newton import active_outputs, fit_image
 from attacks.layer_rank import NotIdentifiable, image_rank, recursion_ranks, require_rank
 from attacks.layer_recursion import Front, descend
 from attacks.layers import Chain, read_chain
@@ -43,8 +43,6 @@ CAUTION = 10.0
 """An image is claimed if its estimated error, times this, is below the tolerance."""
 BLUR = 1e-2
 """Least error of a pixel for each unit of relative misfit of a layer's gradient."""
-UNFIT = 30.0
-"""Misfit, in standard deviations of rounding, from which on the residuals aren't noise."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +111,8 @@ class RGAP(ImageAttack):
         require_rank(recursion_ranks(stages))
         front = descend(front, stages, evidence, generator)
         image = chain.pixels.image(front.value)
-        return Estimate(image, front.error * chain.pixels.worth, front.misfit)
+        error = max(front.error, evidence.scale_bar * _rms(front.value)) * chain.pixels.worth
+        return Estimate(image, error, front.misfit)
 
     def _fit(
         self,
@@ -123,20 +122,22 @@ class RGAP(ImageAttack):
         evidence: Evidence,
         generator: torch.Generator,
     ) -> Estimate:
-        problem = ImageProblem.of(chain, stages, front, evidence)
-        rank = image_rank(chain, stages[-1], outputs=problem.known, rows=problem.rows)
+        active = active_outputs(front, stages[-1])
+        live = (front.delta * active).reshape(stages[-1].output_shape).flatten(1).any(dim=1)
+        rank = image_rank(chain, stages[-1], outputs=int(active.sum()), rows=int(live.sum()))
         if self.respects_rank:
             require_rank([rank])
-        best: Estimate | None = None
-        for _ in range(self.starts):
-            point, error = fit_image(problem, generator, iterations=self.iterations)
-            image = point.image.reshape(chain.pixels.slope.shape)
-            if best is None or point.misfit < best.misfit:
-                best = Estimate(image, torch.inf if rank.deficit else error, point.misfit)
-            if best.misfit < UNFIT:
-                break
-        assert best is not None
-        return best
+        point, error = fit_image(
+            chain,
+            stages,
+            front,
+            evidence,
+            generator,
+            iterations=self.iterations,
+            starts=self.starts,
+        )
+        image = point.image.reshape(chain.pixels.slope.shape)
+        return Estimate(image, torch.inf if rank.deficit else error, point.misfit)
 
     def _verdict(
         self, found: Estimate, labels: LabelRecovery, residual: float
@@ -146,15 +147,8 @@ class RGAP(ImageAttack):
                 Status.NOT_IDENTIFIABLE,
                 "the image is as uncertain as the label recovery that it starts from",
             )
-        if not found.misfit <= UNFIT:
-            return Status.NOT_CONVERGED, (
-                f"what is left of the equations is {found.misfit:.2g} times what rounding explains"
-            )
-        bar = 0.0
-        if labels.feature_bar is not None:
-            bar = float(labels.feature_bar[0].nan_to_num()) * _rms(found.image)
         outside = _rms(found.image - found.image.clamp(0, 1))
-        error = max(CAUTION * found.error, bar, outside, residual * BLUR)
+        error = max(CAUTION * found.error, outside, BLUR * residual)
         if not error <= self.tolerance:
             return Status.NOT_CONVERGED, (
                 f"the image's error is estimated at {error:.2g}, more than {self.tolerance:.2g}"
