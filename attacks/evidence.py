@@ -98,10 +98,14 @@ def _gradient(leak: GradientLeak, stage: Stage) -> Tensor:
 
 
 def _noise(leak: GradientLeak, rest: Tensor, rounding: Tensor) -> float:
-    """Return the noise that is known, or seen beside rank one in the last layer's gradient."""
+    """Return the noise that is known, or seen beside rank one in the last layer's gradient.
+
+    It is seen best where rounding is least: in the columns of dead features.
+    """
     known = (leak.knowledge.noise_std or 0.0) / (leak.lr or 1.0)
-    seen = _rms(rest)
-    return max(known, seen if seen > NOISY * _rms(rounding) else 0.0)
+    least = rounding <= rounding.quantile(0.25) if rounding.numel() < 2**24 else rounding >= 0
+    seen = _rms(rest[least])
+    return max(known, seen if seen > NOISY * _rms(rounding[least]) else 0.0)
 
 
 def _eps(leak: GradientLeak, stage: Stage) -> float:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from attacks.evidence import Evidence
-from attacks.layer_recursion import SURE, Front, known_outputs
+from attacks.layer_recursion import Front, known_outputs
 from attacks.layer_system import by_channel
 from attacks.layers import Chain, PixelMap
 from attacks.least_squares import cgls
@@ -29,6 +29,8 @@ from attacks.stages import Stage
 INNER = 1e-2
 """Factor by which conjugate gradients lower a linear problem's gradient, and at most so many: """
 INNER_STEPS = 60
+ALIVE = 6.0
+"""A unit is active beyond this many standard deviations; of thousands none may pass by chance."""
 UNFIT = 30.0
 """Misfit, in standard deviations, from which on another start is worth its while."""
 SETTLED = 1e-3
@@ -183,7 +185,7 @@ def active_outputs(front: Front, top: Stage) -> Tensor:
     """Say which outputs of the top convolution are known, rather than at most zero."""
     if top.activation.is_invertible:
         return known_outputs(front, top)
-    return front.value > SURE * front.noise
+    return front.value > ALIVE * front.noise
 
 
 def fit_image(
@@ -224,7 +226,7 @@ def fit_image(
             break
     assert best is not None
     if not stages[-1].activation.is_invertible:
-        unsure = front.value.abs() <= SURE * front.noise
+        unsure = front.value.abs() <= ALIVE * front.noise
         found = active | (unsure & (best.weight > 0))
         if not found.equal(active):
             problem = ImageProblem.of(chain, stages, front, evidence, found)
