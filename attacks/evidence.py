@@ -100,12 +100,13 @@ def _gradient(leak: GradientLeak, stage: Stage) -> Tensor:
 def _noise(leak: GradientLeak, rest: Tensor, rounding: Tensor) -> float:
     """Return the noise that is known, or seen beside rank one in the last layer's gradient.
 
-    It is seen best where rounding is least: in the columns of dead features.
+    It is seen best in the columns where rounding is least, those of dead features.
     """
     known = (leak.knowledge.noise_std or 0.0) / (leak.lr or 1.0)
-    least = rounding <= rounding.quantile(0.25) if rounding.numel() < 2**24 else rounding >= 0
-    seen = _rms(rest[least])
-    return max(known, seen if seen > NOISY * _rms(rounding[least]) else 0.0)
+    sizes = rounding.square().sum(dim=0)
+    least = sizes <= sizes.sort().values[len(sizes) // 4]
+    seen = _rms(rest[:, least])
+    return max(known, seen if seen > NOISY * _rms(rounding[:, least]) else 0.0)
 
 
 def _eps(leak: GradientLeak, stage: Stage) -> float:
