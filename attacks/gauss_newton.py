@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from attacks.evidence import Evidence
-from attacks.layer_recursion import Front, known_outputs
+from attacks.layer_recursion import Front, bounded_scale, known_outputs
 from attacks.layer_system import by_channel
 from attacks.layers import Chain, PixelMap
 from attacks.least_squares import cgls
@@ -74,6 +74,7 @@ class ImageProblem:
         top: the last convolution.
         patches: D, of δ_z.
         z: the top's output where it is known, (O·H'·W',).
+        growth: its derivative by the logarithm of the feature's scale.
         active: where that is; elsewhere it is at most zero.
         output_weight: 1 / its standard deviation.
         gradient: of the top's weight, by input channel.
@@ -85,6 +86,7 @@ class ImageProblem:
     top: Stage
     patches: Tensor
     z: Tensor
+    growth: Tensor
     active: Tensor
     output_weight: Tensor
     gradient: Tensor
@@ -111,6 +113,7 @@ class ImageProblem:
             top,
             patches=top.patches(delta),
             z=torch.where(active, z, 0.0),
+            growth=torch.where(active, front.value / slope, 0.0),
             active=active,
             output_weight=torch.where(active, slope, 1.0) / front.std,
             gradient=by_channel(evidence.gradient(top)),
@@ -231,7 +234,7 @@ def fit_image(
         if not found.equal(active):
             problem = ImageProblem.of(chain, stages, front, evidence, found)
             best = _descend(problem, best.image, generator, iterations)
-    return best, _error(problem, best, evidence.scale_bar, generator)
+    return best, _error(problem, best, front.scale_bar, generator)
 
 
 def _descend(
@@ -256,21 +259,16 @@ def _descend(
 def _error(
     problem: ImageProblem, point: Point, scale_bar: float, generator: torch.Generator
 ) -> float:
-    """Return the error in pixels that noise of the residuals' size and an unknown scale leave.
-
-    A feature that is too large by a factor, with a δ that is too small, moves the right-hand sides
-    by themselves. As much of that as no image explains would be seen in the residuals.
-    """
+    """Return the error in pixels that noise of the residuals' size and an unknown scale leave."""
     noise = torch.randn(2, len(point.residual), generator=generator, dtype=torch.float64)
-    outputs, gradients = problem.z * point.weight, problem.gradient * problem.gradient_weight
+    outputs, gradients = problem.growth * point.weight, problem.gradient * problem.gradient_weight
     scaled = torch.cat([outputs, gradients.flatten()])[None]
     rows = torch.cat([noise, scaled])
     scale = problem.scale(point, generator)
     moved = problem.step(point, rows, scale, damping=0.0, tolerance=1e-3, steps=5 * INNER_STEPS)
-    misfit = max(point.misfit, 1.0)
-    unexplained = float((problem.product(point, moved[2:]) - scaled).norm())
-    factor = min(scale_bar, misfit * math.sqrt(len(point.residual)) / max(unexplained, 1e-300))
-    return math.hypot(misfit * _rms(moved[:2]), factor * _rms(moved[2]))
+    unexplained = problem.product(point, moved[2:]) - scaled
+    bar = bounded_scale(scale_bar, point.misfit, unexplained)
+    return math.hypot(max(point.misfit, 1.0) * _rms(moved[:2]), bar * _rms(moved[2]))
 
 
 def _rms(values: Tensor) -> float:

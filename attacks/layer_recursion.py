@@ -7,6 +7,7 @@ the layer above, and `D v = ∂L/∂W` with D the patches of `δ_z = δ_a σ'(a)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -32,15 +33,19 @@ class Front:
         std: its standard deviations, flat.
         noise: the part of them that would make an entry of a zero, flat.
         delta: ∂L/∂a, flat.
+        scale_bar: relative error bar that value and 1/δ have in common.
         misfit: root mean square of the weighted residuals so far, the largest of all layers; 1 is
             what the standard deviations explain.
+        saturated: how many outputs of the layers so far say nothing of their inputs.
     """
 
     value: Tensor
     std: Tensor
     noise: Tensor
     delta: Tensor
+    scale_bar: float
     misfit: float = 0.0
+    saturated: int = 0
 
     @classmethod
     def at_head(cls, evidence: Evidence, chain: Chain) -> Front:
@@ -49,12 +54,12 @@ class Front:
         # The client computed the feature itself in finite precision.
         own = evidence.eps * _rms(x[x != 0])
         delta = chain.head.adjoint(evidence.delta).flatten()
-        return cls(x, noise.hypot(torch.tensor(own)), noise, delta)
+        return cls(x, noise.hypot(torch.tensor(own)), noise, delta, evidence.scale_bar)
 
     @property
     def error(self) -> float:
         """Standard deviation of the value's entries, root mean square, if the misfit is noise."""
-        return _rms(self.std)
+        return max(_rms(self.std), self.scale_bar * _rms(self.value))
 
 
 def descend(
@@ -98,11 +103,29 @@ def _through(front: Front, stage: Stage, evidence: Evidence, generator: torch.Ge
     )
     z = stage.activation.inverse(front.value).reshape(stage.output_shape)
     target = system.target(z if stage.bias is None else z - stage.bias[:, None, None], gradient)
-    v, error = system.solve(target, generator)
+    scaled = system.target((front.value / slope).reshape(stage.output_shape), gradient)
+    (v, moved), error = system.solve(torch.cat([target, scaled]), generator)
     misfit = _rms(system.product(v[None]) - target)
-    std = torch.full_like(v, error * max(misfit, 1.0))
+    bar = bounded_scale(front.scale_bar, misfit, system.product(moved[None]) - scaled)
+    stds = torch.full_like(v, math.hypot(error * max(misfit, 1.0), bar * _rms(moved)))
     below = stage.adjoint(delta).flatten()
-    return Front(v, std, std, below, max(misfit, front.misfit))
+    saturated = front.saturated + int((~known).sum())
+    return Front(v, stds, stds, below, 0.0, max(misfit, front.misfit), saturated)
+
+
+def bounded_scale(bar: float, misfit: float, unexplained: Tensor) -> float:
+    """Return how far a common scale may be off.
+
+    A value that is too large by a factor, with a δ that is too small by it, moves the right-hand
+    sides along themselves. As much of that as no input explains would be seen in the residuals.
+
+    Args:
+        bar: relative, known beforehand.
+        misfit: root mean square of the residuals.
+        unexplained: what is left of the right-hand sides' derivative by the logarithm of the scale.
+    """
+    seen = max(misfit, 1.0) / max(_rms(unexplained), torch.finfo(torch.float64).tiny)
+    return min(bar, seen)
 
 
 def _through_linear(front: Front, stage: Stage, evidence: Evidence) -> Front:
@@ -118,7 +141,8 @@ def _through_linear(front: Front, stage: Stage, evidence: Evidence) -> Front:
     # δ comes from the value above; its relative error is the least that v has.
     relative = torch.tensor(_rms(front.std) / _rms(front.value) * _rms(v))
     below = stage.adjoint(delta).flatten()
-    return Front(v, noise.hypot(relative), noise, below, max(misfit, front.misfit))
+    worst = max(misfit, front.misfit)
+    return Front(v, noise.hypot(relative), noise, below, front.scale_bar, worst)
 
 
 def _live(delta: Tensor) -> int:

@@ -65,27 +65,28 @@ class LayerSystem:
         squares = squares + (self.gradient_weight**2 @ self.patches**2).flatten()
         return torch.where(squares > 0, squares.rsqrt(), 0.0)
 
-    def solve(self, target: Tensor, generator: torch.Generator) -> tuple[Tensor, float]:
-        """Return the solution (n,), and the root mean square error that unit noise leaves in it.
+    def solve(self, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, float]:
+        """Return the solutions (N, n) for right-hand sides (N, m), and what noise leaves in them.
 
-        The error is measured on right-hand sides of pure noise; it is infinite where the problem is
-        singular.
+        The root mean square error is measured on right-hand sides of unit noise; it is infinite,
+        and the solutions are zero, where the problem is singular.
         """
-        shape = (PROBES, target.shape[1])
+        shape = (PROBES, targets.shape[1])
         noise = torch.randn(shape, generator=generator, dtype=torch.float64)
-        rows = torch.cat([target, noise])
+        rows, count = torch.cat([targets, noise]), len(targets)
+        nothing = torch.zeros(count, len(self.scale), dtype=torch.float64)
         if not self.scale.all():
-            return torch.zeros_like(self.scale), torch.inf
+            return nothing, torch.inf
         if len(self.scale) > DENSE:
             found = cgls(self.product, self.adjoint, rows, scale=self.scale, steps=4000)
         else:
             factor, failed = torch.linalg.cholesky_ex(self._normal_matrix())
             if failed:
-                return torch.zeros_like(self.scale), torch.inf
+                return nothing, torch.inf
             found = self._solved(rows, factor)
             # Forming normal equations squares the condition; a second pass makes up for it.
-            found[:1] += self._solved(target - self.product(found[:1]), factor)
-        return found[0], float(found[1:].square().mean().sqrt())
+            found[:count] += self._solved(targets - self.product(found[:count]), factor)
+        return found[:count], float(found[count:].square().mean().sqrt())
 
     def _solved(self, rows: Tensor, factor: Tensor) -> Tensor:
         right = (self.adjoint(rows) * self.scale).T

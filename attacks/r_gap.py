@@ -111,8 +111,7 @@ class RGAP(ImageAttack):
         require_rank(recursion_ranks(stages))
         front = descend(front, stages, evidence, generator)
         image = chain.pixels.image(front.value)
-        error = max(front.error, evidence.scale_bar * _rms(front.value)) * chain.pixels.worth
-        return Estimate(image, error, front.misfit)
+        return Estimate(image, front.error * chain.pixels.worth, front.saturated)
 
     def _fit(
         self,
@@ -137,7 +136,7 @@ class RGAP(ImageAttack):
             starts=self.starts,
         )
         image = point.image.reshape(chain.pixels.slope.shape)
-        return Estimate(image, torch.inf if rank.deficit else error, point.misfit)
+        return Estimate(image, torch.inf if rank.deficit else error)
 
     def _verdict(
         self, found: Estimate, labels: LabelRecovery, residual: float
@@ -150,8 +149,10 @@ class RGAP(ImageAttack):
         outside = _rms(found.image - found.image.clamp(0, 1))
         error = max(CAUTION * found.error, outside, BLUR * residual)
         if not error <= self.tolerance:
+            because = f", with {found.saturated} saturated activations" if found.saturated else ""
             return Status.NOT_CONVERGED, (
                 f"the image's error is estimated at {error:.2g}, more than {self.tolerance:.2g}"
+                f"{because}"
             )
         return Status.RECOVERED, None
 
@@ -163,12 +164,12 @@ class Estimate:
     Args:
         image: (C, H, W), in pixels.
         error: standard deviation of a pixel that rounding leaves, root mean square.
-        misfit: root mean square of the equations' residuals; 1 is what rounding explains.
+        saturated: how many activations say nothing of what went into them.
     """
 
     image: Tensor
     error: float
-    misfit: float
+    saturated: int = 0
 
 
 def takes_fit(chain: Chain, stages: Sequence[Stage]) -> bool:
