@@ -63,9 +63,21 @@ class Front:
 
 
 def descend(
-    front: Front, stages: Sequence[Stage], evidence: Evidence, generator: torch.Generator
+    front: Front,
+    stages: Sequence[Stage],
+    evidence: Evidence,
+    generator: torch.Generator,
+    *,
+    counts: bool = True,
 ) -> Front:
     """Invert stages, the highest first.
+
+    Args:
+        front: where to start.
+        stages: the layers below it, the lowest first.
+        evidence: their gradients.
+        generator: draws the noise that measures errors.
+        counts: whether to stop where equations are missing.
 
     Raises:
         NotIdentifiable: too many entries of a layer are saturated.
@@ -74,7 +86,7 @@ def descend(
         front = (
             _through_linear(front, stage, evidence)
             if stage.is_linear
-            else _through(front, stage, evidence, generator)
+            else _through(front, stage, evidence, generator, counts)
         )
     return front
 
@@ -86,20 +98,23 @@ def known_outputs(front: Front, stage: Stage) -> Tensor:
     return torch.isfinite(z) & (slope > SURE * front.std * (not stage.activation.is_piecewise))
 
 
-def _through(front: Front, stage: Stage, evidence: Evidence, generator: torch.Generator) -> Front:
+def _through(
+    front: Front, stage: Stage, evidence: Evidence, generator: torch.Generator, counts: bool
+) -> Front:
     known = known_outputs(front, stage)
     slope = stage.activation.slope(front.value).clamp(min=0)
     delta = (front.delta * slope).reshape(stage.output_shape)
-    require_rank([LayerRank.of(stage, outputs=int(known.sum()), rows=_live(delta))])
+    if counts:
+        require_rank([LayerRank.of(stage, outputs=int(known.sum()), rows=_live(delta))])
     gradient = evidence.gradient(stage)
     # D is as noisy as what it is computed from.
     relative = _rms(front.std) / _rms(front.value)
-    std = evidence.gradient_std(stage).hypot(torch.tensor(relative * _rms(gradient)))
+    noise = evidence.gradient_std(stage).hypot(torch.tensor(relative * _rms(gradient)))
     system = LayerSystem(
         stage,
         patches=stage.patches(delta),
         output_weight=torch.where(known, slope / front.std, 0.0),
-        gradient_weight=1 / by_channel(std),
+        gradient_weight=1 / by_channel(noise),
     )
     z = stage.activation.inverse(front.value).reshape(stage.output_shape)
     target = system.target(z if stage.bias is None else z - stage.bias[:, None, None], gradient)
@@ -107,10 +122,12 @@ def _through(front: Front, stage: Stage, evidence: Evidence, generator: torch.Ge
     (v, moved), error = system.solve(torch.cat([target, scaled]), generator)
     misfit = _rms(system.product(v[None]) - target)
     bar = bounded_scale(front.scale_bar, misfit, system.product(moved[None]) - scaled)
-    stds = torch.full_like(v, math.hypot(error * max(misfit, 1.0), bar * _rms(moved)))
+    # What isn't determined at all is off by its own size.
+    error = math.hypot(error * max(misfit, 1.0), bar * _rms(moved))
+    std = torch.full_like(v, min(error, max(_rms(v), 1.0)))
     below = stage.adjoint(delta).flatten()
     saturated = front.saturated + int((~known).sum())
-    return Front(v, stds, stds, below, 0.0, max(misfit, front.misfit), saturated)
+    return Front(v, std, std, below, 0.0, max(misfit, front.misfit), saturated)
 
 
 def bounded_scale(bar: float, misfit: float, unexplained: Tensor) -> float:

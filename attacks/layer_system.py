@@ -15,6 +15,9 @@ from attacks.stages import Stage
 DENSE = 4096
 """Up to so many unknowns the normal equations are factorised; beyond, conjugate gradients."""
 PROBES = 4
+"""Right-hand sides of noise."""
+STEPS = 2000
+"""Of conjugate gradients, at most."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,25 +71,28 @@ class LayerSystem:
     def solve(self, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, float]:
         """Return the solutions (N, n) for right-hand sides (N, m), and what noise leaves in them.
 
-        The root mean square error is measured on right-hand sides of unit noise; it is infinite,
-        and the solutions are zero, where the problem is singular.
+        The root mean square error is measured on right-hand sides of unit noise. It is infinite
+        where the problem is singular; the solutions are then those of least norm, roughly.
         """
+        if len(self.scale) > DENSE or not self.scale.all():
+            return self._iterate(targets, generator)
+        factor, failed = torch.linalg.cholesky_ex(self._normal_matrix())
+        if failed:
+            return self._iterate(targets, generator)[0], torch.inf
+        rows = torch.cat([targets, self._noise(targets, generator)])
+        found, count = self._solved(rows, factor), len(targets)
+        # Forming normal equations squares the condition; a second pass makes up for it.
+        found[:count] += self._solved(targets - self.product(found[:count]), factor)
+        return found[:count], _rms(found[count:])
+
+    def _iterate(self, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, float]:
+        rows, count = torch.cat([targets, self._noise(targets, generator)]), len(targets)
+        found = cgls(self.product, self.adjoint, rows, scale=self.scale, steps=STEPS)
+        return found[:count], _rms(found[count:]) if self.scale.all() else torch.inf
+
+    def _noise(self, targets: Tensor, generator: torch.Generator) -> Tensor:
         shape = (PROBES, targets.shape[1])
-        noise = torch.randn(shape, generator=generator, dtype=torch.float64)
-        rows, count = torch.cat([targets, noise]), len(targets)
-        nothing = torch.zeros(count, len(self.scale), dtype=torch.float64)
-        if not self.scale.all():
-            return nothing, torch.inf
-        if len(self.scale) > DENSE:
-            found = cgls(self.product, self.adjoint, rows, scale=self.scale, steps=4000)
-        else:
-            factor, failed = torch.linalg.cholesky_ex(self._normal_matrix())
-            if failed:
-                return nothing, torch.inf
-            found = self._solved(rows, factor)
-            # Forming normal equations squares the condition; a second pass makes up for it.
-            found[:count] += self._solved(targets - self.product(found[:count]), factor)
-        return found[:count], float(found[count:].square().mean().sqrt())
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
 
     def _solved(self, rows: Tensor, factor: Tensor) -> Tensor:
         right = (self.adjoint(rows) * self.scale).T
@@ -126,3 +132,7 @@ class LayerSystem:
 def by_channel(gradient: Tensor) -> Tensor:
     """Return ∂L/∂W (O, C, kh, kw) with the input channels first, (C, O·kh·kw)."""
     return gradient.transpose(0, 1).flatten(1)
+
+
+def _rms(values: Tensor) -> float:
+    return float(values.square().mean().sqrt())

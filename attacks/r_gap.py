@@ -108,10 +108,14 @@ class RGAP(ImageAttack):
             front = descend(front, [stages.pop()], evidence, generator)
         if takes_fit(chain, stages):
             return self._fit(chain, stages, front, evidence, generator)
-        require_rank(recursion_ranks(stages))
-        front = descend(front, stages, evidence, generator)
-        image = chain.pixels.image(front.value)
-        return Estimate(image, front.error * chain.pixels.worth, front.saturated)
+        ranks = recursion_ranks(stages)
+        if self.respects_rank:
+            require_rank(ranks)
+        front = descend(front, stages, evidence, generator, counts=self.respects_rank)
+        error = front.error * chain.pixels.worth
+        if any(rank.deficit for rank in ranks):
+            error = torch.inf
+        return Estimate(chain.pixels.image(front.value), error, front.saturated)
 
     def _fit(
         self,
