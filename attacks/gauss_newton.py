@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from attacks.evidence import Evidence
-from attacks.layer_recursion import Front, bounded_scale, known_outputs
+from attacks.layer_recursion import Front, bounded_scale, gradient_noise, known_outputs
 from attacks.layer_system import by_channel
 from attacks.layers import Chain, PixelMap
 from attacks.least_squares import cgls
@@ -117,7 +117,7 @@ class ImageProblem:
             active=active,
             output_weight=torch.where(active, slope, 1.0) / front.std,
             gradient=by_channel(evidence.gradient(top)),
-            gradient_weight=1 / by_channel(evidence.gradient_std(top)),
+            gradient_weight=1 / by_channel(gradient_noise(front, top, evidence)),
         )
 
     def at(self, image: Tensor) -> Point:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -33,6 +33,7 @@ class Front:
         std: its standard deviations, flat.
         noise: the part of them that would make an entry of a zero, flat.
         delta: ∂L/∂a, flat.
+        delta_std: its standard deviations, flat.
         scale_bar: relative error bar that value and 1/δ have in common.
         misfit: root mean square of the weighted residuals so far, the largest of all layers; 1 is
             what the standard deviations explain.
@@ -43,6 +44,7 @@ class Front:
     std: Tensor
     noise: Tensor
     delta: Tensor
+    delta_std: Tensor
     scale_bar: float
     misfit: float = 0.0
     saturated: int = 0
@@ -54,7 +56,9 @@ class Front:
         # The client computed the feature itself in finite precision.
         own = evidence.eps * _rms(x[x != 0])
         delta = chain.head.adjoint(evidence.delta).flatten()
-        return cls(x, noise.hypot(torch.tensor(own)), noise, delta, evidence.scale_bar)
+        delta_std = torch.full_like(delta, evidence.eps * _rms(delta))
+        std = noise.hypot(torch.tensor(own))
+        return cls(x, std, noise, delta, delta_std, evidence.scale_bar)
 
     @property
     def error(self) -> float:
@@ -106,10 +110,7 @@ def _through(
     delta = (front.delta * slope).reshape(stage.output_shape)
     if counts:
         require_rank([LayerRank.of(stage, outputs=int(known.sum()), rows=_live(delta))])
-    gradient = evidence.gradient(stage)
-    # D is as noisy as what it is computed from.
-    relative = _rms(front.std) / _rms(front.value)
-    noise = evidence.gradient_std(stage).hypot(torch.tensor(relative * _rms(gradient)))
+    gradient, noise = evidence.gradient(stage), gradient_noise(front, stage, evidence)
     system = LayerSystem(
         stage,
         patches=stage.patches(delta),
@@ -122,12 +123,38 @@ def _through(
     (v, moved), error = system.solve(torch.cat([target, scaled]), generator)
     misfit = _rms(system.product(v[None]) - target)
     bar = bounded_scale(front.scale_bar, misfit, system.product(moved[None]) - scaled)
+    error = (error * max(misfit, 1.0)).hypot(torch.tensor(bar * _rms(moved)))
     # What isn't determined at all is off by its own size.
-    error = math.hypot(error * max(misfit, 1.0), bar * _rms(moved))
-    std = torch.full_like(v, min(error, max(_rms(v), 1.0)))
-    below = stage.adjoint(delta).flatten()
-    saturated = front.saturated + int((~known).sum())
-    return Front(v, std, std, below, 0.0, max(misfit, front.misfit), saturated)
+    error = error.clamp(max=max(_rms(v), 1.0))
+    return replace(
+        front,
+        value=v,
+        std=error,
+        noise=error,
+        delta=stage.adjoint(delta).flatten(),
+        delta_std=_delta_std_below(front, stage),
+        scale_bar=0.0,
+        misfit=max(misfit, front.misfit),
+        saturated=front.saturated + int((~known).sum()),
+    )
+
+
+def gradient_noise(front: Front, stage: Stage, evidence: Evidence) -> Tensor:
+    """Return the standard deviations of `∂L/∂W − D v`, (O, C, kh, kw): D is uncertain too."""
+    patches = _delta_std(front, stage).reshape(stage.output_shape).flatten(1).norm(dim=1)
+    own = evidence.gradient_std(stage)
+    return own.hypot(stage.input_size * patches[:, None, None, None])
+
+
+def _delta_std(front: Front, stage: Stage) -> Tensor:
+    """Return the standard deviations of δ_z = δ_a σ'(a), flat: of δ_a, and of a by σ''."""
+    slope, bend = stage.activation.slope(front.value), stage.activation.bend(front.value)
+    return (front.delta_std * slope).hypot(front.delta * bend * front.std)
+
+
+def _delta_std_below(front: Front, stage: Stage) -> Tensor:
+    variance = stage.adjoint(_delta_std(front, stage).square(), stage.weight.square())
+    return variance.flatten().sqrt()
 
 
 def bounded_scale(bar: float, misfit: float, unexplained: Tensor) -> float:
@@ -155,11 +182,16 @@ def _through_linear(front: Front, stage: Stage, evidence: Evidence) -> Front:
     v = delta @ gradient / square
     misfit = _rms((gradient - torch.outer(delta, v)) / std)
     noise = max(misfit, 1.0) * (delta.square() @ std.square()).sqrt() / square
-    # δ comes from the value above; its relative error is the least that v has.
-    relative = torch.tensor(_rms(front.std) / _rms(front.value) * _rms(v))
-    below = stage.adjoint(delta).flatten()
-    worst = max(misfit, front.misfit)
-    return Front(v, noise.hypot(relative), noise, below, front.scale_bar, worst)
+    relative = float(_delta_std(front, stage).norm()) / math.sqrt(square)
+    return replace(
+        front,
+        value=v,
+        std=noise.hypot(torch.tensor(relative * _rms(v))),
+        noise=noise,
+        delta=stage.adjoint(delta).flatten(),
+        delta_std=_delta_std_below(front, stage),
+        misfit=max(misfit, front.misfit),
+    )
 
 
 def _live(delta: Tensor) -> int:

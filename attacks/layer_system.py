@@ -14,7 +14,7 @@ from attacks.stages import Stage
 
 DENSE = 4096
 """Up to so many unknowns the normal equations are factorised; beyond, conjugate gradients."""
-PROBES = 4
+PROBES = 32
 """Right-hand sides of noise."""
 STEPS = 2000
 """Of conjugate gradients, at most."""
@@ -68,27 +68,28 @@ class LayerSystem:
         squares = squares + (self.gradient_weight**2 @ self.patches**2).flatten()
         return torch.where(squares > 0, squares.rsqrt(), 0.0)
 
-    def solve(self, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, float]:
-        """Return the solutions (N, n) for right-hand sides (N, m), and what noise leaves in them.
+    def solve(self, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return the solutions (N, n) for right-hand sides (N, m), and their standard deviations.
 
-        The root mean square error is measured on right-hand sides of unit noise. It is infinite
-        where the problem is singular; the solutions are then those of least norm, roughly.
+        These (n,) are measured on right-hand sides of unit noise. They are infinite where the
+        problem is singular; the solutions are then those of least norm, roughly.
         """
         if len(self.scale) > DENSE or not self.scale.all():
             return self._iterate(targets, generator)
         factor, failed = torch.linalg.cholesky_ex(self._normal_matrix())
         if failed:
-            return self._iterate(targets, generator)[0], torch.inf
+            found = self._iterate(targets, generator)[0]
+            return found, torch.full_like(self.scale, torch.inf)
         rows = torch.cat([targets, self._noise(targets, generator)])
         found, count = self._solved(rows, factor), len(targets)
         # Forming normal equations squares the condition; a second pass makes up for it.
         found[:count] += self._solved(targets - self.product(found[:count]), factor)
         return found[:count], _rms(found[count:])
 
-    def _iterate(self, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, float]:
+    def _iterate(self, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         rows, count = torch.cat([targets, self._noise(targets, generator)]), len(targets)
         found = cgls(self.product, self.adjoint, rows, scale=self.scale, steps=STEPS)
-        return found[:count], _rms(found[count:]) if self.scale.all() else torch.inf
+        return found[:count], torch.where(self.scale > 0, _rms(found[count:]), torch.inf)
 
     def _noise(self, targets: Tensor, generator: torch.Generator) -> Tensor:
         shape = (PROBES, targets.shape[1])
@@ -134,5 +135,5 @@ def by_channel(gradient: Tensor) -> Tensor:
     return gradient.transpose(0, 1).flatten(1)
 
 
-def _rms(values: Tensor) -> float:
-    return float(values.square().mean().sqrt())
+def _rms(rows: Tensor) -> Tensor:
+    return rows.square().mean(dim=0).sqrt()

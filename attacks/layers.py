@@ -160,12 +160,13 @@ def _stage(
     weight = module.weight.detach()
     bias = None if module.bias is None else module.bias.detach()
     one, none = (1, 1), (0, 0)
+    size = float(given[2:].square().mean().sqrt())
     if isinstance(module, nn.Linear):
         if given.ndim != 2:
             raise NotApplicable(f"the input of the linear layer {name!r} isn't flat")
         weight = weight[:, :, None, None]
         shapes = (given.shape[1], 1, 1), (output.shape[1], 1, 1)
-        return Stage(name, weight, bias, one, none, one, activation, *shapes)
+        return Stage(name, weight, bias, one, none, one, activation, *shapes, size)
     if module.groups != 1 or module.padding_mode != "zeros" or isinstance(module.padding, str):
         raise NotApplicable(
             f"the convolution {name!r} must have one group and zero padding given in numbers"
@@ -174,7 +175,7 @@ def _stage(
     channels, height, width = given.shape[1:]
     outputs, out_height, out_width = output.shape[1:]
     shapes = (channels, height, width), (outputs, out_height, out_width)
-    return Stage(name, weight, bias, stride, padding, dilation, activation, *shapes)
+    return Stage(name, weight, bias, stride, padding, dilation, activation, *shapes, size)
 
 
 def _pair(values: tuple[int, ...]) -> tuple[int, int]:

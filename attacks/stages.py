@@ -72,6 +72,16 @@ class Activation:
             case _:
                 return torch.where(a > 0, 1.0, self.leak).to(a)
 
+    def bend(self, a: Tensor) -> Tensor:
+        """Return the derivative of `slope` by a; zero where σ is linear on each side."""
+        match self.curve:
+            case "sigmoid":
+                return 1 - 2 * a
+            case "tanh":
+                return -2 * a
+            case _:
+                return torch.zeros_like(a)
+
 
 @dataclass(frozen=True, eq=False)
 class Stage:
@@ -87,6 +97,7 @@ class Stage:
         activation: σ.
         input_shape: (C, H, W).
         output_shape: (O, H', W').
+        input_size: what its input's entries are on noise images, root mean square.
     """
 
     name: str
@@ -98,6 +109,7 @@ class Stage:
     activation: Activation
     input_shape: Shape
     output_shape: Shape
+    input_size: float
 
     @property
     def is_linear(self) -> bool:
