@@ -39,7 +39,7 @@ from attacks.types import (
     require_one_example,
 )
 
-CAUTION = 10.0
+CAUTION = 5.0
 """An image is claimed if its estimated error, times this, is below the tolerance."""
 BLUR = 1e-2
 """Least error of a pixel for each unit of relative misfit of a layer's gradient."""
