@@ -23,12 +23,13 @@ from attacks import GradientLeak, Reconstruction, Status
 from attacks.r_gap import RGAP
 from attacks.soft_label import SoftLabelRecovery
 from fl_sim.bench.training import accuracy
-from fl_sim.bench.victims import augment, dataset, draw_batch, leak_of, untrained
+from fl_sim.bench.victims import SentAs, augment, dataset, draw_batch, leak_of, untrained
 from fl_sim.models import Normalize
 from fl_sim.scoring import psnr_db
 from fl_sim.seeds import numpy_generator
 
 SEEDS = 3
+SENT_AS: tuple[SentAs, ...] = ("float32", "update")
 NEEDED_DB = 50.0
 """What RECOVERED claims."""
 RATES = {"lenet": 5e-3, "convnet": 1e-3}
@@ -44,7 +45,7 @@ class Setting:
     network: str
     source: str
     augmentation: str
-    sent_as: Any
+    sent_as: SentAs
     bias: bool = False
     steps: int = 0
 
@@ -62,10 +63,8 @@ def rows(*, quick: bool, seed: int) -> Iterator[dict[str, object]]:
     for channels in NARROW[1:3] if quick else NARROW:
         setting = Setting(f"convnet {channels[0]}-{channels[1]}", "photos", "mixup", "float32")
         yield _row(setting, _narrow_victims(setting, channels, count, seed))
-    yield _row(
-        setting := Setting("resnet18", "photos", "mixup", "float32"),
-        _untrained_victims(setting, 1, seed),
-    )
+    setting = Setting("resnet18", "photos", "mixup", "float32")
+    yield _row(setting, _untrained_victims(setting, 1, seed))
     if not quick:
         yield from _trained_rows(seed)
 
@@ -74,14 +73,16 @@ def _untrained_settings(quick: bool) -> Iterator[Setting]:
     for network in ("lenet", "convnet"):
         for source in ("photos", "mnist-5k"):
             for augmentation in ("label-smoothing", "mixup"):
-                for sent_as in ("float32", "update"):
+                for sent_as in SENT_AS:
                     yield Setting(network, source, augmentation, sent_as)
         if not quick:
             yield Setting(network, "photos", "mixup", "update", bias=True)
             yield Setting(network, "photo-places", "mixup", "update")
 
 
-def _untrained_victims(setting: Setting, count: int, seed: int) -> Iterator[tuple[Any, Tensor]]:
+def _untrained_victims(
+    setting: Setting, count: int, seed: int
+) -> Iterator[tuple[GradientLeak, Tensor]]:
     data = dataset(setting.source)
     for weights in range(seed, seed + SEEDS):
         model = untrained(
@@ -123,7 +124,7 @@ def _trained_rows(seed: int) -> Iterator[dict[str, object]]:
     for network in ("lenet", "convnet"):
         for source in ("photos", "mnist-5k"):
             for steps, model, reached in training(network, source, seed=seed):
-                for sent_as in ("float32", "update"):
+                for sent_as in SENT_AS:
                     setting = Setting(network, source, "mixup", sent_as, steps=steps)
                     row = _row(setting, _victims(setting, copy.deepcopy(model), 10, seed))
                     yield {**row, "accuracy": round(reached, 2)}
