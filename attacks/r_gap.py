@@ -153,7 +153,8 @@ class RGAP(ImageAttack):
         outside = _rms(found.image - found.image.clamp(0, 1))
         error = max(CAUTION * found.error, outside, BLUR * residual)
         if not error <= self.tolerance:
-            because = f", with {found.saturated} saturated activations" if found.saturated else ""
+            count = found.saturated
+            because = f", with {count} activations saturated or lost in noise" if count else ""
             return Status.NOT_CONVERGED, (
                 f"the image's error is estimated at {error:.2g}, more than {self.tolerance:.2g}"
                 f"{because}"
