@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
-from attacks import GradientLeak, Reconstruction, Status
+from attacks import GradientLeak, LabelRecovery, Reconstruction, Status
 from attacks.r_gap import RGAP
 from attacks.soft_label import SoftLabelRecovery
 from fl_sim.bench.training import accuracy
@@ -183,9 +183,10 @@ def _row(setting: Setting, victims: Iterable[tuple[GradientLeak, Tensor]]) -> di
         found = RGAP()(leak, labels, generator=torch.Generator().manual_seed(0))
         seconds.append(time.process_time() - start)
         statuses[found.status.value] += 1
-        rules[_rule(found)] += 1
+        rule = _rule(labels, found)
+        rules[rule] += 1
         tried = found
-        if _rule(found) == "no":
+        if rule == "no":
             attack = RGAP(respects_rank=False, starts=1)
             tried = attack(leak, labels, generator=torch.Generator().manual_seed(0))
         scores.append(_psnr(tried, image))
@@ -213,8 +214,10 @@ def _row(setting: Setting, victims: Iterable[tuple[GradientLeak, Tensor]]) -> di
     }
 
 
-def _rule(found: Reconstruction) -> str:
+def _rule(labels: LabelRecovery, found: Reconstruction) -> str:
     """Return what was said before any optimisation: whether the network and its size allow it."""
+    if labels.features is None:
+        return "no label"
     if found.status is Status.NOT_APPLICABLE:
         return "not covered"
     assert found.images is not None
