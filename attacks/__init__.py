@@ -62,6 +62,10 @@ IMAGE_ATTACKS = Registry(
             "attacks.analytic:AnalyticInversion",
             "exact images from a fully connected network, one example or a batch",
         ),
+        "r-gap": Entry(
+            "attacks.r_gap:RGAP",
+            "exact image from a chain of convolutions and linear layers, one example",
+        ),
     },
     group="fl_sim.image_attacks",
 )
