@@ -27,6 +27,12 @@ from fl_sim.data import Dataset, build_dataset
 from fl_sim.models import Normalize
 from fl_sim.scoring import Truth, pair_examples, psnr_db
 
+TITLE = "Images of whole batches from fully connected networks by `analytic`"
+NOTES = (
+    "PSNR in dB; an image that wasn't found counts as minus infinity, and is never left out. "
+    "Published for one image at 64×64 and smoothing 0.27: 51.2 dB in 4.2 s (arXiv 2402.03124).",
+)
+
 CLASSES = 100
 CLAIM_DB = 50.0
 """PSNR that RECOVERED claims."""
