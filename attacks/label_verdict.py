@@ -124,6 +124,8 @@ def _claim(
         others = [f for f in others if f.surplus >= 1]
     if others:
         found = _count(1 + len(others), "label")
+        if layer.is_noisy:  # one of them is likelier
+            return _Claim([best, *others], best, f"noise leaves {found} possible")
         return _Claim([best, *others], None, f"{found} fit equally well")
     bar, feature_bar = widest_bars(layer, best, unknown)
     limit = best.misfit + BAR**2 * max(1.0, best.residual) ** 2

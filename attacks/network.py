@@ -45,7 +45,7 @@ class Network:
         self.executed = list(outputs)
         heads = [name for name, output in outputs.items() if output is logits]
         if not heads:
-            raise NotApplicable("the model's output must be that of a linear layer, its logits")
+            raise NotApplicable(_without_head(logits, outputs))
         self.head_name = heads[0]
         self.head = self.linear[self.head_name]
 
@@ -99,6 +99,19 @@ class Network:
         return {
             name: tensor.detach().double() for name, tensor in named if tensor.is_floating_point()
         }
+
+
+def _without_head(output: Any, outputs: Mapping[str, Any]) -> str:
+    """Say why a model's output isn't that of one linear layer."""
+    parts = list(output.values()) if isinstance(output, Mapping) else output
+    if isinstance(parts, list | tuple):
+        heads = [name for name, one in outputs.items() if any(one is part for part in parts)]
+        names = ", ".join(map(repr, heads)) or "none"
+        return (
+            f"the model has several outputs, of which {names} are linear layers'; wrap it in a "
+            "module that returns one of them"
+        )
+    return "the model's output must be that of a linear layer, its logits"
 
 
 def _sharing_copy(model: nn.Module) -> nn.Module:
