@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 
 from attacks.batch.accept import Example
 from attacks.batch.rest import peel
@@ -42,7 +41,8 @@ def rank_one_parts(
     # Noise of G, and the errors of the other rays, which pass on a share of their own α.
     sizes = np.linalg.norm(inverse, axis=0)
     passed = np.linalg.norm(alphas * [ray.noise for ray in rays], axis=1)
-    errors = np.hypot(scale * space.sigma * space.rows, passed)[:, None] * sizes
+    own = OWN_EPS * np.linalg.norm(alphas)
+    errors = np.sqrt((scale * space.sigma * space.rows) ** 2 + passed**2 + own**2)[:, None] * sizes
     return [
         _layer(space, example, alpha, error, network)
         for example, alpha, error in zip(examples, alphas.T, errors.T, strict=True)
@@ -73,5 +73,5 @@ def _layer(
         sigma,
         np.hypot(alpha_std * size, own),
         direction_std,
-        max(float(torch.finfo(head.weight.dtype).eps), OWN_EPS),
+        max(space.eps, OWN_EPS),
     )

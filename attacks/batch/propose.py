@@ -1,7 +1,8 @@
 """Step 2: linear programs that end on extreme rays.
 
-The optimum of a linear objective over a slice of the cone is a vertex, that is, a ray; the objective
-decides how often it is a feature and not an accidental one. In the order of their success:
+The optimum of a linear objective over a slice of the cone is a vertex, that is, a ray; the
+objective decides how often it is a feature and not an accidental one. In the order of their
+success:
 
 * **rows of the gradient**: minimising ⟨G_k, x⟩ pulls to an example whose label is k, since
   `p − y` is negative there and nowhere else. What is found is peeled off before the next rows are

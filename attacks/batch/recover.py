@@ -11,10 +11,11 @@ import numpy as np
 import torch
 
 from attacks.batch.accept import Example, accept, certify, gradient_factor
+from attacks.batch.explain import Explanation
 from attacks.batch.labels import rank_one_parts
 from attacks.batch.propose import propose
 from attacks.batch.rest import peel
-from attacks.batch.sharpen import EXCESS, Ray, sharpen
+from attacks.batch.sharpen import Ray, sharpen
 from attacks.batch.subspace import Array, Subspace, find_subspace
 from attacks.last_layer import OWN_EPS, LastLayer
 from attacks.network import Network
@@ -24,7 +25,11 @@ MISSING = (
     "its feature wasn't found: no extreme ray of the gradient's cone is left that a label explains"
 )
 
-
+DISAGREEMENT = (
+    "its label by its own ray isn't confirmed by that from all rays together: some may be false"
+)
+AGREED = 1e-2
+"""Largest difference of the two."""
 Solve = Callable[[LastLayer], LabelRecovery]
 
 
@@ -117,6 +122,7 @@ def _answer(
     parts = rank_one_parts(space, examples, factor or 1.0, network) if examples else []
     pairs = zip(examples, parts, strict=True)
     rows = [_Row.of(example, solve(part)) for example, part in pairs]
+    rows.sort(key=lambda row: row.status is not Status.RECOVERED)
     rows += [_Row.missing(space)] * (size - len(rows))
     recovered = sum(row.status is Status.RECOVERED for row in rows)
     status, reason = _status_of(rows), None
@@ -157,13 +163,16 @@ class _Row:
         """Take the answer to one example's scalar problem."""
         assert one.labels is not None and one.features is not None
         assert one.residual is not None and one.feature_bar is not None
-        certificate = math.nan
+        certificate, status, reason = math.nan, one.status, one.reason
+        label = one.labels[0].numpy()
         if example.explanation is not None:
             certificate = 1 / max(example.explanation.residual, OWN_EPS)
+        if status is Status.RECOVERED and not _agree(example.explanation, label):
+            status, reason = Status.NOT_IDENTIFIABLE, DISAGREEMENT
         return cls(
-            one.status,
-            one.reason,
-            one.labels[0].numpy(),
+            status,
+            reason,
+            label,
             one.features[0].numpy(),
             one.augmentations[0],
             float(one.feature_bar[0]),
@@ -175,6 +184,13 @@ class _Row:
     def missing(cls, space: Subspace) -> _Row:
         label = np.full(len(space.rows), np.nan)
         return cls(Status.NOT_CONVERGED, MISSING, label, np.full(len(space.source.live), np.nan))
+
+
+def _agree(explanation: Explanation | None, label: Array) -> bool:
+    """Say whether the label that explains the ray alone is that from all rays together."""
+    if explanation is None:
+        return False
+    return bool(np.abs(explanation.label - label).max() <= AGREED)
 
 
 def _status_of(rows: Sequence[_Row]) -> Status:

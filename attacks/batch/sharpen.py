@@ -1,7 +1,7 @@
 """Step 3: an extreme ray from all its zeros at once.
 
-A linear program ends near a ray. Its zeros Z name B − 1 equations and many more, so the ray is their
-least-squares solution: with `x = Vᵀ q` and noise σ ‖S⁻¹ q‖ in every entry of x (total least
+A linear program ends near a ray. Its zeros Z name B − 1 equations and many more, so the ray is
+their least-squares solution: with `x = Vᵀ q` and noise σ ‖S⁻¹ q‖ in every entry of x (total least
 squares: the noise is even in G, not in V),
 
     min_q  ‖V_Zᵀ q‖² / ‖S⁻¹ q‖²,
@@ -32,7 +32,7 @@ NEGATIVE = 10.0
 LEAST_ZERO = 1e-9
 """Relative to the rms of x, what float64 leaves of a zero, with margin."""
 ROUNDS = 10
-INVERSE_ITERATIONS = 6
+INVERSE_ITERATIONS, REFINEMENTS = 6, 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,5 +110,11 @@ def _least(columns: Array, metric: Array, start: Array) -> tuple[Array, float] |
         second = pair[1] - first * (first @ metric @ pair[1])
         size = np.sqrt(second @ metric @ second)
         pair = np.stack([first, second / max(size, 1e-300)])
-    second = pair[1] / np.linalg.norm(pair[1])
-    return pair[0], float(np.linalg.norm(second @ columns))
+    first, second = pair[0], pair[1] / np.linalg.norm(pair[1])
+    for _ in range(REFINEMENTS):
+        # The Gram matrix squares the condition; its residual, taken without it, doesn't.
+        x = first @ columns
+        weighted = metric @ first
+        misfit = columns @ x - (x @ x) / (first @ weighted) * weighted
+        first = first - dpotrs(factor, misfit)[0]
+    return first, float(np.linalg.norm(second @ columns))

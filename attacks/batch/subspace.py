@@ -1,8 +1,8 @@
 """Step 1: the live units of a batch, and the space that its features span.
 
-`G = (1/B) Σ_b (p_b − y_b) x_bᵀ` is whitened, `G_w = diag(1/r) G diag(1/c)` with r and c the noise of
-its rows and columns, and split, `G_w = U S V + noise`. The rows of V (B, D) span the features: with
-`x_b / c = Vᵀ q_b` each is B numbers. The columns of U span the `(p_b − y_b) / r`.
+`G = (1/B) Σ_b (p_b − y_b) x_bᵀ` is whitened, `G_w = diag(1/r) G diag(1/c)` with r and c the noise
+of its rows and columns, and split, `G_w = U S V + noise`. The rows of V (B, D) span the features:
+with `x_b / c = Vᵀ q_b` each is B numbers. The columns of U span the `(p_b − y_b) / r`.
 
 A unit that is dead for the whole batch is a column of zeros. It is dropped: it would count as a
 zero of every ray, true or false.
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from attacks.network import Network
@@ -67,7 +68,7 @@ class LastLayerGradient:
                    (gradients, weights, rounding))  # fmt: skip
         if not np.abs(g).max() < 1e100:
             raise NotApplicable("the last layer's gradient has NaN or infinite entries")
-        kept = g.any(axis=0)
+        kept = np.asarray(g.any(axis=0))
         has_bias = len(names) == 2
         live = kept[: len(kept) - has_bias]
         if not live.any() or not np.ptp(g, axis=0).max() > 1e-100:
@@ -99,6 +100,7 @@ class Subspace:
         columns: c, (D,).
         sigma: rms of what is left of G_w; 1 if float rounding explains it.
         divisor: B of the mean, the rank unless B is told; the rank is lower if features repeat.
+        eps: unit roundoff of the precision that the client computed in.
         source: the gradient and the layer.
     """
 
@@ -110,6 +112,7 @@ class Subspace:
     columns: Array
     sigma: float
     divisor: int
+    eps: float
     source: LastLayerGradient
 
     @property
@@ -160,6 +163,7 @@ def find_subspace(leak: GradientLeak, network: Network) -> Subspace:
         columns,
         max(sigma, 1e-3),
         leak.batch_size or size,
+        float(torch.finfo(network.head.weight.dtype).eps),
         source,
     )
     if not space.precision <= WORST_PRECISION:
