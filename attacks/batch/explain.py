@@ -169,13 +169,14 @@ def _grids(space: Subspace, ray: Ray, logits: Array, scales: Array) -> Iterator[
         if ray.direction[-1] > 0:
             yield np.array([1 / ray.direction[-1]])
         return
-    unit = 1 / max(float(np.abs(logits - logits.mean()).max()), 1e-300)
+    largest = float(np.abs(logits - logits.mean()).max())
+    unit = 1 / max(largest, 1e-300)
     if not len(scales):
         yield COARSE * unit
         yield FINE * unit
         return
     low, high = np.log(scales.min()) - MARGIN, np.log(scales.max()) + MARGIN
-    for step in (0.2, min(0.1, FINE_STEP * unit / np.median(scales))):
+    for step in (0.2, min(0.1, FINE_STEP * unit / float(np.median(scales)))):
         yield np.exp(np.arange(low, high + step, step))
 
 

@@ -69,7 +69,8 @@ def solve_programs(
     running = np.arange(len(objectives))
     first = state.complementarity()
     for _ in range(iterations):
-        state = state.step(region)
+        with np.errstate(all="ignore"):  # a program that breaks down goes on as NaN, and ends
+            state = state.step(region)
         answers[running] = state.q
         open_ = (state.complementarity() > gap * first[running]) | (state.misfit() > gap)
         open_ &= np.isfinite(state.q).all(axis=1)

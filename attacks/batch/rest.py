@@ -19,10 +19,9 @@ import numpy as np
 from attacks.batch.interior_point import Slice
 from attacks.batch.subspace import Array, Subspace
 
-SLACK = 20.0
-"""Units of the space's precision by which a program may leave the cone."""
-MOST_SLACK = 0.02
-"""The same, absolute, relative to the mean entry."""
+SLACK = 0.02
+"""By how much a program's x may be negative, relative to its mean entry: noise, and the errors of
+what is peeled off, mustn't close the cone. Sharpening makes up for it."""
 SMALLEST_COLUMN = 0.1
 """Floor of a column's norm, in medians: a unit that is hardly alive mustn't steer a program."""
 
@@ -60,9 +59,8 @@ class Rest:
     def region(self, space: Subspace) -> Slice:
         """Return the slice of the cone in which a feature's mean entry is about 1."""
         weights = self.weights(space.columns)
-        slack = min(SLACK * space.precision, MOST_SLACK)
         typical = np.median(np.linalg.norm(self.right, axis=0)) * len(weights)
-        return Slice(self.right, np.full(len(weights), slack / typical + 1e-12), weights)
+        return Slice(self.right, np.full(len(weights), SLACK / typical), weights)
 
 
 def peel(space: Subspace, mixtures: Array) -> Rest:
