@@ -228,14 +228,20 @@ def _label_bar(
     classes: tuple[int, ...],
     total: float | None,
 ) -> float:
+    """Return the error bar of a label, by its residual; a single class may have a hidden second."""
     basis = _model(len(logits), classes, total)[1]
     p = softmax(found.scale * logits)
     slope = tests.matrix @ (p * (logits - p @ logits))
-    inverse = left_inverse(np.column_stack([-slope, tests.matrix @ basis]))[1:]
-    change = np.linalg.norm(basis @ inverse, axis=1).max(initial=0.0)
-    freedom = max(len(inverse.T) - len(inverse) - 1, 1)
-    size = found.residual * float(np.linalg.norm(found.mixture))
-    return float(BAR * change * size / np.sqrt(freedom))
+    design = np.column_stack([-slope, tests.matrix @ basis])
+    freedom = max(len(design) - design.shape[1] - 1, 1)
+    std = found.residual * float(np.linalg.norm(found.mixture)) / np.sqrt(freedom)
+    change = np.linalg.norm(basis @ left_inverse(design)[1:], axis=1).max(initial=0.0)
+    if len(classes) == 1:
+        others = np.delete(tests.matrix, classes[0], axis=1)
+        along = np.linalg.qr(design)[0]
+        seen = np.linalg.norm(others - along @ (along.T @ others), axis=0).min()
+        change = max(change, 1 / max(float(seen), 1e-300))
+    return float(BAR * std * change)
 
 
 def _fit(

@@ -15,6 +15,7 @@ import numpy as np
 from attacks.batch.accept import Example
 from attacks.batch.rest import peel
 from attacks.batch.subspace import Array, Subspace
+from attacks.label_fit import BAR
 from attacks.last_layer import OWN_EPS, LastLayer
 from attacks.network import Network
 
@@ -43,6 +44,10 @@ def rank_one_parts(
     passed = np.linalg.norm(alphas * [ray.noise for ray in rays], axis=1)
     own = OWN_EPS * np.linalg.norm(alphas)
     errors = np.sqrt((scale * space.sigma * space.rows) ** 2 + passed**2 + own**2)[:, None] * sizes
+    if len(below):
+        # What is peeled off with an error is missing, or left over, in all others.
+        wrong = max(e.explanation.bar for e in examples if e.explanation is not None) / BAR
+        errors = np.hypot(errors, wrong * np.abs(alphas).max(axis=0))
     return [
         _layer(space, example, alpha, error, network)
         for example, alpha, error in zip(examples, alphas.T, errors.T, strict=True)
