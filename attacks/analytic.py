@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from attacks.last_layer import rank_one
 from attacks.network import Network
+from attacks.rank_one import rank_one
 from attacks.types import (
     GradientLeak,
     ImageAttack,

@@ -16,10 +16,9 @@ from numpy.typing import NDArray
 
 from attacks.label_fit import Root, softmax
 from attacks.label_noise import expected_variance
+from attacks.label_scan import STEP, finer_steps, minima_of
 from attacks.last_layer import Array, LastLayer
 
-STEP = 0.05
-"""Step of the scan in log |λ|."""
 SPREADS = (1e-3, 60.0)
 """Spread of the logits where the scan starts, and lead of the largest where it ends."""
 LOWEST, HIGHEST = 4, 2
@@ -45,13 +44,23 @@ def scaled_roots(
         The roots, best first.
     """
     if given is not None:
-        psi, pairs = _profile(layer, given)
+        _, pairs, _ = _profile(layer, given)
         return [_root(layer, scale, pair) for scale, pair in zip(given, pairs, strict=True)]
     found: list[tuple[float, Root]] = []
     for sign in signs:
         grid = _grid(layer, sign)
-        psi, pairs = _profile(layer, grid)
-        inner = np.flatnonzero((psi[1:-1] < psi[:-2]) & (psi[1:-1] <= psi[2:])) + 1
+        psi, pairs, one = _profile(layer, grid)
+        # A second class with a small share makes a narrow dip, at the bottom of ψ for one class.
+        bottoms = minima_of(one)
+        bottoms = bottoms[np.argsort(one[bottoms])[:MOST_ROOTS]]
+        fine = (grid[bottoms][:, None] * finer_steps()).ravel()
+        fine_psi, fine_pairs, _ = _profile(layer, fine)
+        grid = np.concatenate([grid, fine])
+        order = np.argsort(np.abs(grid), kind="stable")
+        grid = grid[order]
+        psi = np.concatenate([psi, fine_psi])[order]
+        pairs = np.concatenate([pairs, fine_pairs])[order]
+        inner = minima_of(psi)
         inner = inner[np.argsort(psi[inner])[: 4 * MOST_ROOTS]]
         for index in inner:
             scale, value = _zoom(layer, pairs[index], grid[index - 1], grid[index + 1])
@@ -70,13 +79,16 @@ def _grid(layer: LastLayer, sign: int) -> Array:
     return np.asarray(sign * np.exp(np.arange(first, last, STEP)))
 
 
-def _profile(layer: LastLayer, scales: Array) -> tuple[Array, NDArray[np.intp]]:
-    """Return ψ for the best pair of classes, and the pair, for scales λ (N,); (N,) and (N, 2)."""
+def _profile(layer: LastLayer, scales: Array) -> tuple[Array, NDArray[np.intp], Array]:
+    """Return ψ for the best pair of classes, the pair (N, 2), and ψ for the best single class.
+
+    For scales λ (N,).
+    """
     alpha, p = layer.alpha, softmax(np.multiply.outer(scales, layer.logits))
     order = np.argsort(alpha)
     half = PARTNERS // 2
     partners = order if len(order) <= PARTNERS else np.concatenate([order[:half], order[-half:]])
-    best = np.full(len(scales), np.inf)
+    best, single = np.full((2, len(scales)), np.inf)
     pairs = np.zeros((len(scales), 2), dtype=np.intp)
     for a in {*order[:LOWEST].tolist(), *order[-HIGHEST:].tolist()}:
         # Sums over all classes but a, centred for precision, and less b's part for each b.
@@ -86,16 +98,19 @@ def _profile(layer: LastLayer, scales: Array) -> tuple[Array, NDArray[np.intp]]:
         x, y = alpha - alpha_mean, p - p_mean
         count = len(kept) - 1
         xb, yb = x[some], y[:, some]
-        xx = float(x[kept] @ x[kept]) - xb**2 * (1 + 1 / count)
-        yy = np.square(y[:, kept]).sum(axis=1, keepdims=True) - yb**2 * (1 + 1 / count)
-        xy = (y[:, kept] @ x[kept])[:, None] - xb * yb * (1 + 1 / count)
+        xx, yy = float(x[kept] @ x[kept]), np.square(y[:, kept]).sum(axis=1)
+        xy = y[:, kept] @ x[kept]
+        single = np.minimum(single, (xx - xy**2 / np.maximum(yy, 1e-300)) / len(kept))
+        xx = xx - xb**2 * (1 + 1 / count)
+        yy = yy[:, None] - yb**2 * (1 + 1 / count)
+        xy = xy[:, None] - xb * yb * (1 + 1 / count)
         psi = (xx - xy**2 / np.maximum(yy, 1e-300)) / count
         b = psi.argmin(axis=1)
         least = psi[np.arange(len(scales)), b]
         better = least < best
         best[better] = least[better]
         pairs[better, 0], pairs[better, 1] = a, some[b[better]]
-    return best.clip(0), pairs
+    return best.clip(0), pairs, single.clip(0)
 
 
 def _regress(layer: LastLayer, scales: Array, pair: NDArray[np.intp]) -> tuple[Array, Array]:

@@ -143,6 +143,11 @@ class Fit:
         return self.model.unknowns + self.is_scaled
 
     @property
+    def misfit(self) -> float:
+        """Sum of the squared whitened residuals: χ², twice the negative log-likelihood."""
+        return self.residual**2 * max(self.surplus, 1)
+
+    @property
     def gradient_scale(self) -> float:
         """C."""
         return 1 / (self.s * self.scale)
@@ -168,11 +173,10 @@ def fit_label(
         The fit, or None where it doesn't settle.
     """
     scale, s = root.scale, root.s
-    label = softmax(scale * layer.logits) - s * layer.alpha
-    a, b = (int(k) for k in np.argsort(-label)[:2])
+    label, (a, b) = _start(layer, root)
     base, basis = model.basis(len(label), a, b)
-    beta: Array = np.linalg.lstsq(basis, label - base, rcond=None)[0] if basis.size else label[:0]
-    settled = False
+    beta = np.asarray(np.linalg.lstsq(basis, label - base, rcond=None)[0] if basis.size else [])
+    settled = False  # the last pass only linearises
     for _ in range(30):
         label = base + basis @ beta
         line = Linearised.at(layer, scale, s, label, basis, is_scaled=is_scaled)
@@ -196,6 +200,35 @@ def fit_label(
     std = standard_errors(basis, left_inverse(line.design)[1 + is_scaled :])
     residual = float(np.linalg.norm(line.target) / np.sqrt(max(surplus, 1)))
     return Fit(model, scale, s, is_scaled, label, std, (a, b), residual, surplus)
+
+
+def _start(layer: LastLayer, root: Root) -> tuple[Array, tuple[int, int]]:
+    """Return ŷ at a root, and its two largest classes; under noise, the most significant ones."""
+    p = softmax(root.scale * layer.logits)
+    label = p - root.s * layer.alpha
+    excess = label
+    if layer.is_noisy:
+        std = Deviation.at(layer, root.scale, p, label, root.s, is_whole=False).std
+        excess = (label - np.median(label)) / (abs(root.s) * std)
+    a, b = (int(k) for k in np.argsort(-excess)[:2])
+    return label, (a, b) if label[a] >= label[b] else (b, a)
+
+
+def label_at(layer: LastLayer, model: LabelModel, root: Root) -> Fit:
+    """Fit the label alone, λ and s as given."""
+    label, (a, b) = _start(layer, root)
+    base, basis = model.basis(len(label), a, b)
+    line = Linearised.at(layer, root.scale, root.s, label, basis, is_scaled=False)
+    target = line.deviation.whiten(
+        layer.alpha - (softmax(root.scale * layer.logits) - base) / root.s, 0.0
+    )
+    design = line.design[:, 1:]
+    beta = np.asarray(np.linalg.lstsq(design, target, rcond=None)[0])
+    surplus = len(label) - 1 - model.unknowns
+    residual = float(np.linalg.norm(target - design @ beta) / np.sqrt(max(surplus, 1)))
+    std = standard_errors(basis, left_inverse(design))
+    label = base + basis @ beta
+    return Fit(model, root.scale, root.s, False, label, std, (a, b), residual, surplus)
 
 
 @dataclass(frozen=True, eq=False)
@@ -256,7 +289,7 @@ def left_inverse(design: Array) -> Array:
 
 def standard_errors(wanted: Array, inverse: Array) -> Array:
     """Return those of linear combinations (N, n) of what `inverse` (n, K) estimates, (N,)."""
-    factor = np.linalg.qr(inverse.T, mode="r")
+    factor = np.asarray(np.linalg.qr(inverse.T, mode="r"))
     return np.asarray(np.linalg.norm(wanted @ factor.T, axis=1))
 
 

@@ -14,7 +14,7 @@ from scipy.linalg.lapack import dtrtrs
 from attacks.last_layer import Array, LastLayer
 
 MATTERS = 0.1
-"""From this share of a class's own deviation on, that of the logits counts with its correlations."""
+"""Share of a class's own deviation from which on that of the logits counts as correlated."""
 MOST_CORRELATED = 600
 """Classes whose correlations are kept, at most: the covariance costs their square times D."""
 
@@ -40,8 +40,17 @@ class Deviation:
     bias: float | None
 
     @classmethod
-    def at(cls, layer: LastLayer, scale: float, p: Array, label: Array, s: float) -> Deviation:
-        """Linearise at a root."""
+    def at(
+        cls,
+        layer: LastLayer,
+        scale: float,
+        p: Array,
+        label: Array,
+        s: float,
+        *,
+        is_whole: bool = True,
+    ) -> Deviation:
+        """Linearise at a root; without correlations unless `is_whole`."""
         bias = None
         if layer.bias is not None:
             bias = abs(scale) * float(layer.g_sigma[-1]) + layer.eps
@@ -50,7 +59,7 @@ class Deviation:
         std = np.sqrt(own + by_logits)
         correlated = np.array([], dtype=np.intp)
         factor = np.empty((0, 0))
-        if layer.is_noisy:
+        if layer.is_noisy and is_whole:
             share = by_logits / own
             correlated = np.flatnonzero(share > MATTERS**2)
             if len(correlated) > MOST_CORRELATED:

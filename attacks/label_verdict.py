@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from scipy.stats import chi2
 
 from attacks.label_bars import Unknown, widest_bars
-from attacks.label_fit import Fit
+from attacks.label_fit import BAR, Fit
 from attacks.last_layer import Array, LastLayer
 from attacks.types import LabelRecovery, Status
 
@@ -22,6 +23,10 @@ are believed."""
 ROUNDED_RESIDUAL = 6.0
 """Largest residual that float rounding explains, whose size is known roughly: true roots have up to
 3.6, false ones mostly hundreds and more."""
+CHANCE = 10.0
+"""What a further unknown must gain in χ² to be believed: 1 in 600 gains as much by chance."""
+RIVAL = 30.0
+"""By how much worse in χ² a second root is no rival: odds of 3 million to one."""
 MAX_CANDIDATES = 16
 """Labels given under NOT_IDENTIFIABLE, the best first."""
 
@@ -33,7 +38,7 @@ def decide(
     unknown: frozenset[Unknown],
     tolerance: float,
     certificate: float | None = None,
-    plausible: Array | None = None,
+    plausible: Sequence[Fit] = (),
 ) -> LabelRecovery:
     """Turn the fits at every root into an answer that claims no more than they determine.
 
@@ -43,7 +48,7 @@ def decide(
         unknown: what the attacker doesn't know.
         tolerance: L∞ error that RECOVERED claims.
         certificate: of the scan.
-        plausible: (N, K), labels elsewhere that noise and rounding leave possible.
+        plausible: labels fitted at λ elsewhere, which noise and rounding may leave possible.
     """
     claim = _claim(layer, roots, unknown, tolerance, plausible)
     status = Status.RECOVERED if claim.reason is None else Status.NOT_IDENTIFIABLE
@@ -92,41 +97,37 @@ def _claim(
     roots: list[list[Fit]],
     unknown: frozenset[Unknown],
     tolerance: float,
-    plausible: Array | None,
+    plausible: Sequence[Fit],
 ) -> _Claim:
-    fitting = [[f for f in fits if explains(layer, f)] for fits in roots]
-    fitting = [fits for fits in fitting if fits]
+    chosen = [_select(layer, fits) for fits in roots if fits]
+    fitting = [fit for fit in chosen if explains(layer, fit)]
     if not fitting:
-        guesses = [min(fits, key=lambda f: f.residual) for fits in roots if fits]
+        guesses = sorted(chosen, key=lambda f: f.residual)
         reason = (
-            "no augmented label explains the gradient: it may have been scaled (clipping, another "
-            "learning rate), or come from more than one example"
+            "no augmented label explains the gradient: it may have been changed by a defense, or "
+            "come from more than one example"
         )
         return _Claim(guesses, guesses[0] if guesses else None, reason)
-    enough = [fits for fits in fitting if any(f.surplus >= 1 for f in fits)]
+    enough = [fit for fit in fitting if fit.surplus >= 1]
     if not enough:
-        labels = [_simplest(fits) for fits in fitting]
         equations = f"{len(layer.alpha)} classes give no more equations than unknowns"
-        return _Claim(labels, None, f"{equations}; {_count(len(labels), 'label')} fit")
+        return _Claim(fitting, None, f"{equations}; {_count(len(fitting), 'label')} fit")
+    best = min(enough, key=_rank(layer))
     if layer.direction_error > WORST_DIRECTION:
-        best = _simplest(fitting[0])
         uncertain = f"its direction is uncertain by {layer.direction_error:.0%}"
         return _Claim([best], best, f"noise hides the gradient: {uncertain}")
-    # Noise lets a model without an equation to spare rival one that has some.
-    least_surplus = 0 if layer.is_noisy else 1
-    best = min((_simplest(fits) for fits in enough), key=lambda f: (-f.surplus, f.residual))
-    same = next(fits for fits in enough if any(f is best for f in fits))
-    others = [_simplest(fits) for fits in fitting if fits[0] is not same[0]]
-    others = [f for f in others if f.surplus >= least_surplus]
-    others = [f for f in others if np.abs(f.label - best.label).max() > tolerance]
+    others = [f for f in fitting if np.abs(f.label - best.label).max() > tolerance]
+    if layer.is_noisy:  # a model without an equation to spare can rival one that has some
+        others = [f for f in others if f.misfit < best.misfit + RIVAL]
+    else:
+        others = [f for f in others if f.surplus >= 1]
     if others:
         found = _count(1 + len(others), "label")
         return _Claim([best, *others], None, f"{found} fit equally well")
     bar, feature_bar = widest_bars(layer, best, unknown)
-    near = [f.label for f in same if f.surplus >= least_surplus]
-    bar += max(float(np.abs(label - best.label).max()) for label in near)
-    if plausible is not None and len(plausible):
-        bar = max(bar, float(np.abs(plausible - best.label).max()))
+    limit = best.misfit + BAR**2 * max(1.0, best.residual) ** 2
+    near = [f.label for f in plausible if f.misfit <= limit]
+    bar = max(bar, *(float(np.abs(label - best.label).max()) for label in near), 0.0)
     if not bar <= tolerance:
         cause = "noise" if layer.is_noisy else "float rounding (the network is saturated)"
         uncertain = f"uncertain by ±{min(bar, 1.0):.2g}, more than {tolerance:g}"
@@ -138,13 +139,34 @@ def _row(value: float | None) -> torch.Tensor:
     return torch.tensor([torch.nan if value is None else value], dtype=torch.float64)
 
 
+def _select(layer: LastLayer, fits: list[Fit]) -> Fit:
+    """Choose a label model at a root: the simplest that explains the gradient.
+
+    Under noise, whose size is known, the simplest that no wider one improves on by more than
+    chance does; a second class may be any.
+    """
+    explaining = [fit for fit in fits if explains(layer, fit)]
+    if not explaining:
+        return min(fits, key=lambda fit: fit.residual)
+    if not layer.is_noisy:
+        return min(explaining, key=lambda fit: (fit.unknowns, fit.residual))
+    look_elsewhere = 2 * np.log(len(layer.alpha))
+    return min(
+        explaining,
+        key=lambda fit: fit.misfit + CHANCE * fit.unknowns + look_elsewhere * fit.model.pair,
+    )
+
+
+def _rank(layer: LastLayer) -> Callable[[Fit], tuple[float, float]]:
+    """Return how the fits at several roots are ordered."""
+    if layer.is_noisy:
+        return lambda fit: (fit.misfit + CHANCE * fit.unknowns, 0.0)
+    return lambda fit: (-fit.surplus, fit.residual)
+
+
 @functools.cache
 def _noise_limit(freedom: int) -> float:
     return float(np.sqrt(chi2.ppf(NOISE_QUANTILE, freedom) / freedom))
-
-
-def _simplest(fits: list[Fit]) -> Fit:
-    return min(fits, key=lambda f: (f.unknowns, f.residual))
 
 
 def explains(layer: LastLayer, fit: Fit) -> bool:

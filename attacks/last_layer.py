@@ -4,23 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from attacks.network import Network
+from attacks.rank_one import Array, Errors, Matrix, rank_one, sample_columns
 from attacks.types import GradientLeak, NotApplicable
 
-Array = NDArray[np.float64]
-Matrix = NDArray[Any]
 HUGE = 1e100
 """Beyond it, and below its inverse, squares leave float64's range."""
 OWN_EPS = 16 * float(np.finfo(np.float64).eps)
 """Relative error of what is computed here, in float64: about a dozen roundings."""
-SAMPLE, RUN = 2**17, 16
-"""Entries on which noise is measured where a matrix has many more, and how many lie together."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +51,7 @@ class LastLayer:
     @property
     def width(self) -> int:
         """D."""
-        return self.weight.shape[1]
+        return int(self.weight.shape[1])
 
     @property
     def direction_error(self) -> float:
@@ -80,7 +76,7 @@ class LastLayer:
 
     @cached_property
     def _logit_squares(self) -> Array:
-        """Σ_j W_kj² g_j² and Σ_j W_kj² Var(g_j), (K, 2); without noise, from a sample of columns."""
+        """Σ_j W_kj² g_j² and Σ_j W_kj² Var(g_j), (K, 2); without noise, by a sample of columns."""
         weights = np.stack([self.g**2, self.g_sigma**2], axis=1)
         direct = weights[: self.width]
         columns = np.arange(self.width)
@@ -144,8 +140,8 @@ class LastLayer:
         sigma = max(measured, rounding)
         live = g != 0  # a dead feature's column is zero altogether, and carries no noise
         noise = Errors.of_noise(sigma, alpha, g, live)
-        own = 16 * float(np.finfo(gradient.dtype).eps) * float(np.linalg.norm(alpha))
-        if second > (errors + noise).largest + own:
+        eps = float(np.finfo(gradient.dtype).eps)
+        if second > errors.plus(noise).largest + 16 * eps * float(np.linalg.norm(alpha)):
             raise NotApplicable(
                 "beside rank one the last layer's gradient holds more than noise: several "
                 "examples, or a defense that changes entries one by one"
@@ -153,7 +149,7 @@ class LastLayer:
         # Rounding differs from entry to entry, and the measured rest says by how much it is off.
         errors = noise if sigma > 4 * rounding else errors.times((sigma / rounding) ** 2)
         # A product with G is as exact as its type.
-        product = (2 * float(np.finfo(gradient.dtype).eps)) ** 2
+        product = (2 * eps) ** 2
         own = errors.rows + product * alpha**2 + (OWN_EPS * float(np.linalg.norm(alpha))) ** 2
         return cls(
             alpha,
@@ -166,135 +162,3 @@ class LastLayer:
             np.sqrt(errors.columns / float(alpha @ alpha) ** 2 + product * g**2),
             max(float(torch.finfo(network.head.weight.dtype).eps), OWN_EPS),
         )
-
-
-class Errors(NamedTuple):
-    """Independent errors of variances v (K, D) in a gradient `α gᵀ`, as far as they matter.
-
-    Args:
-        rows: Σ_j v_kj g_j², (K,), the variances that they give α.
-        columns: Σ_k v_kj α_k², (D,), those of g, times ‖α‖⁴.
-        mean: of v, over the entries that aren't 0.
-        row: the largest of the rows' sums of v.
-        column: the largest of the columns' sums.
-        most: the largest of all.
-    """
-
-    rows: Array
-    columns: Array
-    mean: float
-    row: float
-    column: float
-    most: float
-
-    @property
-    def rms(self) -> float:
-        """Root mean square, over the entries that have any error."""
-        return self.mean**0.5
-
-    @property
-    def largest(self) -> float:
-        """A bound of the errors' largest singular value, but for 1 case in 100,000.
-
-        A. S. Bandeira, R. van Handel, "Sharp nonasymptotic bounds on the norm of random matrices
-        with independent entries", Annals of Probability 2016, up to constants that are 1 for equal
-        entries.
-        """
-        return self.row**0.5 + self.column**0.5 + 5 * self.most**0.5
-
-    def __add__(self, other: Any) -> Errors:
-        return Errors(*(one + two for one, two in zip(self, other, strict=True)))
-
-    def times(self, factor: float) -> Errors:
-        """Multiply all variances."""
-        return Errors(*(factor * value for value in self))
-
-    @classmethod
-    def of_noise(cls, sigma: float, alpha: Array, g: Array, live: NDArray[np.bool_]) -> Errors:
-        """Return those of noise of one variance in all live columns."""
-        variance, size, count = sigma**2, float(alpha @ alpha), int(live.sum())
-        rows = np.full(len(alpha), variance)
-        columns = variance * size * live
-        return cls(rows, columns, variance, variance * count, variance * len(alpha), variance)
-
-    @classmethod
-    def of_rounding(
-        cls, leak: GradientLeak, names: tuple[str, ...], alpha: Array, g: Array
-    ) -> Errors:
-        """Return those of float rounding, as `GradientLeak.rounding` has them entry by entry."""
-        if leak.update_dtype is not None:
-            parts = [np.square(leak.rounding(name).numpy()) for name in names]
-            v = np.hstack([part.reshape(len(alpha), -1) for part in parts])
-            count = max(np.count_nonzero(v), 1)
-            rows, columns = v @ g**2, alpha**2 @ v
-            sums = v.sum(axis=1), v.sum(axis=0)
-            mean = float(sums[0].sum()) / count
-            return cls(rows, columns, mean, sums[0].max(), sums[1].max(), float(v.max()))
-        # Relative to the entries, which are the products α_k g_j.
-        eps = max(leak.roundoff(name) for name in names)
-        a, b = (eps * alpha) ** 2, g**2
-        count = max(np.count_nonzero(a) * np.count_nonzero(b), 1)
-        mean = float(a.sum() * b.sum()) / count
-        rows, columns = a * float(b @ b), float(alpha**2 @ a) * b
-        most = float(a.max() * b.max())
-        return cls(rows, columns, mean, float(a.max() * b.sum()), float(a.sum() * b.max()), most)
-
-
-def rank_one(gradient: Matrix, *, zero_sum: bool) -> tuple[Array, Array, float, float]:
-    """Estimate `G ≈ α gᵀ` by its leading singular pair, with ‖g‖ = 1.
-
-    By the power method, in the gradient's own precision: a few products with G, no copy of it.
-
-    Args:
-        gradient: (K, D), not zero.
-        zero_sum: whether α sums to 0, as in the last layer, where p and y both sum to 1.
-
-    Returns:
-        α (K,), g (D,); the standard deviation of what is left, over the entries of columns that
-        aren't zero altogether (a dead feature's column is exactly zero and carries no noise); and
-        its largest singular value. Both of the latter are taken from a sample of columns where the
-        matrix is large.
-    """
-    draws = np.random.default_rng(0)
-    dtype = gradient.dtype
-    eps = float(np.finfo(dtype).eps)
-
-    def times(vector: Array) -> Array:
-        product = np.asarray(gradient @ vector.astype(dtype), dtype=np.float64)
-        return np.asarray(product - product.mean() if zero_sum else product)
-
-    # Features are mostly of one sign: then hardly anything cancels.
-    alpha = times(1 + draws.uniform(-0.5, 0.5, gradient.shape[1]))
-    for _ in range(200):
-        unit = alpha / np.linalg.norm(alpha)
-        g = np.asarray(gradient.T @ unit.astype(dtype), dtype=np.float64)
-        g /= np.linalg.norm(g)
-        alpha = times(g)
-        if np.linalg.norm(alpha / np.linalg.norm(alpha) - unit) < 16 * eps:
-            break
-    columns = sample_columns(g, len(alpha))
-    part = gradient[:, columns].astype(np.float64)
-    if zero_sum:
-        part -= part.mean(axis=0)
-    along = part.T @ (part @ g[columns])  # again, in float64
-    along /= np.linalg.norm(along)
-    rest = part - np.outer(part @ along, along)
-    freedom = max((len(alpha) - 1 - zero_sum) * (len(columns) - 1), 1)
-    sigma = float(np.linalg.norm(rest) / np.sqrt(freedom))
-    direction = rest @ draws.standard_normal(len(columns))
-    for _ in range(3):
-        direction /= max(float(np.linalg.norm(direction)), np.finfo(float).tiny)
-        direction = rest @ (direction @ rest)
-    return alpha, g, sigma, float(np.linalg.norm(direction)) ** 0.5
-
-
-def sample_columns(g: Array, rows: int) -> NDArray[np.intp]:
-    """Return the live columns (n,) of a matrix `α gᵀ`, or of a large one, a sample in short runs."""
-    live = g != 0
-    runs = max(SAMPLE // (rows * RUN), 2)
-    if len(g) > 2 * runs * RUN:
-        starts = np.linspace(0, len(g) - RUN, runs).astype(np.intp)
-        some = (starts[:, None] + np.arange(RUN)).ravel()
-        if np.count_nonzero(live[some]) > len(some) // 8:
-            return some[live[some]]
-    return np.flatnonzero(live)

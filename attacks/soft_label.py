@@ -28,12 +28,15 @@ import torch
 from attacks.batch.recover import is_rank_one, recover_batch
 from attacks.gradient_scale import scaled_roots
 from attacks.label_bars import Unknown, unknowns
-from attacks.label_fit import Fit, LabelModel, Root, fit_label, label_models
-from attacks.label_scan import Scan, predicted_label
+from attacks.label_fit import Fit, LabelModel, Root, fit_label, label_at, label_models
+from attacks.label_scan import Scan
 from attacks.label_verdict import decide, explains
 from attacks.last_layer import LastLayer
 from attacks.network import Network
 from attacks.types import GradientLeak, Knowledge, LabelAttack, LabelRecovery, require_one_step
+
+MOST_PLAUSIBLE = 48
+"""Points between the roots at which a label is fitted, to see how far noise leaves λ open."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,8 @@ def solve(
         is_nonnegative: says whether features are never negative; asked only where it matters.
     """
     models = label_models(knowledge)
-    certificate, plausible = None, None
+    certificate = None
+    plausible: list[Fit] = []
     if layer.bias is not None:
         scale = 1 / float(layer.g[-1]) if layer.g[-1] else np.inf
         signs: tuple[int, ...] = (1 if scale > 0 else -1,)
@@ -104,7 +108,9 @@ def solve(
             signs = (layer.sign_of_features(),)
             scan = scan.of_sign(signs[0])
         roots = [Root(float(scale), float(1 / scale)) for scale in scan.roots]
-        certificate, plausible = scan.certificate, predicted_label(layer, scan.explained)
+        certificate = scan.certificate
+        some = scan.explained[:: 1 + len(scan.explained) // MOST_PLAUSIBLE]
+        plausible = [label_at(layer, models[-1], Root(float(x), float(1 / x))) for x in some]
     fits = [_fits(layer, models, root) for root in roots]
     is_explained = any(explains(layer, fit) for some in fits for fit in some)
     if Unknown.GRADIENT_SCALE in unknown and (layer.is_noisy or not is_explained):
@@ -124,12 +130,12 @@ def solve(
 def _fits(
     layer: LastLayer, models: list[LabelModel], root: Root, *, is_scaled: bool = False
 ) -> list[Fit]:
-    """Fit the models, the simplest first, until one explains the gradient."""
+    """Fit the models, the simplest first; without noise, until one explains the gradient."""
     fits: list[Fit] = []
     for model in models:
         fit = fit_label(layer, model, root, is_scaled=is_scaled)
         if fit is not None:
             fits.append(fit)
-            if fit.surplus >= 1 and explains(layer, fit):
+            if fit.surplus >= 1 and not layer.is_noisy and explains(layer, fit):
                 break
     return fits

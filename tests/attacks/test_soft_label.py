@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from attacks import GradientLeak, Knowledge, LabelRecovery, Status
+from attacks.label_scan import Scan, predicted_label, tie_variance
 from attacks.last_layer import LastLayer
 from attacks.network import Network
-from attacks.label_scan import Scan, predicted_label, tie_variance
 from attacks.soft_label import SoftLabelRecovery
 
 KINDS = ("hard", "label-smoothing", "mixup", "mixup+label-smoothing")
