@@ -16,7 +16,7 @@ LEAST_SPREAD = 1e-3
 """Second smallest singular value of V_Z below which the zeros leave the ray open."""
 SAME, MOST_SAME = 1e-5, 1e-2
 """Distance of directions that are one ray, without noise and at most."""
-AGREEMENT, TIGHTEST, LOOSEST = 30.0, 1e-9, 1e-2
+AGREEMENT, TIGHTEST, LOOSEST = 30.0, 1e-6, 1e-2
 """By how much gradient factors may differ, in units of the space's precision, and its bounds."""
 
 

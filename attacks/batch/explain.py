@@ -46,7 +46,7 @@ ON_SIMPLEX = 1e-3
 LIMIT = 3.0
 """The residual's limit in units of the space's precision, and its bounds: false rays stay above
 1e-4."""
-TIGHTEST, LOOSEST = 1e-9, 3e-4
+TIGHTEST, LOOSEST = 1e-6, 3e-4
 ROUNDINGS = 30.0
 """The same, of the client's own roundings of p and y."""
 MOST_BAR = 3e-3
@@ -77,7 +77,7 @@ class Explanation:
 
 @dataclass(frozen=True, eq=False)
 class LabelTests:
-    """`A (p − y) = 0`, with `A = Tᵀ diag(1/r) (1 − 11ᵀ/K)`.
+    """`A (p − y) = 0`, with `A 1 = 0`; A is `Tᵀ diag(1/r)` but for that.
 
     Args:
         matrix: A, (t, K).
@@ -95,7 +95,10 @@ class LabelTests:
             duals = np.array([space.left @ (ray.q / space.values) for ray in others])
             tests = np.vstack([tests, duals / np.linalg.norm(duals, axis=1, keepdims=True)])
         matrix = tests / space.rows
-        return cls(matrix - matrix.mean(axis=1, keepdims=True), space.rows)
+        # Labels in single precision sum to 1 + 1e-7: what all classes share isn't tested.
+        shared = matrix.sum(axis=1)
+        shared /= max(float(np.linalg.norm(shared)), 1e-300)
+        return cls(matrix - np.outer(shared, shared @ matrix), space.rows)
 
     def suffice_for(self, classes: int) -> bool:
         """Say whether a label of so many classes is tested; one equation is always satisfied."""
