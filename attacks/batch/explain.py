@@ -242,8 +242,8 @@ def _label_bar(
     if len(classes) == 1:
         others = np.delete(tests.matrix, classes[0], axis=1)
         along = np.linalg.qr(design)[0]
-        seen = np.linalg.norm(others - along @ (along.T @ others), axis=0).min()
-        change = max(change, 1 / max(float(seen), 1e-300))
+        seen = float(np.linalg.norm(others - along @ (along.T @ others), axis=0).min())
+        change = max(change, 1 / max(seen, 1e-300))
     return float(BAR * std * change)
 
 
@@ -260,7 +260,7 @@ def _fit(
     label = label + basis @ shares
     mixture = (p - label) / tests.rows
     rest = target - columns @ shares
-    residual = float(np.linalg.norm(rest) / max(np.linalg.norm(mixture), 1e-300))
+    residual = float(np.linalg.norm(rest)) / max(float(np.linalg.norm(mixture)), 1e-300)
     # The shares follow the scale: project them out of the slope.
     free = slope - columns @ np.linalg.lstsq(columns, slope, rcond=None)[0]
     step = -float(free @ rest) / max(float(free @ free), 1e-300)

@@ -8,6 +8,7 @@ the augmentation and knows what noise and rounding leave open.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -52,6 +53,12 @@ def rank_one_parts(
         _layer(space, example, alpha, error, network)
         for example, alpha, error in zip(examples, alphas.T, errors.T, strict=True)
     ]
+
+
+def with_single_precision_labels(part: LastLayer) -> LastLayer:
+    """Return the problem with the errors that labels rounded to float32 leave in α."""
+    rounding = float(np.finfo(np.float32).eps) * float(np.abs(part.alpha).max())
+    return dataclasses.replace(part, alpha_sigma=np.hypot(part.alpha_sigma, rounding))
 
 
 def _layer(

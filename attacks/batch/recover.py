@@ -12,7 +12,7 @@ import torch
 
 from attacks.batch.accept import Example, accept, certify, gradient_factor
 from attacks.batch.explain import Explanation
-from attacks.batch.labels import rank_one_parts
+from attacks.batch.labels import rank_one_parts, with_single_precision_labels
 from attacks.batch.propose import propose
 from attacks.batch.rest import peel
 from attacks.batch.sharpen import Ray, sharpen
@@ -121,7 +121,7 @@ def _answer(
     factor = gradient_factor(space, examples)
     parts = rank_one_parts(space, examples, factor or 1.0, network) if examples else []
     pairs = zip(examples, parts, strict=True)
-    rows = [_Row.of(example, solve(part)) for example, part in pairs]
+    rows = [_Row.of(example, _solved(part, solve)) for example, part in pairs]
     rows.sort(key=lambda row: row.status is not Status.RECOVERED)
     rows += [_Row.missing(space)] * (size - len(rows))
     recovered = sum(row.status is Status.RECOVERED for row in rows)
@@ -143,6 +143,12 @@ def _answer(
         certificate=_column(row.certificate for row in rows),
         batch_size=size,
     )
+
+
+def _solved(part: LastLayer, solve: Solve) -> LabelRecovery:
+    """Solve a scalar problem; once more with labels of single precision where none explains it."""
+    one = solve(part)
+    return one if one.status is Status.RECOVERED else solve(with_single_precision_labels(part))
 
 
 @dataclass(frozen=True, eq=False)
