@@ -23,7 +23,7 @@ SLACK = 0.02
 """By how much a program's x may be negative, relative to its mean entry: noise, and the errors of
 what is peeled off, mustn't close the cone. Sharpening makes up for it."""
 SMALLEST_COLUMN = 0.1
-"""Floor of a column's norm, in medians: a unit that is hardly alive mustn't steer a program."""
+"""Floor of a column's norm, in root mean squares: a unit hardly alive mustn't steer a program."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,14 +52,14 @@ class Rest:
             columns: c, (D,), what whitening divided the features by.
         """
         norms = columns * np.linalg.norm(self.right, axis=0)
-        norms = np.maximum(norms, SMALLEST_COLUMN * np.median(norms))
+        norms = np.maximum(norms, SMALLEST_COLUMN * np.sqrt(np.mean(norms**2)))
         weights = columns * norms**-1.5
         return np.asarray(weights / (weights @ np.linalg.norm(self.right, axis=0)))
 
     def region(self, space: Subspace) -> Slice:
         """Return the slice of the cone in which a feature's mean entry is about 1."""
         weights = self.weights(space.columns)
-        typical = np.median(np.linalg.norm(self.right, axis=0)) * len(weights)
+        typical = np.sqrt(self.size * len(weights))  # columns of norm √(b/D), root mean square
         return Slice(self.right, np.full(len(weights), SLACK / typical), weights)
 
 
