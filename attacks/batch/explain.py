@@ -47,8 +47,12 @@ LIMIT = 3.0
 """The residual's limit in units of the space's precision, and its bounds: false rays stay above
 1e-4."""
 TIGHTEST, LOOSEST = 1e-6, 3e-4
+EXACT, BETTER = 1e-6, 3.0
+"""A residual that nothing needs to better, and by which factor another is clearly better."""
 ROUNDINGS = 30.0
 """The same, of the client's own roundings of p and y."""
+SMALL_SHARE = 1e-2
+"""A second class with less may stand for another one."""
 MOST_BAR = 3e-3
 """Largest error bar of a label that is taken: on a saturated network, p − y may lie along the
 label's own direction, and no test of it sees the share."""
@@ -145,7 +149,7 @@ def explain(
         knowledge: which labels are considered.
 
     Returns:
-        The explanations at the first grid of scales, and with the fewest classes, that has any.
+        The explanations at the first grid of scales that has any, the simplest first.
     """
     logits = space.logit_weight @ ray.direction
     models = label_models(knowledge)
@@ -154,15 +158,19 @@ def explain(
     limit = min(max(LIMIT * space.precision, TIGHTEST, ROUNDINGS * space.eps), LOOSEST)
     dual = space.left @ (ray.q / space.values) / space.divisor
     for grid in _grids(space, ray, logits, scales):
+        found: list[Explanation] = []
         for number in sorted({1 + model.pair for model in models}):
-            if tests.suffice_for(number):
-                found = [
-                    dataclasses.replace(one, factor=1 / (one.scale * float(dual @ one.mixture)))
-                    for one in _search(tests, logits, grid, number, total)
-                    if one.residual <= limit and one.bar <= MOST_BAR
-                ]
-                if found:
-                    return found
+            if tests.suffice_for(number) and not any(one.residual <= EXACT for one in found):
+                found += _search(tests, logits, grid, number, total)
+        # One class may seem to do where two are right, and fit better.
+        least = min((one.residual for one in found), default=0.0)
+        found = [
+            dataclasses.replace(one, factor=1 / (one.scale * float(dual @ one.mixture)))
+            for one in found
+            if one.residual <= min(limit, max(BETTER * least, EXACT)) and one.bar <= MOST_BAR
+        ]
+        if found:
+            return found
     return []
 
 
@@ -231,7 +239,7 @@ def _label_bar(
     classes: tuple[int, ...],
     total: float | None,
 ) -> float:
-    """Return the error bar of a label, by its residual; a single class may have a hidden second."""
+    """Return the error bar of a label, by its residual; a class alone may have a hidden second."""
     basis = _model(len(logits), classes, total)[1]
     p = softmax(found.scale * logits)
     slope = tests.matrix @ (p * (logits - p @ logits))
@@ -239,8 +247,9 @@ def _label_bar(
     freedom = max(len(design) - design.shape[1] - 1, 1)
     std = found.residual * float(np.linalg.norm(found.mixture)) / np.sqrt(freedom)
     change = np.linalg.norm(basis @ left_inverse(design)[1:], axis=1).max(initial=0.0)
-    if len(classes) == 1:
-        others = np.delete(tests.matrix, classes[0], axis=1)
+    second = min(found.label[list(classes)]) - np.median(found.label)
+    if len(classes) == 1 or second < SMALL_SHARE:
+        others = np.delete(tests.matrix, classes, axis=1)
         along = np.linalg.qr(design)[0]
         seen = float(np.linalg.norm(others - along @ (along.T @ others), axis=0).min())
         change = max(change, 1 / max(seen, 1e-300))
