@@ -28,6 +28,8 @@ MISSING = (
 DISAGREEMENT = (
     "its label by its own ray isn't confirmed by that from all rays together: some may be false"
 )
+FINE_LABEL = 1e-10
+"""Error of the gradient's factor up to which a label has double precision."""
 AGREED = 1e-2
 """Largest difference of the two."""
 Solve = Callable[[LastLayer], LabelRecovery]
@@ -121,7 +123,7 @@ def _answer(
     factor = gradient_factor(space, examples)
     parts = rank_one_parts(space, examples, factor or 1.0, network) if examples else []
     pairs = zip(examples, parts, strict=True)
-    rows = [_Row.of(example, _solved(part, solve)) for example, part in pairs]
+    rows = [_Row.of(example, _solved(example, part, factor, solve)) for example, part in pairs]
     rows.sort(key=lambda row: row.status is not Status.RECOVERED)
     rows += [_Row.missing(space)] * (size - len(rows))
     recovered = sum(row.status is Status.RECOVERED for row in rows)
@@ -145,10 +147,16 @@ def _answer(
     )
 
 
-def _solved(part: LastLayer, solve: Solve) -> LabelRecovery:
-    """Solve a scalar problem; once more with labels of single precision where none explains it."""
-    one = solve(part)
-    return one if one.status is Status.RECOVERED else solve(with_single_precision_labels(part))
+def _solved(example: Example, part: LastLayer, factor: float | None, solve: Solve) -> LabelRecovery:
+    """Solve a scalar problem, with labels of single precision where the gradient shows them.
+
+    In a network of double precision they do: such a label sums to 1 + 1e-8, and so the ray's own
+    dual shows another factor on the gradient.
+    """
+    found = example.explanation
+    if found is not None and factor and abs(found.factor / factor - 1) > FINE_LABEL:
+        part = with_single_precision_labels(part)
+    return solve(part)
 
 
 @dataclass(frozen=True, eq=False)

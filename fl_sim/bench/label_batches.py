@@ -106,11 +106,16 @@ def _victim(cell: Cell, seed: int) -> tuple[nn.Module, Tensor, Tensor]:
     else:
         model = untrained(cell.network, data, classes=cell.classes, seed=seed)
     parts = [
-        draw_batch(data, cell.batch // 4, kind, classes=cell.classes, seed=seed)
-        for kind in AUGMENTATIONS
+        draw_batch(_quarter(data, part), cell.batch // 4, kind, classes=cell.classes, seed=seed)
+        for part, kind in enumerate(AUGMENTATIONS)
     ]
     images, labels = (torch.cat(part) for part in zip(*parts, strict=True))
     return model, images, labels
+
+
+def _quarter(data: Dataset, part: int) -> Dataset:
+    """Keep every fourth image: one image twice in a batch is one ray, and no label explains it."""
+    return dataclasses.replace(data, images=data.images[part::4], labels=data.labels[part::4])
 
 
 def _source(name: str, seed: int) -> Dataset:
@@ -125,10 +130,11 @@ def _source(name: str, seed: int) -> Dataset:
 def _shallow(data: Dataset, width: int, classes: int, seed: int) -> nn.Module:
     """Return n-D-K without biases, He-initialised, D chosen freely."""
     draws = torch_generator(seed, "shallow", str(width))
-    layers = [
-        nn.Linear(data.images[0].numel(), width, bias=False),
-        nn.Linear(width, classes, bias=False),
-    ]
+    with torch.random.fork_rng(devices=[]):  # the default initialisation draws, too
+        layers = [
+            nn.Linear(data.images[0].numel(), width, bias=False),
+            nn.Linear(width, classes, bias=False),
+        ]
     for layer in layers:
         nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=draws)
     return nn.Sequential(
