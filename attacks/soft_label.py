@@ -18,12 +18,14 @@ A gradient that was multiplied by an unknown c is the matter of `attacks.gradien
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from attacks.batch.recover import is_rank_one, recover_batch
 from attacks.gradient_scale import scaled_roots
 from attacks.label_bars import Unknown, unknowns
 from attacks.label_fit import Fit, LabelModel, Root, fit_label, label_at, label_models
@@ -31,7 +33,7 @@ from attacks.label_scan import Scan
 from attacks.label_verdict import decide, explains
 from attacks.last_layer import LastLayer
 from attacks.network import Network
-from attacks.types import GradientLeak, Knowledge, LabelAttack, LabelRecovery, require_one_example
+from attacks.types import GradientLeak, Knowledge, LabelAttack, LabelRecovery, require_one_step
 
 MOST_PLAUSIBLE = 48
 """Points between the roots at which a label is fitted, to see how far noise leaves λ open."""
@@ -60,15 +62,18 @@ class SoftLabelRecovery(LabelAttack):
 
     def recover(self, leak: GradientLeak, generator: torch.Generator) -> LabelRecovery:
         """Scan λ, fit the label models at every root, and answer with what is determined."""
-        require_one_example(leak)
+        require_one_step(leak)
         network = Network(leak)
-        return solve(
-            LastLayer.of(leak, network),
-            leak.knowledge,
+        solve_one = functools.partial(
+            solve,
+            knowledge=leak.knowledge,
             unknown=unknowns(leak),
             tolerance=self.tolerance,
             is_nonnegative=network.has_nonnegative_features,
         )
+        if leak.batch_size != 1 and not is_rank_one(leak, network):
+            return recover_batch(leak, network, solve=solve_one, generator=generator)
+        return solve_one(LastLayer.of(leak, network))
 
 
 def solve(

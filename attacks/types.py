@@ -267,15 +267,24 @@ class ImageAttack(abc.ABC):
         """Do the work; raise `NotApplicable` with the sentence where the attack can't work."""
 
 
+def require_one_step(leak: GradientLeak) -> None:
+    """Raise `NotApplicable` unless one SGD step is behind.
+
+    Raises:
+        NotApplicable: several steps.
+    """
+    if leak.local_steps > 1:
+        raise NotApplicable(
+            f"the update sums {leak.local_steps} local steps; this attack needs the gradient of one"
+        )
+
+
 def require_one_example(leak: GradientLeak) -> None:
     """Raise `NotApplicable` unless one SGD step on one example (or on an unknown number) is behind.
 
     Raises:
         NotApplicable: several steps, or a batch.
     """
-    if leak.local_steps > 1:
-        raise NotApplicable(
-            f"the update sums {leak.local_steps} local steps; this attack needs the gradient of one"
-        )
+    require_one_step(leak)
     if leak.batch_size is not None and leak.batch_size > 1:
         raise NotApplicable(f"the batch has {leak.batch_size} examples; this attack works on one")

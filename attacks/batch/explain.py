@@ -1,0 +1,294 @@
+"""A label that explains a ray: what the gradient's column space says of one example's `p − y`.
+
+A feature x of the batch has its `p − y` in the column space of G, whatever the other rays are. So
+with x = s d, d the ray's direction, and T orthonormal, `Tᵀ G_w = 0`,
+
+    Tᵀ diag(1/r) (softmax(s W d) − y) = 0,      y = 1/K + Σ_j a_j (e_j − 1/K),
+
+with one class j (hard, smoothing) or two (mixup, CutMix): K − B equations for s and a. Every other
+ray f that is found adds one: its dual vector `u_f = U S⁻¹ q_f` is orthogonal to all
+`(p_b − y_b) / r`, b ≠ f. For every s on a grid the best class, or pair of classes, is the
+least-squares one; Gauss-Newton on (s, a) does the rest.
+
+The residual is relative to `‖(p − y) / r‖`, which tells the trivial root p = y apart. And the ray's
+own dual shows the factor c on the gradient, `u_bᵀ (p_b − y_b) / r = B / (c s)`, the same c (1, but
+for clipping) for every true explanation of every ray.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import softmax
+
+from attacks.batch.sharpen import Ray
+from attacks.batch.subspace import Array, Subspace
+from attacks.label_fit import BAR, label_models, left_inverse
+from attacks.types import Knowledge
+
+LEAST_TESTS = {1: 4, 2: 8}
+"""Equations that a label of one or two classes has to satisfy, with its 2 or 3 unknowns."""
+MARGIN = 1.0
+"""How far beyond the scales of the features already found others are tried, in log s."""
+COARSE = np.exp(np.arange(np.log(0.05), np.log(60), 0.2))
+"""Scales to try, as the largest logit's distance from the mean."""
+FINE_STEP = 0.3
+FINE = np.append(np.exp(np.arange(np.log(0.1), np.log(4), 0.07)), np.arange(4, 50, FINE_STEP))
+"""The same, for confident networks: where logits are large, the root's neighbourhood is small."""
+STARTS, CLASS_CHANGES, NEWTON_STEPS = 4, 4, 12
+ON_SIMPLEX = 1e-3
+"""How far a label may be outside [0, 1]."""
+LIMIT = 3.0
+"""The residual's limit in units of the space's precision, and its bounds: false rays stay above
+1e-4."""
+TIGHTEST, LOOSEST = 1e-6, 3e-4
+EXACT, BETTER = 1e-6, 3.0
+"""A residual that nothing needs to better, and by which factor another is clearly better."""
+ROUNDINGS = 30.0
+"""The same, of the client's own roundings of p and y."""
+SMALL_SHARE = 1e-2
+"""A second class with less may stand for another one."""
+MOST_BAR = 3e-3
+"""Largest error bar of a label that is taken: on a saturated network, p − y may lie along the
+label's own direction, and no test of it sees the share."""
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """A label that explains a ray.
+
+    Args:
+        scale: s, the feature is `s · direction`.
+        label: y, (K,).
+        mixture: `(p − y) / r`, (K,).
+        residual: of the tests, relative to the mixture.
+        bar: error bar of the label, by the size of the residual.
+        factor: c, the factor on the gradient that the ray's own dual then shows.
+    """
+
+    scale: float
+    label: Array
+    mixture: Array
+    residual: float
+    bar: float = np.inf
+    factor: float = np.nan
+
+
+@dataclass(frozen=True, eq=False)
+class LabelTests:
+    """`A (p − y) = 0`, with `A 1 = 0`; A is `Tᵀ diag(1/r)` but for that.
+
+    Args:
+        matrix: A, (t, K).
+        rows: r, (K,).
+    """
+
+    matrix: Array
+    rows: Array
+
+    @classmethod
+    def of(cls, space: Subspace, others: Sequence[Ray]) -> LabelTests:
+        """Take the complement of the column space and the duals of other rays."""
+        tests = space.complement.T
+        if others:
+            duals = np.array([space.left @ (ray.q / space.values) for ray in others])
+            tests = np.vstack([tests, duals / np.linalg.norm(duals, axis=1, keepdims=True)])
+        matrix = tests / space.rows
+        # Labels in single precision sum to 1 + 1e-7: what all classes share isn't tested.
+        shared = matrix.sum(axis=1)
+        shared /= max(float(np.linalg.norm(shared)), 1e-300)
+        return cls(matrix - np.outer(shared, shared @ matrix), space.rows)
+
+    def suffice_for(self, classes: int) -> bool:
+        """Say whether a label of so many classes is tested; one equation is always satisfied."""
+        return len(self.matrix) - 1 >= LEAST_TESTS[classes]
+
+    @cached_property
+    def norms(self) -> Array:
+        """Norms of A's columns, (K,), floored."""
+        norms = np.linalg.norm(self.matrix, axis=0)
+        return np.asarray(np.maximum(norms, 1e-10 * norms.max()))
+
+    @cached_property
+    def correlations(self) -> Array:
+        """Cosines between A's columns, (K, K)."""
+        unit = self.matrix / self.norms
+        return unit.T @ unit
+
+    @cached_property
+    def determinants(self) -> Array:
+        """`1 / (1 − cosine²)` for every pair below the diagonal, 0 elsewhere; (K, K)."""
+        return np.tril(1 / np.maximum(1 - self.correlations**2, 1e-9), -1)
+
+    def best_classes(self, along: Array, number: int) -> tuple[int, ...]:
+        """Return the one or two classes that explain most, given the target along A's columns."""
+        if number == 1:
+            return (int(along.argmax()),)
+        gain = self.correlations * np.multiply.outer(along, -2 * along)
+        gain += along**2
+        gain += (along**2)[:, None]
+        gain *= self.determinants
+        return divmod(int(gain.argmax()), len(along))
+
+
+def explain(
+    space: Subspace, ray: Ray, tests: LabelTests, scales: Array, knowledge: Knowledge
+) -> list[Explanation]:
+    """Find the labels that explain a ray; none if no label does, or too few tests can be made.
+
+    Args:
+        space: the whole.
+        ray: a direction.
+        tests: of labels.
+        scales: of the features already found.
+        knowledge: which labels are considered.
+
+    Returns:
+        The explanations at the first grid of scales that has any, the simplest first.
+    """
+    logits = space.logit_weight @ ray.direction
+    models = label_models(knowledge)
+    totals = {model.total for model in models}
+    total = totals.pop() if len(totals) == 1 else None
+    limit = min(max(LIMIT * space.precision, TIGHTEST, ROUNDINGS * space.eps), LOOSEST)
+    dual = space.left @ (ray.q / space.values) / space.divisor
+    for grid in _grids(space, ray, logits, scales):
+        found: list[Explanation] = []
+        for number in sorted({1 + model.pair for model in models}):
+            if tests.suffice_for(number) and not any(one.residual <= EXACT for one in found):
+                found += _search(tests, logits, grid, number, total)
+        # One class may seem to do where two are right, and fit better.
+        least = min((one.residual for one in found), default=0.0)
+        found = [
+            dataclasses.replace(one, factor=1 / (one.scale * float(dual @ one.mixture)))
+            for one in found
+            if one.residual <= min(limit, max(BETTER * least, EXACT)) and one.bar <= MOST_BAR
+        ]
+        if found:
+            return found
+    return []
+
+
+def _grids(space: Subspace, ray: Ray, logits: Array, scales: Array) -> Iterator[Array]:
+    """Yield the scales to try: the bias's, or those near what is known, then wider ones."""
+    if space.source.has_bias:
+        if ray.direction[-1] > 0:
+            yield np.array([1 / ray.direction[-1]])
+        return
+    largest = float(np.abs(logits - logits.mean()).max())
+    unit = 1 / max(largest, 1e-300)
+    if not len(scales):
+        yield COARSE * unit
+        yield FINE * unit
+        return
+    low, high = np.log(scales.min()) - MARGIN, np.log(scales.max()) + MARGIN
+    for step in (0.2, min(0.1, FINE_STEP * unit / float(np.median(scales)))):
+        yield np.exp(np.arange(low, high + step, step))
+
+
+def _search(
+    tests: LabelTests, logits: Array, scales: Array, number: int, total: float | None
+) -> list[Explanation]:
+    """Return what explains best by so many classes, from the minima over a grid of scales."""
+    targets = softmax(np.outer(scales, logits), axis=1) @ tests.matrix.T
+    along = targets @ tests.matrix / tests.norms
+    starts = [
+        (float(scale), tests.best_classes(row, number))
+        for scale, row in zip(scales, along, strict=True)
+    ]
+    misfits = [_fit(tests, logits, *start, total)[0].residual for start in starts]
+    found: list[Explanation] = []
+    for index in _minima(np.array(misfits))[:STARTS]:
+        one = _follow(tests, logits, starts[index], total)
+        if one is not None and not any(np.abs(one.label - f.label).max() < MOST_BAR for f in found):
+            found.append(one)
+    return found
+
+
+def _follow(
+    tests: LabelTests, logits: Array, start: tuple[float, tuple[int, ...]], total: float | None
+) -> Explanation | None:
+    """Go on from a start by Gauss-Newton; a small second class shows only near the root."""
+    scale, classes = start
+    for _ in range(CLASS_CHANGES):
+        for _ in range(NEWTON_STEPS):
+            found, step = _fit(tests, logits, scale, classes, total)
+            step = float(np.clip(step, -0.2 * scale, 0.2 * scale))
+            if abs(step) < 1e-13 * scale or not 0.3 < (scale + step) / start[0] < 3:
+                break
+            scale += step
+        along = tests.matrix.T @ (tests.matrix @ softmax(scale * logits)) / tests.norms
+        before, classes = classes, tests.best_classes(along, len(classes))
+        if set(classes) == set(before):
+            break
+    found, _ = _fit(tests, logits, scale, classes, total)
+    inside = found.label.min() >= -ON_SIMPLEX and found.label.max() <= 1 + ON_SIMPLEX
+    bar = _label_bar(tests, logits, found, classes, total)
+    return dataclasses.replace(found, bar=bar) if inside else None
+
+
+def _label_bar(
+    tests: LabelTests,
+    logits: Array,
+    found: Explanation,
+    classes: tuple[int, ...],
+    total: float | None,
+) -> float:
+    """Return the error bar of a label, by its residual; a class alone may have a hidden second."""
+    basis = _model(len(logits), classes, total)[1]
+    p = softmax(found.scale * logits)
+    slope = tests.matrix @ (p * (logits - p @ logits))
+    design = np.column_stack([-slope, tests.matrix @ basis])
+    freedom = max(len(design) - design.shape[1] - 1, 1)
+    std = found.residual * float(np.linalg.norm(found.mixture)) / np.sqrt(freedom)
+    change = np.linalg.norm(basis @ left_inverse(design)[1:], axis=1).max(initial=0.0)
+    second = min(found.label[list(classes)]) - np.median(found.label)
+    if len(classes) == 1 or second < SMALL_SHARE:
+        others = np.delete(tests.matrix, classes, axis=1)
+        along = np.linalg.qr(design)[0]
+        seen = float(np.linalg.norm(others - along @ (along.T @ others), axis=0).min())
+        change = max(change, 1 / max(seen, 1e-300))
+    return float(BAR * std * change)
+
+
+def _fit(
+    tests: LabelTests, logits: Array, scale: float, classes: tuple[int, ...], total: float | None
+) -> tuple[Explanation, float]:
+    """Fit the classes' shares at a scale; return them and the Gauss-Newton step of the scale."""
+    p = softmax(scale * logits)
+    label, basis = _model(len(p), classes, total)
+    slope = tests.matrix @ (p * (logits - p @ logits))
+    columns = tests.matrix @ basis
+    target = tests.matrix @ (p - label)
+    shares = np.linalg.lstsq(columns, target, rcond=None)[0]
+    label = label + basis @ shares
+    mixture = (p - label) / tests.rows
+    rest = target - columns @ shares
+    residual = float(np.linalg.norm(rest)) / max(float(np.linalg.norm(mixture)), 1e-300)
+    # The shares follow the scale: project them out of the slope.
+    free = slope - columns @ np.linalg.lstsq(columns, slope, rcond=None)[0]
+    step = -float(free @ rest) / max(float(free @ free), 1e-300)
+    return Explanation(scale, label, mixture, residual), step
+
+
+def _model(size: int, classes: tuple[int, ...], total: float | None) -> tuple[Array, Array]:
+    """Return y₀ (K,) and Y (K, n) such that `y = y₀ + Y a`; the shares sum to a known `total`."""
+    basis = np.full((size, len(classes)), -1 / size)
+    basis[classes, range(len(classes))] += 1
+    label = np.full(size, 1 / size)
+    if total is None:
+        return label, basis
+    return label + total * basis[:, -1], basis[:, :-1] - basis[:, -1:]
+
+
+def _minima(values: Array) -> NDArray[np.intp]:
+    """Return the indices of the local minima, the ends left out, the lowest first."""
+    if len(values) == 1:
+        return np.zeros(1, dtype=np.intp)
+    inner = np.flatnonzero((values[1:-1] <= values[:-2]) & (values[1:-1] <= values[2:])) + 1
+    return inner[np.argsort(values[inner], kind="stable")]

@@ -1,0 +1,206 @@
+"""Step 1: the live units of a batch, and the space that its features span.
+
+`G = (1/B) Σ_b (p_b − y_b) x_bᵀ` is whitened, `G_w = diag(1/r) G diag(1/c)` with r and c the noise
+of its rows and columns, and split, `G_w = U S V + noise`. The rows of V (B, D) span the features:
+with `x_b / c = Vᵀ q_b` each is B numbers. The columns of U span the `(p_b − y_b) / r`.
+
+A unit that is dead for the whole batch is a column of zeros. It is dropped: it would count as a
+zero of every ray, true or false.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from attacks.network import Network
+from attacks.types import GradientLeak, NotApplicable
+
+Array = NDArray[np.float64]
+
+WORST_PRECISION = 0.03
+"""Largest relative error of a feature at which rays are searched for."""
+GAP = 10.0
+"""Ratio of consecutive singular values that tells signal from noise where B is unknown."""
+NOISE_MARGIN = 100.0
+"""By how much a singular value of noise may exceed what float rounding explains: its size is known
+roughly."""
+
+
+@dataclass(frozen=True, eq=False)
+class LastLayerGradient:
+    """The last layer's gradient, live columns only; a bias is a further column, of feature 1.
+
+    Args:
+        gradient: G, (K, D).
+        weight: W, (K, D).
+        rounding: standard deviations of float rounding in G, (K, D).
+        live: which of all D columns are kept; the bias isn't among them.
+        has_bias: whether the last column is the bias.
+    """
+
+    gradient: Array
+    weight: Array
+    rounding: Array
+    live: NDArray[np.bool_]
+    has_bias: bool
+
+    @classmethod
+    def of(cls, leak: GradientLeak, network: Network) -> LastLayerGradient:
+        """Take it out of a leak.
+
+        Raises:
+            NotApplicable: it is missing, not finite or zero.
+        """
+        prefix = f"{network.head_name}." if network.head_name else ""
+        names = [prefix + "weight"] + ([prefix + "bias"] if network.head.bias is not None else [])
+        for name in names:
+            if name not in leak.gradients:
+                raise NotApplicable(f"the gradient of the last layer, {name!r}, is missing")
+        gradients = [leak.gradients[n].detach().double().numpy() for n in names]
+        weights = [leak.model.get_parameter(n).detach().double().numpy() for n in names]
+        rounding = [leak.rounding(n).numpy() for n in names]
+        g, w, e = (np.hstack([m.reshape(len(m), -1) for m in ms]) for ms in
+                   (gradients, weights, rounding))  # fmt: skip
+        if not np.abs(g).max() < 1e100:
+            raise NotApplicable("the last layer's gradient has NaN or infinite entries")
+        kept = np.asarray(g.any(axis=0))
+        has_bias = len(names) == 2
+        live = kept[: len(kept) - has_bias]
+        if not live.any() or not np.ptp(g, axis=0).max() > 1e-100:
+            raise NotApplicable("the last layer's gradient is zero, or equal for all classes")
+        kept[len(live) :] = True
+        return cls(g[:, kept], w[:, kept], e[:, kept], live, has_bias)
+
+    def noise_of_rows_and_columns(self) -> tuple[Array, Array]:
+        """Return r (K,) and c (D,), whose product is about the rounding's standard deviation."""
+        square = self.rounding**2
+        rows = np.sqrt(square.mean(axis=1))
+        rows = np.maximum(rows, 1e-12 * rows.max())
+        columns = np.sqrt((square / rows[:, None] ** 2).mean(axis=0))
+        if self.has_bias:  # a bias that starts at 0 is hardly rounded; it mustn't outweigh all
+            columns[-1] = max(columns[-1], np.median(columns))
+        return rows, np.maximum(columns, 1e-12 * columns.max())
+
+
+@dataclass(frozen=True, eq=False)
+class Subspace:
+    """`G_w ≈ U S V` of rank B, and what it was made of.
+
+    Args:
+        left: U, (K, B), orthonormal columns.
+        values: S, (B,), falling.
+        right: V, (B, D), orthonormal rows.
+        complement: (K, K − B), orthonormal columns beside U.
+        rows: r, (K,).
+        columns: c, (D,).
+        sigma: rms of what is left of G_w; 1 if float rounding explains it.
+        divisor: B of the mean, the rank unless B is told; the rank is lower if features repeat.
+        eps: unit roundoff of the precision that the client computed in.
+        source: the gradient and the layer.
+    """
+
+    left: Array
+    values: Array
+    right: Array
+    complement: Array
+    rows: Array
+    columns: Array
+    sigma: float
+    divisor: int
+    eps: float
+    source: LastLayerGradient
+
+    @property
+    def batch_size(self) -> int:
+        """B, the rank."""
+        return len(self.values)
+
+    @property
+    def precision(self) -> float:
+        """`σ √D / S_B`, the worst relative error of a feature in the space."""
+        return float(self.sigma * np.sqrt(self.right.shape[1]) / self.values[-1])
+
+    @cached_property
+    def logit_weight(self) -> Array:
+        """W diag(c), (K, D): from a whitened feature to its logits."""
+        return self.source.weight * self.columns
+
+    def direction(self, q: Array) -> Array:
+        """Return the whitened feature `Vᵀ q`, (D,)."""
+        return q @ self.right
+
+    def noise_of(self, q: Array) -> float:
+        """Return the standard deviation of each entry of `Vᵀ q`: `σ ‖S⁻¹ q‖`."""
+        return float(self.sigma * np.linalg.norm(q / self.values))
+
+
+def find_subspace(leak: GradientLeak, network: Network) -> Subspace:
+    """Whiten and split the last layer's gradient.
+
+    Raises:
+        NotApplicable: there is no gradient, more examples than it has rank for, no gap in the
+            singular values where B is unknown, more rank than B examples have, or too much noise.
+    """
+    source = LastLayerGradient.of(leak, network)
+    rows, columns = source.noise_of_rows_and_columns()
+    whitened = source.gradient / rows[:, None] / columns
+    left, values, right = np.linalg.svd(whitened, full_matrices=False)
+    size = _rank(values, whitened.shape, leak.batch_size)
+    freedom = (len(rows) - size) * (len(columns) - size)
+    sigma = float(np.sqrt((values[size:] ** 2).sum() / freedom)) if freedom > 0 else 1.0
+    complete = np.linalg.qr(left[:, :size], mode="complete")[0]
+    space = Subspace(
+        left[:, :size],
+        values[:size],
+        np.ascontiguousarray(right[:size]),
+        complete[:, size:],
+        rows,
+        columns,
+        max(sigma, 1e-3),
+        leak.batch_size or size,
+        float(torch.finfo(network.head.weight.dtype).eps),
+        source,
+    )
+    if not space.precision <= WORST_PRECISION:
+        raise NotApplicable(
+            f"noise and rounding leave the features of {size} examples uncertain by "
+            f"{space.precision:.0%} (prec), more than {WORST_PRECISION:.0%}"
+        )
+    return space
+
+
+def _rank(values: Array, shape: tuple[int, int], told: int | None) -> int:
+    """Return the rank of the signal, at most B where B is told.
+
+    Raises:
+        NotApplicable: see `find_subspace`.
+    """
+    most = min(shape[0] - 1, shape[1])
+    if told is not None and told > most:
+        raise NotApplicable(
+            f"{told} examples are more than the last layer's rank allows: {shape[0]} classes and "
+            f"{shape[1]} live units leave at most {most}"
+        )
+    noise = NOISE_MARGIN * (np.sqrt(shape[0]) + np.sqrt(shape[1]))
+    floor = np.maximum(values[1:most], 1e-15 * values[0])
+    gaps = values[: most - 1] / floor
+    gaps[floor > noise] = 0
+    found = int(np.argmax(gaps)) + 1 if len(gaps) and gaps.max() >= GAP else None
+    if told is None:
+        if found is None:
+            raise NotApplicable(
+                "the number of examples is unknown, and no gap in the singular values of the last "
+                "layer's gradient shows it"
+            )
+        return found
+    if found is not None and found > told:
+        raise NotApplicable(
+            f"the last layer's gradient has rank {found}, more than {told} examples explain: "
+            "several steps, or a defense that changes entries one by one"
+        )
+    return min(told, found or told)

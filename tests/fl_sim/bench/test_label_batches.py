@@ -1,0 +1,49 @@
+"""The benchmark of batches: its judge, its rows, its figure."""
+
+from __future__ import annotations
+
+import dataclasses
+from itertools import islice
+
+import torch
+
+from attacks import LabelRecovery, Status
+from fl_sim.bench.label_batches import Cell, _victim, figure, judge, rows
+
+
+def answer(labels: torch.Tensor, features: torch.Tensor) -> LabelRecovery:
+    """Claim both rows."""
+    both = (Status.RECOVERED,) * 2
+    return LabelRecovery(both[0], labels=labels, features=features, statuses=both)
+
+
+def test_the_judge_pairs_rows_and_counts_false_accepts() -> None:
+    labels = torch.eye(3, dtype=torch.float64)[:2]
+    features = torch.tensor([[1.0, 0.0], [0.0, 2.0]], dtype=torch.float64)
+    right = judge(answer(labels.flip(0), features.flip(0)), labels, features)
+    assert (right["found"], right["labels < 1e-3"], right["features < 1e-3"]) == (2, 2, 2)
+    assert right["false"] == 0
+    wrong = labels.clone()
+    wrong[1] = torch.tensor([0.5, 0.5, 0.0])
+    mixed = judge(answer(wrong, features), labels, features)
+    assert (mixed["found"], mixed["labels < 1e-3"], mixed["false"]) == (2, 1, 1)
+    unclaimed = dataclasses.replace(
+        answer(wrong, features), statuses=(Status.RECOVERED, Status.NOT_CONVERGED)
+    )
+    assert judge(unclaimed, labels, features)["false"] == 0
+
+
+def test_no_image_is_twice_in_a_batch() -> None:
+    _, images, labels = _victim(Cell("one digit", "n-D-K", 64, 20, 32), seed=0)
+    assert labels.shape == (32, 20)
+    assert len(torch.unique(images.flatten(1), dim=0)) == 32
+
+
+def test_rows_have_one_form_and_a_figure() -> None:
+    found = list(islice(rows(quick=True, seed=0), 4))
+    assert {row["method"] for row in found} == {"soft-label", "HiGHS, random objectives"}
+    assert len({tuple(row) for row in found}) == 1
+    for row in found[:3]:
+        assert row["found"] == 32
+        assert row["false"] == 0
+    assert len(figure(found).axes) == 3
