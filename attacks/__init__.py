@@ -27,7 +27,7 @@ LABEL_ATTACKS = Registry(
     {
         "soft-label": Entry(
             "attacks.soft_label:SoftLabelRecovery",
-            "exact soft label and feature of one example, augmentation detected",
+            "exact soft labels and features of one example or a batch, augmentation detected",
         ),
         "soft-label-pso": Entry(
             "attacks.soft_label_pso:SoftLabelPSO",

@@ -265,6 +265,7 @@ def _check_mass(mass: Tensor | None, classes: int | None) -> None:
 def _answer(labels: LabelRecovery, image: Reconstruction | None, row: int) -> dict[str, Any]:
     """Return the fields of a record that an attack's answer fills for one row."""
     fields = _verdict("label", labels, row)
+    fields["gradient_scale"] = labels.gradient_scale
     if labels.certificate is not None:
         fields["label_certificate"] = float(labels.certificate[row])
     found = labels.augmentations[row] if labels.augmentations else None

@@ -48,6 +48,7 @@ class LeakageRecord:
     smoothing_error: float | None = None
     mixing_error: float | None = None
     feature_error: float | None = None
+    gradient_scale: float | None = None
     label_residual: float | None = None
     label_certificate: float | None = None
     label_seconds: float | None = None

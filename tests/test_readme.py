@@ -95,6 +95,7 @@ def test_fl_sim_commands_are_accepted(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
     monkeypatch.chdir(tmp_path)
     stand_ins = {
+        "fl_sim.bench.run": SimpleNamespace(run_suite=lambda suite, **options: []),
         "fl_sim.simulation": SimpleNamespace(run=simulate),
         "fl_sim.report": SimpleNamespace(build_report=lambda out: out / "report.html"),
         "fl_sim.summary": SimpleNamespace(table=lambda records: ""),
