@@ -29,8 +29,10 @@ lint: $(INSTALLED) ## Check format, lint and types only
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(INSTALLED) ## Run the benchmarks and write their tables
+bench: $(INSTALLED) ## Run all benchmarks and write their tables: hours
 	$(BIN)/python -m benchmarks
+	$(BIN)/fl-sim bench labels
+	$(BIN)/fl-sim bench images
 
 clean: ## Remove caches and build outputs; runs/ and .venv stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
