@@ -44,6 +44,8 @@ def scaled_roots(
     Returns:
         The roots, best first.
     """
+    if len(layer.alpha) < 5:  # two classes left out leave a line through two points
+        return []
     if given is not None:
         _, pairs, _ = _profile(layer, given)
         roots = [_root(layer, scale, pair) for scale, pair in zip(given, pairs, strict=True)]

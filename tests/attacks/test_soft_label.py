@@ -114,6 +114,22 @@ def test_a_thousand_cases_of_few_classes_are_never_recovered_wrongly(
     few_class_cases(1200, make_model, make_label, make_victim)
 
 
+@pytest.mark.parametrize("classes", [2, 3, 4])
+@pytest.mark.parametrize("bias", [False, True])
+def test_few_classes_and_an_unknown_scale_are_no_crash(
+    classes: int, bias: bool, make_model: Build, make_label: Build, make_victim: Build
+) -> None:
+    draws = np.random.default_rng(15)
+    for seed in range(6):
+        model = make_model(classes, bias=bias, seed=seed, activation=nn.Tanh)
+        label = make_label(classes, "label-smoothing", draws)
+        recovery = recover(make_victim(model, label, seed=seed, factor=0.5).leak)
+        if recovery.status is Status.RECOVERED:
+            assert error_of(recovery, label) < 1e-2
+        else:
+            assert recovery.reason
+
+
 def test_candidates_hold_the_truth_where_several_labels_fit(
     make_model: Build, make_label: Build, make_victim: Build
 ) -> None:
