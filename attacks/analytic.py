@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from attacks.analytic_batch import invert_batch
 from attacks.analytic_shortcut import from_bias, from_feature, is_homogeneous
@@ -36,6 +36,8 @@ from attacks.types import (
     NotApplicable,
     Reconstruction,
     Status,
+    require_known_layers,
+    require_one_step,
 )
 
 Route = Literal["auto", "shortcut", "chain"]
@@ -101,7 +103,8 @@ class AnalyticInversion(ImageAttack):
         self, leak: GradientLeak, labels: LabelRecovery, generator: torch.Generator
     ) -> Reconstruction:
         """Recover the first layer's inputs and undo what stands before it."""
-        _require_one_known_step(leak)
+        require_one_step(leak)
+        require_known_layers(leak)
         network = Network(leak)
         first = network.executed[0]
         inverse = PixelMap.of(network, first)
@@ -242,21 +245,6 @@ def _overall(
     if len(statuses) > 1:
         reason = f"{len(failed)} of {len(statuses)} images aren't certain; the first: {reason}"
     return statuses[failed[0]], reason
-
-
-def _require_one_known_step(leak: GradientLeak) -> None:
-    """Raise `NotApplicable` for several steps, or for layers that the server can't repeat."""
-    if leak.local_steps > 1:
-        raise NotApplicable(
-            f"the update sums {leak.local_steps} local steps; this attack needs the gradient of one"
-        )
-    drawing = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
-    for name, module in leak.model.named_modules():
-        if leak.mode == "train" and isinstance(module, drawing):
-            raise NotApplicable(
-                f"layer {name!r} ({type(module).__name__}) ran in train mode, which the server "
-                "can't repeat"
-            )
 
 
 def _rms(values: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from attacks.network import Network
 from attacks.stages import Activation, Stage
-from attacks.types import GradientLeak, NotApplicable
+from attacks.types import GradientLeak, NotApplicable, require_known_layers
 
 Call = tuple[nn.Conv2d | nn.Linear, Tensor, Tensor]
 
@@ -63,7 +63,7 @@ def read_chain(leak: GradientLeak) -> Chain:
     Raises:
         NotApplicable: it isn't such a chain; the sentence names the first layer that breaks it.
     """
-    _require_known_layers(leak)
+    require_known_layers(leak)
     network = Network(leak)
     images, calls, between = _run(network)
     operators = list(calls)
@@ -80,16 +80,6 @@ def read_chain(leak: GradientLeak) -> Chain:
         stages.append(_stage(name, module, given, output, activation))
     pixels = _pixel_map(images, calls[operators[0]][1], operators[0])
     return Chain(pixels, tuple(stages))
-
-
-def _require_known_layers(leak: GradientLeak) -> None:
-    drawing = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
-    for name, module in leak.model.named_modules():
-        if leak.mode == "train" and isinstance(module, drawing):
-            raise NotApplicable(
-                f"layer {name!r} ({type(module).__name__}) ran in train mode, which the server "
-                "can't repeat"
-            )
 
 
 def _run(network: Network) -> tuple[Tensor, dict[str, Call], dict[str, str]]:

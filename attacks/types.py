@@ -288,3 +288,18 @@ def require_one_example(leak: GradientLeak) -> None:
     require_one_step(leak)
     if leak.batch_size is not None and leak.batch_size > 1:
         raise NotApplicable(f"the batch has {leak.batch_size} examples; this attack works on one")
+
+
+def require_known_layers(leak: GradientLeak) -> None:
+    """Raise `NotApplicable` if a layer did to the client's image what the server can't repeat.
+
+    Raises:
+        NotApplicable: dropout or batch norm in train mode.
+    """
+    drawing = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
+    for name, module in leak.model.named_modules():
+        if leak.mode == "train" and isinstance(module, drawing):
+            raise NotApplicable(
+                f"layer {name!r} ({type(module).__name__}) ran in train mode, which the server "
+                "can't repeat"
+            )
