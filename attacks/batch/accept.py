@@ -12,8 +12,9 @@ from attacks.batch.sharpen import Ray
 from attacks.batch.subspace import Array, Subspace
 from attacks.types import Knowledge
 
-LEAST_SPREAD = 1e-3
-"""Second smallest singular value of V_Z below which the zeros leave the ray open."""
+LEAST_SPREAD, CLEAR = 1e-5, 10.0
+"""Second smallest singular value of V_Z below which the zeros leave the ray open, in float64; and
+how many times larger it must be than what noise makes of the smallest."""
 SAME, MOST_SAME = 1e-5, 1e-2
 """Distance of directions that are one ray, without noise and at most."""
 AGREEMENT, TIGHTEST, LOOSEST = 30.0, 1e-6, 1e-2
@@ -40,7 +41,7 @@ def accept(
     known = [example.ray for example in examples] + refused
     explained: list[tuple[Ray, list[Explanation]]] = []
     for ray in candidates:
-        if ray is None or ray.spread < LEAST_SPREAD or _is_among(ray, known):
+        if ray is None or not _is_determined(ray) or _is_among(ray, known):
             continue
         known.append(ray)
         explained.append((ray, explain(space, ray, tests, _scales(examples), knowledge)))
@@ -102,6 +103,11 @@ def _chosen(
     best = min(agreeing, key=lambda one: one.residual)
     is_one = all(np.abs(one.label - best.label).max() <= MOST_BAR for one in agreeing)
     return best if is_one else None
+
+
+def _is_determined(ray: Ray) -> bool:
+    smallest = ray.noise * np.sqrt(np.count_nonzero(ray.zeros))
+    return bool(ray.spread >= max(LEAST_SPREAD, CLEAR * smallest))
 
 
 def _is_among(ray: Ray, known: Sequence[Ray]) -> bool:

@@ -51,6 +51,8 @@ EXACT, BETTER = 1e-6, 3.0
 """A residual that nothing needs to better, and by which factor another is clearly better."""
 ROUNDINGS = 30.0
 """The same, of the client's own roundings of p and y."""
+MOST_FACTOR = 1e9
+"""Largest factor on a gradient, and its inverse."""
 SMALL_SHARE = 1e-2
 """A second class with less may stand for another one."""
 MOST_BAR = 3e-3
@@ -163,15 +165,24 @@ def explain(
             if tests.suffice_for(number) and not any(one.residual <= EXACT for one in found):
                 found += _search(tests, logits, grid, number, total)
         # One class may seem to do where two are right, and fit better.
+        found = [one for one in (_with_factor(one, dual) for one in found) if one is not None]
         least = min((one.residual for one in found), default=0.0)
         found = [
-            dataclasses.replace(one, factor=1 / (one.scale * float(dual @ one.mixture)))
+            one
             for one in found
             if one.residual <= min(limit, max(BETTER * least, EXACT)) and one.bar <= MOST_BAR
         ]
         if found:
             return found
     return []
+
+
+def _with_factor(one: Explanation, dual: Array) -> Explanation | None:
+    """Add the gradient's factor; None where p = y, which any gradient's tests are blind to."""
+    inverse = one.scale * float(dual @ one.mixture)
+    if not 1 / MOST_FACTOR < inverse < MOST_FACTOR:
+        return None
+    return dataclasses.replace(one, factor=1 / inverse)
 
 
 def _grids(space: Subspace, ray: Ray, logits: Array, scales: Array) -> Iterator[Array]:
