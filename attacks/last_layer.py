@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -105,6 +106,10 @@ class LastLayer:
             b = self.bias[classes] * self.g_sigma[-1]
             covariance += np.outer(b, b)
         return np.asarray(covariance)
+
+    def with_single_precision_labels(self) -> LastLayer:
+        """Allow for labels that were rounded to float32, whatever the network computes in."""
+        return dataclasses.replace(self, eps=max(self.eps, float(np.finfo(np.float32).eps)))
 
     @classmethod
     def of(cls, leak: GradientLeak, network: Network) -> LastLayer:

@@ -33,7 +33,14 @@ from attacks.label_scan import Scan
 from attacks.label_verdict import decide, explains
 from attacks.last_layer import LastLayer
 from attacks.network import Network
-from attacks.types import GradientLeak, Knowledge, LabelAttack, LabelRecovery, require_one_step
+from attacks.types import (
+    GradientLeak,
+    Knowledge,
+    LabelAttack,
+    LabelRecovery,
+    Status,
+    require_one_step,
+)
 
 MOST_PLAUSIBLE = 48
 """Points between the roots at which a label is fitted, to see how far noise leaves λ open."""
@@ -73,7 +80,14 @@ class SoftLabelRecovery(LabelAttack):
         )
         if leak.batch_size != 1 and not is_rank_one(leak, network):
             return recover_batch(leak, network, solve=solve_one, generator=generator)
-        return solve_one(LastLayer.of(leak, network))
+        layer = LastLayer.of(leak, network)
+        answer = solve_one(layer)
+        coarser = layer.with_single_precision_labels()
+        if answer.status is Status.RECOVERED or layer.is_noisy or coarser.eps == layer.eps:
+            return answer
+        # Labels may have come in float32 to a network in float64.
+        rounded = solve_one(coarser)
+        return rounded if rounded.status is Status.RECOVERED else answer
 
 
 def solve(

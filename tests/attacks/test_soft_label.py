@@ -306,6 +306,18 @@ def test_a_clipped_gradient_is_recovered_with_its_scale(
     assert recovered >= 14  # measured: 99 % over thousands, in benchmarks/results
 
 
+def test_single_precision_labels_in_a_double_precision_network(
+    make_model: Build, make_label: Build, make_victim: Build
+) -> None:
+    draws = np.random.default_rng(16)
+    for seed, kind in enumerate(KINDS * 3):
+        label = make_label(10, kind, draws).float().double()
+        victim = make_victim(make_model(10, seed=seed), label, seed=seed, sent_as="float64")
+        recovery = recover(victim.leak)
+        assert recovery.status is Status.RECOVERED, recovery.reason
+        assert error_of(recovery, label) < 1e-5
+
+
 @pytest.mark.parametrize("classes", [2000, 97, 96])
 def test_many_classes_are_scanned_through_some_of_them(
     classes: int, make_model: Build, make_label: Build, make_victim: Build
