@@ -12,7 +12,7 @@ from attacks.batch.sharpen import Ray
 from attacks.batch.subspace import Array, Subspace
 from attacks.types import Knowledge
 
-LEAST_SPREAD, CLEAR = 1e-5, 10.0
+LEAST_SPREAD, CLEAR = 1e-5, 100.0
 """Second smallest singular value of V_Z below which the zeros leave the ray open, in float64; and
 how many times larger it must be than what noise makes of the smallest."""
 SAME, MOST_SAME = 1e-5, 1e-2

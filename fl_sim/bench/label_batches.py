@@ -47,6 +47,8 @@ PRECISIONS: tuple[SentAs, ...] = ("float64", "float32", "update")
 SPEAR, SPEAR_PLUS = 25, 250
 """Largest batches reported, for hard labels and with a bias: "SPEAR", NeurIPS 2024, arXiv
 2403.03945; and about ten times that for "SPEAR++", arXiv 2510.24200."""
+TRAINED_SEEDS = 3
+"""Trained networks to a setting."""
 PROTOTYPE_BUDGET = 8
 """Programs of the prototype, for each example."""
 
@@ -89,18 +91,24 @@ def rows(*, quick: bool, seed: int) -> Iterator[dict[str, object]]:
     """Measure; one row for each setting, precision and method."""
     cells = [UNTRAINED[2], UNTRAINED[5], UNTRAINED[7]] if quick else [*UNTRAINED, *TRAINED]
     for cell in cells:
-        model, images, labels = _victim(cell, seed)
-        for precision in PRECISIONS:
-            for told in (True,) if quick or cell.batch >= 128 else (True, False):
-                leak = leak_of(model, images, labels, sent_as=precision, told=told)
-                features = _features(model, images)
-                start = time.perf_counter()
-                answer = SoftLabelRecovery()(leak, generator=torch_generator(seed, "attack"))
-                seconds = time.perf_counter() - start
-                measured = judge(answer, labels.double(), features)
-                yield _row(cell, precision, told, "soft-label", measured, seconds)
-        if cell.batch <= 32:
-            yield _prototype_row(cell, leak_of(model, images, labels, sent_as="float64"), seed)
+        for own in range(seed, seed + (TRAINED_SEEDS if cell.is_trained else 1)):
+            yield from _rows_of(cell, quick, own)
+
+
+def _rows_of(cell: Cell, quick: bool, seed: int) -> Iterator[dict[str, object]]:
+    model, images, labels = _victim(cell, seed)
+    for precision in PRECISIONS:
+        for told in (True,) if quick or cell.batch >= 128 else (True, False):
+            leak = leak_of(model, images, labels, sent_as=precision, told=told)
+            features = _features(model, images)
+            start = time.perf_counter()
+            answer = SoftLabelRecovery()(leak, generator=torch_generator(seed, "attack"))
+            seconds = time.perf_counter() - start
+            measured = judge(answer, labels.double(), features)
+            yield _row(cell, precision, told, "soft-label", measured, seconds) | {"seed": seed}
+    if cell.batch <= 32:
+        leak = leak_of(model, images, labels, sent_as="float64")
+        yield _prototype_row(cell, leak, seed) | {"seed": seed}
 
 
 def _victim(cell: Cell, seed: int) -> tuple[nn.Module, Tensor, Tensor]:
@@ -254,9 +262,13 @@ def figure(found: Sequence[dict[str, Any]]) -> Figure:
                 if (r["source"], r["network"], r["trained"]) == (source, network, is_trained)
                 and r["precision"] == precision
             ]
-            points = sorted((int(r["B"]), int(r["found"]) / int(r["B"])) for r in some)
+            sizes = sorted({int(r["B"]) for r in some})
+            shares = [
+                np.mean([int(r["found"]) / size for r in some if int(r["B"]) == size])
+                for size in sizes
+            ]
             name = f"{source}, {network}" + (", trained" if is_trained == "yes" else "")
-            axis.plot(*zip(*points, strict=True), "o-", label=name, markersize=4)
+            axis.plot(sizes, shares, "o-", label=name, markersize=4)
         for size, name in ((SPEAR, "SPEAR"), (SPEAR_PLUS, "SPEAR++")):
             axis.axvline(size, color="grey", linestyle=":")
             axis.text(size, 0.02, name, rotation=90, fontsize=7, ha="right")
