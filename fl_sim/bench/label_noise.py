@@ -166,17 +166,19 @@ def _summary(trials: Sequence[dict[str, Any]]) -> dict[str, object]:
 def figure(found: Sequence[dict[str, Any]]) -> Figure:
     """Draw the median errors against the noise, a panel for each setting."""
     settings = list(dict.fromkeys((r["network"], r["K"], r["augmentation"]) for r in found))
-    drawing = Figure(figsize=(3.6 * len(settings), 3.4), layout="constrained")
-    axes = drawing.subplots(1, len(settings), sharey=True, squeeze=False)[0]
+    columns = min(len(settings), 3)
+    lines = -(-len(settings) // columns)
+    drawing = Figure(figsize=(3.4 * columns, 3.0 * lines), layout="constrained")
+    axes = drawing.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).ravel()
     styles = {"one row": "o:", "rank one": "s--", "maximum likelihood": "D-", "bound": "k-"}
-    for axis, setting in zip(axes, settings, strict=True):
+    for axis, setting in zip(axes, settings, strict=False):
         some = [r for r in found if (r["network"], r["K"], r["augmentation"]) == setting]
         for key, style in styles.items():
             points = [(r["s"], float(str(r[key]))) for r in some]
             axis.loglog(*zip(*points, strict=True), style, label=key, markersize=4)
         axis.axhline(SUCCESS, color="grey", linewidth=0.5)
         axis.set_title(f"{setting[0]}, K = {setting[1]}, {setting[2]}", fontsize=9)
-        axis.set_xlabel("noise σ / rms(G)")
-    axes[0].set_ylabel("median L∞ error of the label")
+    drawing.supxlabel("noise σ / rms(G)", fontsize=9)
+    drawing.supylabel("median L∞ error of the label", fontsize=9)
     axes[0].legend(fontsize=7)
     return drawing

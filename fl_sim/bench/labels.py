@@ -163,14 +163,13 @@ def figure(found: Sequence[dict[str, Any]]) -> Figure:
     """Draw the share within 1e-3 against the median time, a point for each cell."""
     drawing = Figure(figsize=(5.5, 3.6), layout="constrained")
     axis = drawing.subplots()
-    for attack in dict.fromkeys(row["attack"] for row in found):
-        for state, filled in (("untrained", True), ("trained", False)):
+    for number, attack in enumerate(dict.fromkeys(row["attack"] for row in found)):
+        color = f"C{number}"
+        for state, face in (("untrained", color), ("trained", "none")):
             some = [r for r in found if r["attack"] == attack and r["state"].startswith(state)]
             x = [float(r["ms"]) for r in some]
             y = [r["L∞ < 1e-3"] / r["gradients"] for r in some]
-            points = axis.scatter(x, y, s=22, label=f"{attack}, {state}")
-            if not filled:
-                points.set_facecolor("none")
+            axis.scatter(x, y, 22, facecolor=face, edgecolor=color, label=f"{attack}, {state}")
     axis.set_xscale("log")
     axis.set_xlabel("milliseconds, median")
     axis.set_ylabel("share with L∞ < 1e-3")
