@@ -159,11 +159,12 @@ def explain(
     total = totals.pop() if len(totals) == 1 else None
     limit = min(max(LIMIT * space.precision, TIGHTEST, ROUNDINGS * space.eps), LOOSEST)
     dual = space.left @ (ray.q / space.values) / space.divisor
+    is_free = not space.source.has_bias  # a bias fixes the scale, where small logits wouldn't
     for grid in _grids(space, ray, logits, scales):
         found: list[Explanation] = []
         for number in sorted({1 + model.pair for model in models}):
             if tests.suffice_for(number) and not any(one.residual <= EXACT for one in found):
-                found += _search(tests, logits, grid, number, total)
+                found += _search(tests, logits, grid, number, total, is_free)
         # One class may seem to do where two are right, and fit better.
         found = [one for one in (_with_factor(one, dual) for one in found) if one is not None]
         least = min((one.residual for one in found), default=0.0)
@@ -188,8 +189,9 @@ def _with_factor(one: Explanation, dual: Array) -> Explanation | None:
 def _grids(space: Subspace, ray: Ray, logits: Array, scales: Array) -> Iterator[Array]:
     """Yield the scales to try: the bias's, or those near what is known, then wider ones."""
     if space.source.has_bias:
-        if ray.direction[-1] > 0:
-            yield np.array([1 / ray.direction[-1]])
+        one = float((space.columns * ray.direction)[-1])  # a bias's own feature
+        if one > 0:
+            yield np.array([1 / one])
         return
     largest = float(np.abs(logits - logits.mean()).max())
     unit = 1 / max(largest, 1e-300)
@@ -203,9 +205,17 @@ def _grids(space: Subspace, ray: Ray, logits: Array, scales: Array) -> Iterator[
 
 
 def _search(
-    tests: LabelTests, logits: Array, scales: Array, number: int, total: float | None
+    tests: LabelTests,
+    logits: Array,
+    scales: Array,
+    number: int,
+    total: float | None,
+    is_free: bool,
 ) -> list[Explanation]:
-    """Return what explains best by so many classes, from the minima over a grid of scales."""
+    """Return what explains best by so many classes, from the minima over a grid of scales.
+
+    Between the grid's scales only if they are free.
+    """
     targets = softmax(np.outer(scales, logits), axis=1) @ tests.matrix.T
     along = targets @ tests.matrix / tests.norms
     starts = [
@@ -215,19 +225,23 @@ def _search(
     misfits = [_fit(tests, logits, *start, total)[0].residual for start in starts]
     found: list[Explanation] = []
     for index in _minima(np.array(misfits))[:STARTS]:
-        one = _follow(tests, logits, starts[index], total)
+        one = _follow(tests, logits, starts[index], total, is_free)
         if one is not None and not any(np.abs(one.label - f.label).max() < MOST_BAR for f in found):
             found.append(one)
     return found
 
 
 def _follow(
-    tests: LabelTests, logits: Array, start: tuple[float, tuple[int, ...]], total: float | None
+    tests: LabelTests,
+    logits: Array,
+    start: tuple[float, tuple[int, ...]],
+    total: float | None,
+    is_free: bool,
 ) -> Explanation | None:
     """Go on from a start by Gauss-Newton; a small second class shows only near the root."""
     scale, classes = start
     for _ in range(CLASS_CHANGES):
-        for _ in range(NEWTON_STEPS):
+        for _ in range(NEWTON_STEPS if is_free else 0):
             found, step = _fit(tests, logits, scale, classes, total)
             step = float(np.clip(step, -0.2 * scale, 0.2 * scale))
             if abs(step) < 1e-13 * scale or not 0.3 < (scale + step) / start[0] < 3:

@@ -64,6 +64,18 @@ def test_recovers_every_example_whatever_its_augmentation(
         assert found.type == KINDS[example % 4]
 
 
+def test_small_logits_and_a_bias(make_label: Build, make_victim: Build) -> None:
+    """PyTorch's own initialisation on raw pixels: only the bias fixes the scale."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layers = [nn.Flatten(), nn.Linear(144, 256), nn.ReLU(), nn.Linear(256, CLASSES)]
+    victim = make_victim(nn.Sequential(*layers), mixed_labels(make_label, 8), sent_as="float32")
+    assert victim.feature.mean() < 0.2
+    recovery = recover(victim.leak)
+    assert recovery.status is Status.RECOVERED, recovery.reason
+    assert pairing(recovery, victim)[2].max() < 1e-4  # measured: 1e-6
+
+
 def test_one_class_only(make_model: Build, make_victim: Build) -> None:
     """All examples of one class, as from a client that has no other."""
     smoothing = torch.linspace(0.05, 0.4, 8, dtype=torch.float64)[:, None]
