@@ -18,7 +18,7 @@ TITLE = (
     "Soft labels over rounds of federated training: 20 clients, each with an update of one "
     "example at lr 0.1"
 )
-NOTES = ("A hundred batches of 64 a round would train faster; these clients learn from one each.",)
+NOTES = ("Each client sends one step on one example a round, so the network learns slowly.",)
 SMOOTHING = {"name": "label-smoothing", "smoothing": [0.0, 0.5]}
 MIXUP = {"name": "mixup", "alpha": 1.0}
 SPANS = ((1, 1), (2, 5), (6, 20), (21, 50), (51, 100))
