@@ -44,7 +44,8 @@ def scaled_roots(
     Returns:
         The roots, best first.
     """
-    if len(layer.alpha) < 5:  # two classes left out leave a line through two points
+    # Two classes left out leave a line through two points; equal logits, nothing to regress on.
+    if len(layer.alpha) < 5 or not np.ptp(layer.logits) > 0:
         return []
     if given is not None:
         _, pairs, _ = _profile(layer, given)
@@ -104,11 +105,11 @@ def _profile(layer: LastLayer, scales: Array) -> tuple[Array, NDArray[np.intp], 
         xb, yb = x[some], y[:, some]
         xx, yy = float(x[kept] @ x[kept]), np.square(y[:, kept]).sum(axis=1)
         xy = y[:, kept] @ x[kept]
-        single = np.minimum(single, (xx - xy**2 / np.maximum(yy, 1e-300)) / len(kept))
+        single = np.minimum(single, _residual(xx, xy, yy) / len(kept))
         xx = xx - xb**2 * (1 + 1 / count)
         yy = yy[:, None] - yb**2 * (1 + 1 / count)
         xy = xy[:, None] - xb * yb * (1 + 1 / count)
-        psi = (xx - xy**2 / np.maximum(yy, 1e-300)) / count
+        psi = _residual(xx, xy, yy) / count
         b = psi.argmin(axis=1)
         least = psi[np.arange(len(scales)), b]
         better = least < best
@@ -117,12 +118,18 @@ def _profile(layer: LastLayer, scales: Array) -> tuple[Array, NDArray[np.intp], 
     return best.clip(0), pairs, single.clip(0)
 
 
+def _residual(xx: Array | float, xy: Array, yy: Array) -> Array:
+    """Return what is left of xx by regression, all of it where there is nothing to regress on."""
+    return np.asarray(xx - np.divide(xy**2, yy, out=np.zeros_like(xy), where=yy > 0))
+
+
 def _regress(layer: LastLayer, scales: Array, pair: NDArray[np.intp]) -> tuple[Array, Array]:
     """Regress α on p(λ) over all classes but a pair: return ψ and κ, (N,)."""
     p = np.delete(softmax(np.multiply.outer(scales, layer.logits)), pair, axis=1)
     x = np.delete(layer.alpha, pair)
     x, y = x - x.mean(), p - p.mean(axis=1, keepdims=True)
-    kappa = (y @ x) / np.maximum(np.square(y).sum(axis=1), 1e-300)
+    square = np.square(y).sum(axis=1)
+    kappa = np.divide(y @ x, square, out=np.zeros(len(scales)), where=square > 0)
     return np.square(x - kappa[:, None] * y).mean(axis=1), kappa
 
 

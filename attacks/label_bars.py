@@ -123,7 +123,7 @@ def _bars(layer: LastLayer, fit: Fit, free: Collection[Unknown]) -> tuple[float,
         scale_bar = max(scale_bar, float(bars[2]))
     # Noise makes the length of the feature's part of g uncertain, too.
     part = float(np.linalg.norm(layer.g[: layer.width]))
-    length = BAR * float(layer.g_sigma.max()) / max(part, 1e-300)
+    length = BAR * float(layer.g_sigma.max()) / part if part else np.nan
     return label_bar, scale_bar + length
 
 

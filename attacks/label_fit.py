@@ -69,14 +69,15 @@ class LabelModel:
             smoothing = len(label) * (1 - label[a] - label[b]) / max(len(label) - 2, 1)
         else:
             smoothing = 1 - (label[a] - label[b])
+        smoothing = float(np.clip(smoothing, 0, 1))
         smooth = self.total is None or self.total < 1
         if not self.pair:
-            return Augmentation("label-smoothing" if smooth else "hard", float(smoothing))
-        share = (label[a] - smoothing / len(label)) / (1 - smoothing)
+            return Augmentation("label-smoothing" if smooth else "hard", smoothing)
+        share = (label[a] - smoothing / len(label)) / max(1 - smoothing, 1e-300)
         return Augmentation(
             "mixup+label-smoothing" if smooth else "mixup",
-            float(smoothing),
-            float(max(share, 1 - share)),
+            smoothing,
+            float(np.clip(max(share, 1 - share), 0.5, 1)),
         )
 
 
@@ -150,7 +151,7 @@ class Fit:
 
     @property
     def gradient_scale(self) -> float:
-        """C."""
+        """The factor c = 1/(s λ) on the gradient."""
         return 1 / (self.s * self.scale)
 
     @property
@@ -241,8 +242,8 @@ class Linearised:
     Args:
         deviation: what whitened them.
         target: (K,) or (K+1,) with a bias, `α − (p − y)/s` and `1 − λ g_bias`.
-        design: (K or K+1, n), their derivatives after λ, after ln c where it is free, and along the
-            label's moves.
+        design: (K or K+1, n), their derivatives after λ, after ln (c λ) where c is free (then λ's
+            is at fixed c λ), and along the label's moves.
     """
 
     deviation: Deviation
@@ -278,13 +279,13 @@ class Linearised:
 
 
 def left_inverse(design: Array) -> Array:
-    """Return the (n, K) matrix that maps a whitened target to the least-squares step.
+    """Return the (n, K or K+1) matrix that maps a whitened target to the least-squares step.
 
     Its rows' norms are the standard errors. A direction without an equation gets a huge one, not
     zero, as from a pseudo-inverse.
     """
     sizes = np.linalg.norm(design, axis=0)
-    sizes = np.where(sizes > 0, sizes, np.finfo(float).tiny ** 0.5)
+    sizes = np.where(sizes > 0, sizes, 1e-100)
     left, singular, right = np.linalg.svd(design / sizes, full_matrices=False)
     inverse = right.T / np.maximum(singular, 1e-14) @ left.T
     return np.asarray(inverse / sizes[:, None])

@@ -67,7 +67,10 @@ class Deviation:
         if len(correlated):
             part = p[correlated]
             slope = (np.diag(part) - np.outer(part, part)) / s
-            covariance = slope @ (scale**2 * layer.logit_covariance(correlated)) @ slope
+            logits = scale**2 * layer.logit_covariance(correlated)
+            rounding = (2 * layer.eps * scale) ** 2 * layer.logit_squares[correlated]
+            logits[np.diag_indices_from(logits)] += rounding
+            covariance = slope @ logits @ slope
             covariance[np.diag_indices_from(covariance)] += own[correlated]
             try:
                 factor = np.asarray(np.linalg.cholesky(covariance))

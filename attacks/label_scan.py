@@ -66,7 +66,7 @@ class Scan:
 
     @property
     def roots(self) -> Array:
-        """The λ that may be roots, the best first: at least one."""
+        """The λ that may be roots, the best first, even where it is ruled out; none without minima."""
         return self.minima[: max(1, np.count_nonzero(self.misfits <= NEAR))]
 
     @property
@@ -169,7 +169,7 @@ class _Few:
         logits = np.sort(sign * self.layer.logits)
         sure = (np.abs(self.layer.alpha) - 2 * self.layer.alpha_sigma).clip(0).sum()
         first = np.log(max(sure, float(np.abs(self.layer.alpha).max())) / 2) - 2 * STEP
-        lead = max(logits[-1] - logits[-2], np.finfo(float).tiny)
+        lead = max(logits[-1] - logits[-2], 1e-300)
         last = min(first + DECADES * np.log(10), max(np.log(SATURATED / lead), first + 1))
         grid = sign * np.exp(np.arange(first, last + STEP, STEP))
         length = PART if len(self.classes) < len(self.layer.alpha) else len(grid)

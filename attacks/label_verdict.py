@@ -28,6 +28,9 @@ CHANCE = 10.0
 """What a further unknown must gain in χ² to be believed: 1 in 600 gains as much by chance."""
 RIVAL = 30.0
 """By how much worse in χ² a second root is no rival: odds of 3 million to one."""
+ROUNDED_DRIFT = 30.0
+"""Sum of G's rows that float rounding explains, in standard deviations: true roots have up to 7,
+gradients with single rows scaled 3,000 and more."""
 MAX_CANDIDATES = 16
 """Labels given under NOT_IDENTIFIABLE, the best first."""
 
@@ -132,7 +135,11 @@ def _claim(
     near = [f.label for f in plausible if f.misfit <= limit]
     bar = max(bar, *(float(np.abs(label - best.label).max()) for label in near), 0.0)
     if not bar <= tolerance:
-        cause = "noise" if layer.is_noisy else "float rounding (the network is saturated)"
+        cause = (
+            "noise"
+            if layer.is_noisy
+            else "float rounding (the network is saturated, or its logits hardly differ)"
+        )
         uncertain = f"uncertain by ±{min(bar, 1.0):.2g}, more than {tolerance:g}"
         return _Claim([best], best, f"{cause} leaves the label {uncertain}")
     return _Claim([best], best, feature_bar=feature_bar)
@@ -173,11 +180,14 @@ def _noise_limit(freedom: int) -> float:
 
 
 def explains(layer: LastLayer, fit: Fit) -> bool:
-    """Say whether noise and rounding explain a fit's misfit, and its label is on the simplex."""
+    """Say whether noise and rounding explain a fit: misfit, label on the simplex, G of zero sum."""
     limit = _noise_limit(max(fit.surplus, 1)) if layer.is_noisy else ROUNDED_RESIDUAL
     slack = 1e-9 + min(fit.bar * max(1.0, fit.residual), 0.05)
     in_range = fit.label.min() >= -slack and fit.label.max() <= 1 + slack
-    return bool(in_range and fit.residual <= limit)
+    # A defense that scales single rows keeps rank one, and centring makes of it another smoothing.
+    spread = np.hypot(np.linalg.norm(layer.alpha_sigma), 2 * layer.eps / abs(fit.s))
+    is_balanced = abs(layer.drift) <= (BAR + 1 if layer.is_noisy else ROUNDED_DRIFT) * spread
+    return bool(in_range and is_balanced and fit.residual <= limit)
 
 
 def _on_simplex(label: Array) -> Array:

@@ -14,8 +14,8 @@ from attacks.network import Network
 from attacks.rank_one import Array, Errors, Matrix, rank_one, sample_columns
 from attacks.types import GradientLeak, NotApplicable
 
-HUGE = 1e100
-"""Beyond it, and below its inverse, squares leave float64's range."""
+HUGE = 1e60
+"""Beyond it, and below its inverse, fourth powers leave float64's range."""
 OWN_EPS = 16 * float(np.finfo(np.float64).eps)
 """Relative error of what is computed here, in float64: about a dozen roundings."""
 
@@ -36,7 +36,8 @@ class LastLayer:
         rounding: what float rounding alone makes of it.
         alpha_sigma: (K,), standard deviations of α.
         g_sigma: of g, likewise.
-        eps: unit roundoff of the precision that the client computed in, at least `OWN_EPS`.
+        eps: machine epsilon of the precision that the client computed in, at least `OWN_EPS`.
+        drift: Σ_k (G g)_k before centring: 0 but for errors, since p and y both sum to 1.
     """
 
     alpha: Array
@@ -48,6 +49,7 @@ class LastLayer:
     alpha_sigma: Array
     g_sigma: Array
     eps: float
+    drift: float = 0.0
 
     @property
     def width(self) -> int:
@@ -125,17 +127,19 @@ class LastLayer:
             if getattr(network.head, parameter) is not None and name not in leak.gradients:
                 which = "" if parameter == "weight" else "'s bias"
                 raise NotApplicable(f"the gradient of the last layer{which}, {name!r}, is missing")
-        gradient = leak.gradients[weight_name].detach().numpy()
+        gradient = as_numpy(leak.gradients[weight_name])
         has_bias = network.head.bias is not None
         if has_bias:
-            column = leak.gradients[bias_name].detach().numpy()[:, None]
+            column = as_numpy(leak.gradients[bias_name])[:, None]
             gradient = np.hstack([gradient, column])
         # NaN and infinities reach every sum that they are part of.
         limit = min(HUGE, float(np.finfo(gradient.dtype).max) ** 0.5)
         if not np.abs(gradient @ np.ones(gradient.shape[1], gradient.dtype)).max() < limit:
             raise NotApplicable("the last layer's gradient has NaN or infinite entries")
         if not np.ptp(gradient, axis=0).max() > 1 / HUGE:
-            raise NotApplicable("the last layer's gradient is zero, or equal for all classes")
+            raise NotApplicable(
+                "the last layer's gradient is (nearly) zero, or equal for all classes"
+            )
         alpha, g, residual, second = rank_one(gradient, zero_sum=True)
         names = (weight_name, bias_name) if has_bias else (weight_name,)
         errors = Errors.of_rounding(leak, names, alpha, g)
@@ -145,7 +149,8 @@ class LastLayer:
         sigma = max(measured, rounding)
         live = g != 0  # a dead feature's column is zero altogether, and carries no noise
         noise = Errors.of_noise(sigma, alpha, g, live)
-        eps = float(np.finfo(gradient.dtype).eps)
+        dtypes = leak.gradients[weight_name].dtype, torch.from_numpy(gradient).dtype
+        eps = max(torch.finfo(dtype).eps for dtype in dtypes)
         if second > errors.plus(noise).largest + 16 * eps * float(np.linalg.norm(alpha)):
             raise NotApplicable(
                 "beside rank one the last layer's gradient holds more than noise: several "
@@ -159,11 +164,19 @@ class LastLayer:
         return cls(
             alpha,
             g,
-            network.head.weight.detach().numpy(),
+            as_numpy(network.head.weight),
             network.head.bias.detach().double().numpy() if has_bias else None,
             sigma,
             rounding,
             np.sqrt(own + own.mean() / len(alpha)),  # centring shares the rows' errors
             np.sqrt(errors.columns / float(alpha @ alpha) ** 2 + product * g**2),
             max(float(torch.finfo(network.head.weight.dtype).eps), OWN_EPS),
+            drift=float((gradient @ g.astype(gradient.dtype)).sum(dtype=np.float64)),
         )
+
+
+def as_numpy(tensor: torch.Tensor) -> Matrix:
+    """Return a view, or of bfloat16, which NumPy doesn't have, a float32 copy."""
+    detached = tensor.detach()
+    array: Matrix = (detached.float() if detached.dtype is torch.bfloat16 else detached).numpy()
+    return array

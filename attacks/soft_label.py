@@ -57,7 +57,8 @@ class SoftLabelRecovery(LabelAttack):
         ValueError: tolerance is outside (0, 1).
 
     Note:
-        `certificate` is the ratio of the runner-up's φ to the best; NaN with a bias (no search).
+        `certificate` is the runner-up's misfit (φ over its expected value) over the best one's, at
+        least 1; NaN with a bias (no search) and below five classes.
         RECOVERED needs that no second root fits within noise and rounding, however large it is.
     """
 
@@ -112,7 +113,7 @@ def solve(
     plausible: list[Fit] = []
     if layer.bias is not None:
         scale = 1 / float(layer.g[-1]) if layer.g[-1] else np.inf
-        signs: tuple[int, ...] = (1 if scale > 0 else -1,)
+        signs: tuple[int, ...] = ()
         roots = [Root(scale, 1 / scale)] if np.isfinite(scale) else []
     else:
         scan = Scan.of(layer)
@@ -123,10 +124,10 @@ def solve(
             scan = scan.of_sign(signs[0])
         roots = [Root(float(scale), float(1 / scale)) for scale in scan.roots]
         certificate = scan.certificate
-        some = scan.explained[:: 1 + len(scan.explained) // MOST_PLAUSIBLE]
-        plausible = [label_at(layer, models[-1], Root(float(x), float(1 / x))) for x in some]
+        between = scan.explained[:: 1 + len(scan.explained) // MOST_PLAUSIBLE]
+        plausible = [label_at(layer, models[-1], Root(float(x), float(1 / x))) for x in between]
     fits = [_fits(layer, models, root) for root in roots]
-    is_explained = any(explains(layer, fit) for some in fits for fit in some)
+    is_explained = any(explains(layer, fit) for at_root in fits for fit in at_root)
     if Unknown.GRADIENT_SCALE in unknown and (layer.is_noisy or not is_explained):
         given = None if layer.bias is None else np.array([root.scale for root in roots])
         scaled = scaled_roots(layer, signs, given)

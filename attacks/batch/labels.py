@@ -17,7 +17,7 @@ from attacks.batch.accept import Example
 from attacks.batch.rest import peel
 from attacks.batch.subspace import Array, Subspace
 from attacks.label_fit import BAR
-from attacks.last_layer import OWN_EPS, LastLayer
+from attacks.last_layer import OWN_EPS, LastLayer, as_numpy
 from attacks.network import Network
 
 
@@ -79,7 +79,7 @@ def _layer(
     return LastLayer(
         alpha,
         direction / size,
-        head.weight.detach().numpy(),
+        as_numpy(head.weight),
         head.bias.detach().double().numpy() if source.has_bias else None,
         sigma,
         sigma,

@@ -318,6 +318,67 @@ def test_single_precision_labels_in_a_double_precision_network(
         assert error_of(recovery, label) < 1e-5
 
 
+def test_single_rows_that_were_scaled_are_not_claimed(
+    make_model: Build, make_label: Build, make_victim: Build
+) -> None:
+    """Rank one, and after centring like another smoothing; but the rows don't sum to 0."""
+    draws = np.random.default_rng(17)
+    for seed in range(40):
+        model = make_model(10, bias=seed % 2 == 0, seed=seed)
+        label = make_label(10, KINDS[seed % 4], draws)
+        victim = make_victim(model, label, seed=seed, sent_as=("float32", "float64")[seed % 3 > 0])
+        gradients = dict(victim.leak.gradients)
+        head = [name for name, value in gradients.items() if len(value) == 10]
+        sizes = gradients[head[0]].norm(dim=1)
+        factors = (0.5 * sizes.max() / sizes).clamp(max=1)
+        for name in head:
+            gradients[name] = gradients[name] * factors.reshape(
+                -1, *[1] * (gradients[name].ndim - 1)
+            )
+        recovery = recover(dataclasses.replace(victim.leak, gradients=gradients))
+        assert recovery.status is Status.NOT_IDENTIFIABLE
+
+
+@pytest.mark.parametrize("size", [1e-80, 1e-15, 1e15, 1e62])
+def test_extreme_gradients_are_no_crash(
+    size: float, make_model: Build, make_label: Build, make_victim: Build
+) -> None:
+    label = make_label(8, "label-smoothing", np.random.default_rng(18))
+    for bias in (False, True):
+        victim = make_victim(make_model(8, bias=bias), label, sent_as="float64")
+        gradients = {name: g * size for name, g in victim.leak.gradients.items()}
+        recovery = recover(dataclasses.replace(victim.leak, gradients=gradients))
+        if recovery.status is Status.RECOVERED:
+            assert error_of(recovery, label) < 1e-2
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("noise", [0.0, 1e-3])
+def test_a_head_of_zeros_is_no_crash(
+    noise: float, bias: bool, make_model: Build, make_label: Build, make_victim: Build
+) -> None:
+    draws = np.random.default_rng(19)
+    for kind in KINDS:
+        model = make_model(10, bias=bias)
+        nn.init.zeros_(model[-1].weight)
+        victim = make_victim(model, make_label(10, kind, draws), noise_std=noise)
+        recovery = recover(victim.leak)
+        if recovery.status is Status.RECOVERED:
+            assert error_of(recovery, victim.label) < 1e-2
+
+
+def test_bfloat16_gradients_are_read(
+    make_model: Build, make_label: Build, make_victim: Build
+) -> None:
+    label = make_label(10, "label-smoothing", np.random.default_rng(20))
+    victim = make_victim(make_model(10), label, sent_as="float32")
+    gradients = {name: g.bfloat16() for name, g in victim.leak.gradients.items()}
+    recovery = recover(dataclasses.replace(victim.leak, gradients=gradients))
+    assert recovery.status is Status.NOT_IDENTIFIABLE  # two digits are left of the gradient
+    assert recovery.labels is not None
+    assert recovery.labels.argmax() == label.argmax()
+
+
 @pytest.mark.parametrize("classes", [2000, 97, 96])
 def test_many_classes_are_scanned_through_some_of_them(
     classes: int, make_model: Build, make_label: Build, make_victim: Build
