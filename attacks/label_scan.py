@@ -66,7 +66,7 @@ class Scan:
 
     @property
     def roots(self) -> Array:
-        """The λ that may be roots, the best first, even where it is ruled out; none without minima."""
+        """The λ that may be roots, the best first and always; none without a minimum."""
         return self.minima[: max(1, np.count_nonzero(self.misfits <= NEAR))]
 
     @property

@@ -38,8 +38,14 @@ class Network:
 
         self.linear = {n: m for n, m in self.module.named_modules() if isinstance(m, nn.Linear)}
         handles = [m.register_forward_hook(remember(n)) for n, m in self.linear.items()]
-        with torch.no_grad():
-            logits = self.module(self._blank)
+        try:
+            with torch.no_grad():
+                logits = self.module(self._blank)
+        except (RuntimeError, ValueError, TypeError) as error:
+            line = str(error).partition("\n")[0]
+            raise NotApplicable(
+                f"the model doesn't take an image of input_shape {leak.input_shape}: {line}"
+            ) from error
         for handle in handles:
             handle.remove()
         self.executed = list(outputs)

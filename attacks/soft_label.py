@@ -48,7 +48,10 @@ MOST_PLAUSIBLE = 48
 
 @dataclass(frozen=True)
 class SoftLabelRecovery(LabelAttack):
-    """Recover the soft label and the feature of one example, without its augmentation being told.
+    """Recover soft labels and features, of one example or of a batch; no augmentation is told.
+
+    A batch takes features with zeros, as after ReLU, and more classes than examples: see
+    `attacks.batch`.
 
     Args:
         tolerance: L∞ error of the label that RECOVERED stays below, in (0, 1).

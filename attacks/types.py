@@ -69,7 +69,8 @@ class GradientLeak:
         gradients: parameter name -> gradient of the mean loss, trainable parameters only, each of
             its parameter's shape. Over several local steps, the sum of the steps' gradients.
         batch_size: B, the examples in one step; None when unknown.
-        input_shape: (C, H, W) of one image.
+        input_shape: (C, H, W) of one image as the model takes it: pixels in [0, 1]; normalisation
+            belongs into the model, or images can't be given back.
         local_steps: SGD steps behind the gradient, at least 1.
         lr: the learning rate, when the gradient was computed from a weight update.
         mode: whether batch norm and dropout were in "eval" or "train" mode.
@@ -78,6 +79,7 @@ class GradientLeak:
         knowledge: what the attacker knows of the clients' defenses.
 
     Raises:
+        TypeError: gradients isn't a mapping.
         ValueError: a gradient's name or shape doesn't fit the model, or a number is out of range.
     """
 
@@ -92,6 +94,11 @@ class GradientLeak:
     knowledge: Knowledge = field(default_factory=Knowledge)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.gradients, Mapping):
+            raise TypeError(
+                "gradients must map parameter names to tensors, found "
+                f"{type(self.gradients).__name__}"
+            )
         parameters = dict(self.model.named_parameters())
         for name, gradient in self.gradients.items():
             if name not in parameters:
@@ -164,7 +171,7 @@ class Augmentation:
 
 @dataclass(frozen=True, eq=False)
 class LabelRecovery:
-    """What a label attack answers.
+    """What a label attack answers; the rows of a batch come in no particular order.
 
     Args:
         status: RECOVERED claims an error of less than the attack's tolerance in every label.

@@ -130,7 +130,7 @@ def _answer(
     status, reason = _status_of(rows), None
     if recovered < size:
         first = next(row.reason for row in rows if row.reason is not None)
-        reason = f"{recovered} of {size} examples recovered; of others, {first}"
+        reason = f"{recovered} of {size} examples recovered; why others weren't: {first}"
     return LabelRecovery(
         status,
         reason,

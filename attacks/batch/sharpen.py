@@ -110,7 +110,7 @@ def _least(columns: Array, metric: Array, start: Array) -> tuple[Array, float] |
         second = pair[1] - first * (first @ metric @ pair[1])
         size = np.sqrt(second @ metric @ second)
         pair = np.stack([first, second / max(size, 1e-300)])
-    first, second = pair[0], pair[1] / np.linalg.norm(pair[1])
+    first, second = pair[0], pair[1] / max(float(np.linalg.norm(pair[1])), 1e-300)
     for _ in range(REFINEMENTS):
         # The Gram matrix squares the condition; its residual, taken without it, doesn't.
         x = first @ columns
