@@ -212,6 +212,11 @@ def wide_fcn(
     return nn.Sequential(*layers[:-1])
 
 
+def gallery(seed: int) -> Figure:
+    """Draw what comes out of one weight update of 16 photographs."""
+    return pictures(Setting("photos", 16, "update"), seed)
+
+
 def pictures(setting: Setting, seed: int, *, most: int = 8) -> Figure:
     """Draw recovered images of one batch over the originals, with their PSNR.
 

@@ -58,4 +58,6 @@ def run_suite(
         )
         if hasattr(module, "figure"):
             module.figure(rows).savefig(folder / f"{name}.png", dpi=120)
+        if hasattr(module, "gallery"):
+            module.gallery(seed).savefig(folder / f"{name}_pictures.png", dpi=120)
         yield name, text
