@@ -120,18 +120,11 @@ class LastLayer:
         Raises:
             NotApplicable: the gradient is missing, not finite, zero, or not of rank one.
         """
-        weight_name, bias_name = (
-            f"{network.head_name}.{parameter}".lstrip(".") for parameter in ("weight", "bias")
-        )
-        for name, parameter in ((weight_name, "weight"), (bias_name, "bias")):
-            if getattr(network.head, parameter) is not None and name not in leak.gradients:
-                which = "" if parameter == "weight" else "'s bias"
-                raise NotApplicable(f"the gradient of the last layer{which}, {name!r}, is missing")
-        gradient = as_numpy(leak.gradients[weight_name])
-        has_bias = network.head.bias is not None
+        names = network.head_gradients(leak)
+        has_bias = len(names) == 2
+        gradient = as_numpy(leak.gradients[names[0]])
         if has_bias:
-            column = as_numpy(leak.gradients[bias_name])[:, None]
-            gradient = np.hstack([gradient, column])
+            gradient = np.hstack([gradient, as_numpy(leak.gradients[names[1]])[:, None]])
         # NaN and infinities reach every sum that they are part of.
         limit = min(HUGE, float(np.finfo(gradient.dtype).max) ** 0.5)
         if not np.abs(gradient @ np.ones(gradient.shape[1], gradient.dtype)).max() < limit:
@@ -140,8 +133,7 @@ class LastLayer:
             raise NotApplicable(
                 "the last layer's gradient is (nearly) zero, or equal for all classes"
             )
-        alpha, g, residual, second = rank_one(gradient, zero_sum=True)
-        names = (weight_name, bias_name) if has_bias else (weight_name,)
+        alpha, g, drift, residual, second = rank_one(gradient)
         errors = Errors.of_rounding(leak, names, alpha, g)
         rounding = errors.rms
         known = leak.knowledge.noise_std
@@ -149,7 +141,7 @@ class LastLayer:
         sigma = max(measured, rounding)
         live = g != 0  # a dead feature's column is zero altogether, and carries no noise
         noise = Errors.of_noise(sigma, alpha, g, live)
-        dtypes = leak.gradients[weight_name].dtype, torch.from_numpy(gradient).dtype
+        dtypes = leak.gradients[names[0]].dtype, torch.from_numpy(gradient).dtype
         eps = max(torch.finfo(dtype).eps for dtype in dtypes)
         if second > errors.plus(noise).largest + 16 * eps * float(np.linalg.norm(alpha)):
             raise NotApplicable(
@@ -171,7 +163,7 @@ class LastLayer:
             np.sqrt(own + own.mean() / len(alpha)),  # centring shares the rows' errors
             np.sqrt(errors.columns / float(alpha @ alpha) ** 2 + product * g**2),
             max(float(torch.finfo(network.head.weight.dtype).eps), OWN_EPS),
-            drift=float((gradient @ g.astype(gradient.dtype)).sum(dtype=np.float64)),
+            drift=drift,
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -54,6 +53,20 @@ class Network:
             raise NotApplicable(_without_head(logits, outputs))
         self.head_name = heads[0]
         self.head = self.linear[self.head_name]
+
+    def head_gradients(self, leak: GradientLeak) -> tuple[str, ...]:
+        """Return the names of the last layer's gradients, of its weight and of a bias.
+
+        Raises:
+            NotApplicable: the leak lacks one that the layer has.
+        """
+        # By these names: a reparametrised weight has other parameters, whose gradients aren't its.
+        own = [name for name in ("weight", "bias") if getattr(self.head, name) is not None]
+        names = tuple(f"{self.head_name}.{name}".lstrip(".") for name in own)
+        for name in names:
+            if name not in leak.gradients:
+                raise NotApplicable(f"the gradient of the last layer, {name!r}, is missing")
+        return names
 
     def inputs_of(
         self, name: str, images: Tensor, *, parameters: Mapping[str, Tensor] | None = None
@@ -126,10 +139,10 @@ def _sharing_copy(model: nn.Module) -> nn.Module:
 
     def copied(module: nn.Module) -> nn.Module:
         if module not in copies:
-            one = copies[module] = copy.copy(module)
-            for name, value in vars(module).items():
-                if isinstance(value, dict):  # parameters, buffers, hooks
-                    vars(one)[name] = value.copy()
+            # Not copy.copy, which reparametrised modules refuse.
+            one = copies[module] = object.__new__(type(module))
+            for name, value in vars(module).items():  # dicts: parameters, buffers, hooks
+                vars(one)[name] = value.copy() if isinstance(value, dict) else value
             for name, child in module.named_children():
                 one._modules[name] = copied(child)
         return copies[module]

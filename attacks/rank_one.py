@@ -105,52 +105,51 @@ class Errors:
         return cls(rows, columns, mean, float(a.max() * b.sum()), float(a.sum() * b.max()), most)
 
 
-def rank_one(gradient: Matrix, *, zero_sum: bool) -> tuple[Array, Array, float, float]:
-    """Estimate `G ≈ α gᵀ` by its leading singular pair, with ‖g‖ = 1.
+def rank_one(gradient: Matrix) -> tuple[Array, Array, float, float, float]:
+    """Estimate `G ≈ α gᵀ` by its leading singular pair, with ‖g‖ = 1 and Σ α = 0.
 
     By the power method, in the gradient's own precision: a few products with G, no copy of it.
 
     Args:
-        gradient: (K, D), not zero.
-        zero_sum: whether α sums to 0, as in the last layer, where p and y both sum to 1.
+        gradient: (K, D), not zero; its columns sum to 0 but for errors, as in the last layer,
+            where p and y both sum to 1.
 
     Returns:
-        α (K,), g (D,); the standard deviation of what is left, over the entries of columns that
-        aren't zero altogether (a dead feature's column is exactly zero and carries no noise); and
-        its largest singular value. Both of the latter are taken from a sample of columns where the
-        matrix is large.
+        α (K,), g (D,); what Σ α was before centring; the standard deviation of what is left, over
+        the entries of columns that aren't zero altogether (a dead feature's column is exactly zero
+        and carries no noise); and its largest singular value. Both of the latter are taken from a
+        sample of columns where the matrix is large.
     """
     draws = np.random.default_rng(0)
     dtype = gradient.dtype
     eps = float(np.finfo(dtype).eps)
 
-    def times(vector: Matrix) -> Array:
+    def times(vector: Matrix) -> tuple[Array, float]:
         product = np.asarray(gradient @ vector.astype(dtype), dtype=np.float64)
-        return np.asarray(product - product.mean() if zero_sum else product)
+        return product - product.mean(), float(product.sum())
 
     # Features are mostly of one sign: then hardly anything cancels.
-    alpha = times(np.asarray(1 + draws.uniform(-0.5, 0.5, gradient.shape[1])))
+    alpha, drift = times(np.asarray(1 + draws.uniform(-0.5, 0.5, gradient.shape[1])))
     for _ in range(200):
         unit = alpha / np.linalg.norm(alpha)
         g = np.asarray(gradient.T @ unit.astype(dtype), dtype=np.float64)
         g /= np.linalg.norm(g)
-        alpha = times(g)
+        alpha, drift = times(g)
         if np.linalg.norm(alpha / np.linalg.norm(alpha) - unit) < 16 * eps:
             break
     columns = sample_columns(g, len(alpha))
     part = gradient[:, columns].astype(np.float64)
-    if zero_sum:
-        part -= part.mean(axis=0)
+    part -= part.mean(axis=0)
     along = part.T @ (part @ g[columns])  # again, in float64
     along /= float(np.linalg.norm(along))
     rest = part - np.outer(part @ along, along)
-    freedom = max((len(alpha) - 1 - zero_sum) * (len(columns) - 1), 1)
+    freedom = max((len(alpha) - 2) * (len(columns) - 1), 1)
     sigma = float(np.linalg.norm(rest) / np.sqrt(freedom))
     direction = rest @ draws.standard_normal(len(columns))
     for _ in range(3):
         direction /= max(float(np.linalg.norm(direction)), np.finfo(float).tiny)
         direction = rest @ (direction @ rest)
-    return alpha, g, sigma, float(np.linalg.norm(direction)) ** 0.5
+    return alpha, g, drift, sigma, float(np.linalg.norm(direction)) ** 0.5
 
 
 def sample_columns(g: Array, rows: int) -> NDArray[np.intp]:

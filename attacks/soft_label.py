@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from attacks.batch.recover import is_rank_one, recover_batch
+from attacks.batch.recover import recover_batch
 from attacks.gradient_scale import scaled_roots
 from attacks.label_bars import Unknown, unknowns
 from attacks.label_fit import Fit, LabelModel, Root, fit_label, label_at, label_models
@@ -38,6 +38,7 @@ from attacks.types import (
     Knowledge,
     LabelAttack,
     LabelRecovery,
+    NotApplicable,
     Status,
     require_one_step,
 )
@@ -82,9 +83,9 @@ class SoftLabelRecovery(LabelAttack):
             tolerance=self.tolerance,
             is_nonnegative=network.has_nonnegative_features,
         )
-        if leak.batch_size != 1 and not is_rank_one(leak, network):
+        layer = _one_example(leak, network)
+        if layer is None:
             return recover_batch(leak, network, solve=solve_one, generator=generator)
-        layer = LastLayer.of(leak, network)
         answer = solve_one(layer)
         coarser = layer.with_single_precision_labels()
         if answer.status is Status.RECOVERED or layer.is_noisy or coarser.eps == layer.eps:
@@ -92,6 +93,16 @@ class SoftLabelRecovery(LabelAttack):
         # Labels may have come in float32 to a network in float64.
         rounded = solve_one(coarser)
         return rounded if rounded.status is Status.RECOVERED else answer
+
+
+def _one_example(leak: GradientLeak, network: Network) -> LastLayer | None:
+    """Return the problem of a single example; None for a batch, told or by its rank."""
+    if leak.batch_size == 1:
+        return LastLayer.of(leak, network)
+    try:
+        return LastLayer.of(leak, network) if leak.batch_size is None else None
+    except NotApplicable:
+        return None
 
 
 def solve(

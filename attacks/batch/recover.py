@@ -56,17 +56,6 @@ def recover_batch(
     return _answer(space, examples, leak, network, solve)
 
 
-def is_rank_one(leak: GradientLeak, network: Network) -> bool:
-    """Say whether a leak of unknown batch size is one example's."""
-    if leak.batch_size is not None:
-        return leak.batch_size == 1
-    try:
-        LastLayer.of(leak, network)
-    except NotApplicable:
-        return False
-    return True
-
-
 def find_examples(
     space: Subspace, leak: GradientLeak, generator: torch.Generator
 ) -> tuple[Example, ...]:

@@ -56,11 +56,7 @@ class LastLayerGradient:
         Raises:
             NotApplicable: it is missing, not finite or zero.
         """
-        prefix = f"{network.head_name}." if network.head_name else ""
-        names = [prefix + "weight"] + ([prefix + "bias"] if network.head.bias is not None else [])
-        for name in names:
-            if name not in leak.gradients:
-                raise NotApplicable(f"the gradient of the last layer, {name!r}, is missing")
+        names = network.head_gradients(leak)
         gradients = [leak.gradients[n].detach().double().numpy() for n in names]
         weights = [leak.model.get_parameter(n).detach().double().numpy() for n in names]
         rounding = [leak.rounding(n).numpy() for n in names]

@@ -19,13 +19,14 @@ def test_the_pair_is_that_of_a_singular_value_decomposition(
     a -= a.mean()
     b[::3] = 0
     matrix = np.outer(a, b) + noise * draws.normal(size=shape) * (b != 0)
-    alpha, g, sigma, second = rank_one(matrix.astype(dtype), zero_sum=True)
+    alpha, g, drift, sigma, second = rank_one(matrix.astype(dtype))
     assert np.linalg.norm(g) == pytest.approx(1)
+    limit = {np.float32: 1e-5, np.float64: 1e-11}[dtype]  # some hundred roundings
+    assert abs(drift - float((matrix @ g).sum())) < limit * np.abs(alpha).sum()
     assert abs(alpha.sum()) < 1e-9 * np.abs(alpha).sum()
     left, values, right = np.linalg.svd(matrix - matrix.mean(axis=0), full_matrices=False)
     sign = np.sign(right[0] @ g)
     size = float(np.linalg.norm(a))
-    limit = {np.float32: 1e-5, np.float64: 1e-11}[dtype]  # some hundred roundings
     assert np.abs(sign * values[0] * left[:, 0] - alpha).max() < limit * values[0]
     assert np.abs(sign * right[0] - g).max() < limit
     if noise:

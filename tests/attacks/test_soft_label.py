@@ -458,3 +458,16 @@ def test_a_model_without_one_head_is_not_applicable(
     recovery = recover(GradientLeak(model, {}, batch_size=1, input_shape=(1, 12, 12)))
     assert recovery.status is Status.NOT_APPLICABLE
     assert sentence in str(recovery.reason)
+
+
+def test_a_reparametrised_head_is_not_applicable(
+    make_model: Build, make_label: Build, make_victim: Build
+) -> None:
+    model = make_model(10)
+    nn.utils.parametrizations.weight_norm(model[-1])
+    victim = make_victim(
+        model, make_label(10, "hard", np.random.default_rng(21)), sent_as="float32"
+    )
+    recovery = recover(victim.leak)
+    assert recovery.status is Status.NOT_APPLICABLE
+    assert "'6.weight', is missing" in str(recovery.reason)
