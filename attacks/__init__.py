@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from attacks.registry import Entry, Registry
 
 if TYPE_CHECKING:
+    from attacks.normalization import Normalization
     from attacks.types import (
         GradientLeak,
         ImageAttack,
@@ -79,6 +80,7 @@ __all__ = [
     "Knowledge",
     "LabelAttack",
     "LabelRecovery",
+    "Normalization",
     "Reconstruction",
     "Registry",
     "Status",

@@ -13,10 +13,9 @@ import numpy as np
 import torch
 from scipy.special import expit
 from torch import Tensor
-from torch.func import functional_call
 
 from attacks.last_layer import HUGE
-from attacks.network import Network
+from attacks.network import Network, input_of, parameter_name
 from attacks.rank_one import Array
 from attacks.types import GradientLeak, NotApplicable
 
@@ -107,7 +106,7 @@ class Layer:
         parts = ["weight"] if module.bias is None else ["weight", "bias"]
         columns: dict[str, list[Array]] = {"weight": [], "gradient": [], "rounding": []}
         for part in parts:
-            full = f"{name}.{part}".lstrip(".")
+            full = parameter_name(name, part)
             if full not in leak.gradients:
                 raise NotApplicable(f"the gradient of {full!r} is missing")
             gradient = leak.gradients[full].detach().double()
@@ -163,8 +162,14 @@ class FullyConnected:
         Raises:
             NotApplicable: it isn't of this kind, or a gradient is missing, not finite, or zero.
         """
-        names = [name for name in network.executed if name in network.linear]
-        own = {f"{name}.{part}".lstrip(".") for name in names for part in ("weight", "bias")}
+        names = network.executed
+        odd = next((n for n in names if n not in network.flat or network.runs[n] > 1), None)
+        if odd is not None:
+            raise NotApplicable(
+                f"the linear layer {odd!r} runs more than once or takes several rows for each "
+                "image, so its gradient is a sum over these"
+            )
+        own = {parameter_name(name, part) for name in names for part in ("weight", "bias")}
         other = [name for name, _ in network.module.named_parameters() if name not in own]
         if other:
             raise NotApplicable(
@@ -216,19 +221,19 @@ def _trace(network: Network) -> tuple[dict[str, Array], dict[str, Array]]:
     outputs: dict[str, Array] = {}
 
     def remember(name: str) -> Callable[..., None]:
-        def hook(module: Any, given: tuple[Tensor, ...], output: Tensor) -> None:
-            inputs[name] = given[0].flatten(1).numpy()
+        def hook(module: Any, given: tuple[Any, ...], named: Any, output: Tensor) -> None:
+            inputs[name] = input_of(given, named).flatten(1).numpy()
             outputs[name] = output.flatten(1).numpy()
 
         return hook
 
     draws = torch.Generator().manual_seed(0)
     images = torch.rand(PROBES, *network.input_shape, generator=draws, dtype=torch.float64)
-    tensors = [*network.module.named_parameters(), *network.module.named_buffers()]
-    double = {name: t.detach().double() for name, t in tensors if t.is_floating_point()}
-    handles = [m.register_forward_hook(remember(n)) for n, m in network.linear.items()]
-    with torch.no_grad():
-        functional_call(network.module, double, (images,))
+    handles = [
+        module.register_forward_hook(remember(name), with_kwargs=True)
+        for name, module in network.linear.items()
+    ]
+    network.run(images, network.double())
     for handle in handles:
         handle.remove()
     return inputs, outputs

@@ -28,6 +28,8 @@ from attacks.types import (
 class IDLG(LabelAttack):
     """Find the class and assume that the label is hard; the baseline that soft labels defeat.
 
+    The loss is assumed to be a cross-entropy, on any scale; of its gradient, signs will do.
+
     Note:
         The sign rule can't tell a hard label from a smoothed one, so the status is never RECOVERED,
         which would claim the label's values; the answer's label is the one-hot guess.
@@ -37,10 +39,7 @@ class IDLG(LabelAttack):
         """Compare the rows of the last layer's gradient."""
         require_one_example(leak)
         network = Network(leak)
-        name = f"{network.head_name}.weight".lstrip(".")
-        if name not in leak.gradients:
-            raise NotApplicable(f"the gradient of the last layer, {name!r}, is missing")
-        gradient = leak.gradients[name].detach().double()
+        gradient = network.head_gradient(leak)
         if not torch.isfinite(gradient).all():
             raise NotApplicable("the last layer's gradient has NaN or infinite entries")
         products = gradient @ gradient.T
@@ -59,7 +58,7 @@ class IDLG(LabelAttack):
             )
         return LabelRecovery(
             Status.NOT_IDENTIFIABLE,
-            "the sign rule gives the class; that the label is hard is assumed",
+            "the sign rule gives the class; a hard label and a cross-entropy are assumed",
             labels=one_hot(found, classes).double(),
             statuses=(Status.NOT_IDENTIFIABLE,),
             augmentations=(Augmentation("hard"),),

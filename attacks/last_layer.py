@@ -38,6 +38,7 @@ class LastLayer:
         g_sigma: of g, likewise.
         eps: machine epsilon of the precision that the client computed in, at least `OWN_EPS`.
         drift: Σ_k (G g)_k before centring: 0 but for errors, since p and y both sum to 1.
+        is_coarse: whether the gradient, or the weights that it was taken from, have 16 bits.
     """
 
     alpha: Array
@@ -50,6 +51,7 @@ class LastLayer:
     g_sigma: Array
     eps: float
     drift: float = 0.0
+    is_coarse: bool = False
 
     @property
     def width(self) -> int:
@@ -164,6 +166,7 @@ class LastLayer:
             np.sqrt(errors.columns / float(alpha @ alpha) ** 2 + product * g**2),
             max(float(torch.finfo(network.head.weight.dtype).eps), OWN_EPS),
             drift=drift,
+            is_coarse=leak.is_coarse(names),
         )
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attacks.network import Network
+from attacks.network import Network, input_of
 from attacks.stages import Activation, Stage
 from attacks.types import GradientLeak, NotApplicable, require_known_layers
 
@@ -98,14 +98,14 @@ def _run(network: Network) -> tuple[Tensor, dict[str, Call], dict[str, str]]:
     others: list[str] = []
 
     def remember(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        def hook(module: nn.Module, inputs: tuple[Any, ...], named: Any, output: Any) -> None:
             if not isinstance(module, nn.Conv2d | nn.Linear):
                 others.append(f"{name!r} ({type(module).__name__})")
                 return
             if name in calls:
                 raise NotApplicable(f"layer {name!r} runs twice, so its gradient is a sum")
             # Clones, because an activation may work in place.
-            calls[name] = (module, inputs[0].clone(), output.clone())
+            calls[name] = (module, input_of(inputs, named).clone(), output.clone())
             between[name] = ", ".join(others)
             others.clear()
 
@@ -113,9 +113,9 @@ def _run(network: Network) -> tuple[Tensor, dict[str, Call], dict[str, str]]:
 
     for name, module in model.named_modules():
         if not list(module.children()):
-            module.register_forward_hook(remember(name))
+            module.register_forward_hook(remember(name), with_kwargs=True)
     with torch.no_grad():
-        model(images)
+        model(network.inputs(images))
     return images, calls, between
 
 

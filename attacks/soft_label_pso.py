@@ -28,6 +28,7 @@ from attacks.types import (
     NotApplicable,
     Status,
     require_one_example,
+    require_values,
 )
 
 AugmentationType = Literal["label-smoothing", "mixup"]
@@ -112,6 +113,8 @@ class Optimum:
 class SoftLabelPSO(LabelAttack):
     """Search λ by L-BFGS, then by particle swarms; the paper's baseline for `soft-label`.
 
+    The loss is assumed to be the cross-entropy, its gradient unscaled.
+
     Args:
         augmentation: "label-smoothing" (also for hard labels) or "mixup" (also if smoothed); None
             takes it from the leak's knowledge, and label smoothing without any.
@@ -155,6 +158,7 @@ class SoftLabelPSO(LabelAttack):
     def recover(self, leak: GradientLeak, generator: torch.Generator) -> LabelRecovery:
         """Run the first stage and, unless it accepts, the second."""
         require_one_example(leak)
+        require_values(leak)
         problem = self.problem(leak)
         best = self.first_stage(problem)
         if best.loss == math.inf:
@@ -187,10 +191,7 @@ class SoftLabelPSO(LabelAttack):
                 that no two entries are tied.
         """
         network = Network(leak)
-        name = f"{network.head_name}.weight".lstrip(".")
-        if name not in leak.gradients:
-            raise NotApplicable(f"the gradient of the last layer, {name!r}, is missing")
-        gradient = leak.gradients[name].detach().double()
+        gradient = network.head_gradient(leak)
         if not gradient.isfinite().all():
             raise NotApplicable("the last layer's gradient has NaN or infinite entries")
         setting = SETTINGS[self.augmentation or _known_augmentation(leak)]

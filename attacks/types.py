@@ -7,14 +7,18 @@ Axis letters, the same everywhere: `B` batch, `C` channels, `H` `W` height and w
 from __future__ import annotations
 
 import abc
+import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+
+from attacks.intake import plain_gradients, plain_model
+from attacks.normalization import Normalization
 
 Mode = Literal["eval", "train"]
 
@@ -65,22 +69,37 @@ class GradientLeak:
     """What a server sees of one client in one round; nothing that it couldn't know.
 
     Args:
-        model: the network, at the weights that the client started from. Attacks don't modify it.
-        gradients: parameter name -> gradient of the mean loss, trainable parameters only, each of
-            its parameter's shape. Over several local steps, the sum of the steps' gradients.
+        model: the network, at the weights that the client started from; it maps (N, C, H, W) to
+            (N, K) logits, or to their log-softmax. Attacks don't modify it. Here it is on the CPU,
+            without wrappers such as `torch.compile`'s.
+        gradients: parameter name -> gradient of the mean cross-entropy over a batch, trainable
+            parameters only, each of its parameter's shape. Over several local steps, the sum of
+            the steps' gradients. Tensors of any layout or NumPy arrays, or a list of them as
+            `torch.autograd.grad` returns it; None stands for a parameter without a gradient.
         batch_size: B, the examples in one step; None when unknown.
-        input_shape: (C, H, W) of one image as the model takes it: pixels in [0, 1]; normalisation
-            belongs into the model, or images can't be given back.
+        input_shape: (C, H, W) of one image as the model takes it.
         local_steps: SGD steps behind the gradient, at least 1.
         lr: the learning rate, when the gradient was computed from a weight update.
         mode: whether batch norm and dropout were in "eval" or "train" mode.
         update_dtype: the precision in which the client's weights came back, when the gradient is a
             weight difference divided by `lr`; None for a gradient sent as such.
         knowledge: what the attacker knows of the clients' defenses.
+        normalization: what the clients' data loader does to pixels before the model; None where
+            that isn't known. A model that normalises its own input takes pixels as they are, which
+            `Normalization.of_range(0, 1)` states.
+        keeps: what the update still shows of each of the gradient's entries: its "values", or its
+            "signs" alone, as after the first step of Adam.
+        caveat: what is inexact about the gradients, as the end of a sentence; None where nothing.
 
     Raises:
-        TypeError: gradients isn't a mapping.
+        TypeError: model or gradients are of another type.
         ValueError: a gradient's name or shape doesn't fit the model, or a number is out of range.
+
+    Note:
+        The loss is assumed to be the mean over a batch of the cross-entropy of softmax. Of another
+        one (summed, binary, squared error) the gradients mean something else, and nothing that is
+        said of them holds; attacks refuse where the gradients show it. What no test can tell: the
+        whole gradient of other images, and in a network whose biases are zero a temperature.
     """
 
     model: nn.Module
@@ -92,13 +111,13 @@ class GradientLeak:
     mode: Mode = "eval"
     update_dtype: torch.dtype | None = None
     knowledge: Knowledge = field(default_factory=Knowledge)
+    normalization: Normalization | None = None
+    keeps: Literal["values", "signs"] = "values"
+    caveat: str | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.gradients, Mapping):
-            raise TypeError(
-                "gradients must map parameter names to tensors, found "
-                f"{type(self.gradients).__name__}"
-            )
+        object.__setattr__(self, "model", plain_model(self.model))
+        object.__setattr__(self, "gradients", plain_gradients(self.gradients, self.model))
         parameters = dict(self.model.named_parameters())
         for name, gradient in self.gradients.items():
             if name not in parameters:
@@ -124,8 +143,26 @@ class GradientLeak:
             raise ValueError("a weight update needs its lr, above 0, found None")
         if self.mode not in ("eval", "train"):
             raise ValueError(f"mode must be 'eval' or 'train', found {self.mode!r}")
+        if self.keeps not in ("values", "signs"):
+            raise ValueError(f"keeps must be 'values' or 'signs', found {self.keeps!r}")
+        self._check_normalization()
 
-    def rounding(self, name: str) -> Tensor:
+    def _check_normalization(self) -> None:
+        if self.normalization is None:
+            return
+        if not isinstance(self.normalization, Normalization):
+            raise TypeError(
+                "normalization must be an attacks.Normalization or None, found "
+                f"{type(self.normalization).__name__}"
+            )
+        channels = len(self.normalization.mean)
+        if channels not in (1, self.input_shape[0]):
+            raise ValueError(
+                f"normalization must be for 1 channel or for the images' {self.input_shape[0]}, "
+                f"found {channels}"
+            )
+
+    def rounding(self, name: str, rows: Tensor | None = None) -> Tensor:
         """Return the standard deviation of the float rounding in a gradient, entry by entry.
 
         A weight comes back as w − lr·g, rounded to a multiple of its ulp: uniform in ±ulp/2, that
@@ -134,19 +171,34 @@ class GradientLeak:
         relative to what was there. A gradient sent as such is rounded relative to itself, in the
         coarser precision of its own and the model's, in which it was computed.
 
+        Args:
+            name: the parameter's.
+            rows: indices of those that are wanted; None for all.
+
         Returns:
-            float64, of the parameter's shape.
+            float64, of the parameter's shape, or of the rows'.
         """
-        gradient = self.gradients[name].detach().double()
+        gradient, weight = self.gradients[name].detach(), self.model.get_parameter(name).detach()
+        if rows is not None:
+            gradient, weight = gradient[rows], weight[rows]
+        gradient = gradient.double()
         if self.update_dtype is None:
             return gradient.abs() * self.roundoff(name)
         assert self.lr is not None
-        weight = self.model.get_parameter(name).detach().to(gradient)
+        weight = weight.to(gradient)
         numbers = torch.finfo(self.update_dtype)
         size = torch.maximum(weight.abs(), (weight - self.lr * gradient).abs())
         exponent_bits = 0x7FF0_0000_0000_0000  # of a float64; alone they are a power of two
         power = (size.clamp(min=numbers.tiny).view(torch.int64) & exponent_bits).view(torch.float64)
         return power * (numbers.eps / (self.lr * 12**0.5))
+
+    def is_coarse(self, names: Iterable[str]) -> bool:
+        """Say whether gradients, or the weights that they were taken from, came in 16 bits."""
+        dtypes = {self.gradients[name].dtype for name in names}
+        dtypes |= {self.model.get_parameter(name).dtype for name in names}
+        if self.update_dtype is not None:
+            dtypes = {self.update_dtype}
+        return any(torch.finfo(dtype).bits < 32 for dtype in dtypes)
 
     def roundoff(self, name: str) -> float:
         """Return the relative rounding of a gradient that was sent as such."""
@@ -212,6 +264,13 @@ class LabelRecovery:
     mass: Tensor | None = None
     batch_size: int | None = None
 
+    def without_claim(self, reason: str) -> LabelRecovery:
+        """Return one example's answer as NOT_IDENTIFIABLE, all else as it is."""
+        status = Status.NOT_IDENTIFIABLE
+        return dataclasses.replace(
+            self, status=status, reason=reason, statuses=(status,), reasons=(reason,)
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class Reconstruction:
@@ -220,12 +279,14 @@ class Reconstruction:
     Args:
         status: RECOVERED claims a PSNR of at least 50 dB for every image.
         reason: one sentence, unless RECOVERED.
-        images: (B, C, H, W) float64 pixels in [0, 1], NaN where an example isn't recovered; None
-            under NOT_APPLICABLE.
+        images: (B, C, H, W) float64 pixels in `pixel_range`, NaN where an example isn't recovered;
+            None under NOT_APPLICABLE.
         statuses: one for each example.
         reasons: one sentence for each example, None where it is RECOVERED.
         residual: (B,) float64, the attack's own measure of its error, the smaller the better; NaN
             where there is none.
+        pixel_range: the images' least and largest value: [0, 1], or where the leak doesn't say
+            what became of pixels before the model, and its input isn't in [0, 1], that input's.
     """
 
     status: Status
@@ -234,6 +295,7 @@ class Reconstruction:
     statuses: tuple[Status, ...] = ()
     reasons: tuple[str | None, ...] = ()
     residual: Tensor | None = None
+    pixel_range: tuple[float, float] = (0.0, 1.0)
 
 
 class NotApplicable(Exception):
@@ -272,6 +334,20 @@ class ImageAttack(abc.ABC):
         self, leak: GradientLeak, labels: LabelRecovery, generator: torch.Generator
     ) -> Reconstruction:
         """Do the work; raise `NotApplicable` with the sentence where the attack can't work."""
+
+
+def require_values(leak: GradientLeak) -> None:
+    """Raise `NotApplicable` unless the update shows the gradient's values.
+
+    Raises:
+        NotApplicable: it shows signs alone.
+    """
+    if leak.keeps == "signs":
+        raise NotApplicable(
+            "the update holds only the signs of the gradient's entries, as the first step of Adam "
+            "and its kin leaves them, and this attack needs their values; one example's class can "
+            "still be read off, by idlg"
+        )
 
 
 def require_one_step(leak: GradientLeak) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import re
 import subprocess
 import sys
 from importlib.metadata import EntryPoint, EntryPoints
@@ -227,3 +228,12 @@ def test_listing_imports_neither_torch_nor_flower() -> None:
 )
 def test_nearest(name: str, known: list[str], ending: str) -> None:
     assert nearest(name, known) == ending
+
+
+@pytest.mark.parametrize("registry", [LABEL_ATTACKS, IMAGE_ATTACKS], ids=lambda r: r.kind)
+def test_every_attack_states_the_loss_that_it_assumes(registry: Registry) -> None:
+    for name in registry:
+        text = " ".join((registry[name].__doc__ or "").split())
+        assert re.search(r"The loss (is assumed to be|may be) [^.]*(cross-entropy|logits)", text), (
+            name
+        )

@@ -156,11 +156,6 @@ def test_not_applicable_is_an_answer_for_images() -> None:
     assert (answer.reason, answer.images) == ("there is no image here", None)
 
 
-def test_gradients_must_be_a_mapping() -> None:
-    with pytest.raises(TypeError, match="must map parameter names to tensors, found list"):
-        make_leak(gradients=[torch.ones(2, 3)])
-
-
 def test_an_input_shape_that_the_model_refuses_is_named() -> None:
     leak = make_leak(model=nn.Sequential(nn.Flatten(), linear(torch.ones(2, 3))), gradients={})
     with pytest.raises(NotApplicable, match=r"doesn't take an image of input_shape \(1, 2, 2\): "):
