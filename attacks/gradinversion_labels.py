@@ -18,7 +18,10 @@ from attacks.types import GradientLeak, LabelAttack, LabelRecovery, NotApplicabl
 
 @dataclass(frozen=True)
 class GradInversionLabels(LabelAttack):
-    """Take the N classes whose gradients have the lowest entries, each as one example's."""
+    """Take the N classes whose gradients have the lowest entries, each as one example's.
+
+    The loss is assumed to be the mean cross-entropy.
+    """
 
     def recover(self, leak: GradientLeak, generator: torch.Generator) -> LabelRecovery:
         """Sort the classes by their lowest entry."""
@@ -33,4 +36,4 @@ class GradInversionLabels(LabelAttack):
         lowest = np.argsort(head.gradient.min(axis=1), kind="stable")[:examples]
         mass = np.zeros(classes)
         mass[lowest] = 1
-        return head.answer(mass, "that labels are hard and no class repeats is assumed")
+        return head.answer(mass, "labels are hard, no class repeats")

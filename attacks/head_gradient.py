@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 from torch import Tensor, nn
 
-from attacks.network import Network
-from attacks.types import GradientLeak, LabelRecovery, NotApplicable, Status
+from attacks.loss_check import require_mean_loss
+from attacks.network import Network, parameter_name
+from attacks.types import GradientLeak, LabelRecovery, NotApplicable, Status, require_values
 
 Array = NDArray[np.float64]
 
@@ -48,25 +49,22 @@ class HeadGradient:
         """Take the last layer's gradient out of a leak.
 
         Raises:
-            NotApplicable: the gradient is missing, not finite, zero or equal for all classes.
+            NotApplicable: the gradient is missing, not finite, zero or equal for all classes, or no
+                mean cross-entropy has one like it.
         """
+        require_values(leak)
         network = Network(leak)
         head = network.head
-        prefix = f"{network.head_name}." if network.head_name else ""
-        if f"{prefix}weight" not in leak.gradients:
-            raise NotApplicable(
-                f"the gradient of the last layer, {prefix + 'weight'!r}, is missing"
-            )
-        gradient = _double(leak.gradients[f"{prefix}weight"]) / leak.local_steps
-        bias_gradient = None
-        if f"{prefix}bias" in leak.gradients:
-            bias_gradient = _double(leak.gradients[f"{prefix}bias"]) / leak.local_steps
+        gradient = _double(network.head_gradient(leak)) / leak.local_steps
+        bias = leak.gradients.get(parameter_name(network.head_name, "bias"))
+        bias_gradient = None if bias is None else _double(bias) / leak.local_steps
         parts = [gradient] if bias_gradient is None else [gradient, bias_gradient]
         # Beyond 1e100 squares leave float64's range; of NaN, no comparison holds.
         if not all(np.abs(part).max() < 1e100 for part in parts):
             raise NotApplicable("the last layer's gradient has NaN or infinite entries")
         if not np.ptp(gradient, axis=0).max() > 0:
             raise NotApplicable("the last layer's gradient is zero, or equal for all classes")
+        require_mean_loss(leak, network, gradient, bias_gradient)
         return cls(
             leak=leak,
             network=network,
@@ -121,24 +119,24 @@ class HeadGradient:
         features = self.network.inputs_of(name, images.to(dtype), parameters=parameters)
         weights, biases = self.weights, self.biases
         if parameters:
-            prefix = f"{name}." if name else ""
-            weights = _double(parameters[f"{prefix}weight"])
+            weights = _double(parameters[parameter_name(name, "weight")])
             if self.network.head.bias is not None:
-                biases = _double(parameters[f"{prefix}bias"])
+                biases = _double(parameters[parameter_name(name, "bias")])
         x = _double(features)
         return x, np.asarray(softmax(x @ weights.T + biases, axis=1))
 
-    def answer(self, mass: Array, reason: str) -> LabelRecovery:
+    def answer(self, mass: Array, assumption: str) -> LabelRecovery:
         """Return a count attack's answer; NOT_IDENTIFIABLE, since no count vouches for itself.
 
         Args:
             mass: (K,), at least 0, not all 0; scaled to sum to N, or to 1 where N is unknown.
-            reason: what was assumed, one sentence.
+            assumption: what the attack assumes, beside the loss, as the start of a sentence.
         """
         total = 1 if self.examples is None else self.examples
+        caveat = "" if self.leak.caveat is None else f"; {self.leak.caveat}"
         return LabelRecovery(
             Status.NOT_IDENTIFIABLE,
-            reason,
+            f"{assumption}, and the loss is a mean cross-entropy: all this is assumed{caveat}",
             mass=torch.from_numpy(mass * (total / mass.sum())),
             batch_size=self.leak.batch_size,
         )

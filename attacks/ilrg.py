@@ -27,6 +27,8 @@ LARGEST = 1e10
 class ILRG(LabelAttack):
     """Count the examples of each class by one linear system; needs a bias.
 
+    The loss is assumed to be the mean cross-entropy.
+
     Note:
         The paper's code repairs rounded counts that don't sum to N where their rounding error is
         largest, and in one branch changes nearly all classes instead; here that is mended.
@@ -47,7 +49,7 @@ class ILRG(LabelAttack):
         counts = np.linalg.pinv(system) @ np.concatenate([[1.0], g]) * examples
         return head.answer(
             _rounded(counts, examples),
-            "that labels are hard and features of one class alike is assumed",
+            "labels are hard, features of one class alike",
         )
 
 

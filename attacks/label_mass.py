@@ -54,6 +54,8 @@ SHARE_OF_SIGNS = 0.6
 class LabelMass(LabelAttack):
     """Recover the class mass, unrounded.
 
+    The loss is assumed to be the mean cross-entropy.
+
     The mass sums to B times the local steps, and to 1 where B is unknown. Nothing vouches for it:
     the status is NOT_IDENTIFIABLE, and the reason says what was assumed.
 
@@ -98,7 +100,7 @@ class LabelMass(LabelAttack):
         source = "noise images" if labels is None else "the auxiliary images"
         return head.answer(
             mass,
-            f"that {source} stand for the client's, and features aren't negative, is assumed",
+            f"{source} stand for the client's, features aren't negative",
         )
 
 

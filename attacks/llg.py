@@ -26,6 +26,8 @@ DUMMIES = 64
 class LLG(LabelAttack):
     """Count the examples of each class, label by label.
 
+    The loss is assumed to be the mean cross-entropy.
+
     Args:
         variant: where impact and offset come from: "llg" takes `m = (1 + 1/K) Σ_{g_k<0} g_k / N`
             and no offset, from the gradient alone; "llg*" measures both on random images, "llg+" on
@@ -60,7 +62,7 @@ class LLG(LabelAttack):
         else:
             impact, offset = self._measure(head, examples, generator)
         mass = give_out(rows, examples, impact * (1 + 1 / classes), offset)
-        return head.answer(mass, "that labels are hard and features not negative is assumed")
+        return head.answer(mass, "labels are hard, features not negative")
 
     def _measure(
         self, head: HeadGradient, examples: int, generator: torch.Generator

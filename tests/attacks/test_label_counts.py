@@ -13,12 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
-from attacks import LABEL_ATTACKS, GradientLeak, Status
+from attacks import LABEL_ATTACKS, GradientLeak, Normalization, Status
 from attacks.gradinversion_labels import GradInversionLabels
 from attacks.head_gradient import Auxiliary, round_to_sum
 from attacks.ilrg import ILRG
 from attacks.label_mass import LabelMass
 from attacks.llg import LLG, give_out
+from attacks.loss_check import largest_projection
+from attacks.network import Network
 from fl_sim.testing import check_label_attack
 
 SHAPE = (1, 12, 12)
@@ -257,3 +259,115 @@ def test_every_class_may_be_missing_from_the_auxiliary_images(make_model: Maker)
     )
     true = one_hot(torch.tensor([0] * 4 + [2] + [5] * 7 + [6] * 2 + [9] * 18), 10).sum(dim=0)
     assert distance(recovery.mass, true.double()) < 0.05
+
+
+COUNTS = [16, 2, 0, 10, 0, 1, 0, 1, 0, 2]
+
+
+def dense(bias: bool, *, seed: int = 0) -> nn.Sequential:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(
+            nn.Flatten(), nn.Linear(144, 64), nn.ReLU(), nn.Linear(64, 10, bias=bias)
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "counts", "bias"),
+    [
+        ("label-mass", COUNTS, True),
+        ("label-mass", COUNTS, False),
+        ("llg", COUNTS, True),
+        ("llg", COUNTS, False),
+        ("ilrg", COUNTS, True),
+        ("gradinversion-labels", [1, 1, 1, 0, 0, 0, 0, 0, 0, 0], True),
+    ],
+)
+def test_no_mean_loss_has_a_summed_ones_gradient(name: str, counts: list[int], bias: bool) -> None:
+    """A summed loss is B times the mean's; read as that, the counts would be wrong."""
+    leak = leak_of(dense(bias), [labels_of(counts)], normalization=Normalization.of_range(0, 1))
+    summed = {n: sum(counts) * g for n, g in leak.gradients.items()}
+    assert LABEL_ATTACKS[name]()(leak, generator=torch.Generator()).mass is not None
+    answer = LABEL_ATTACKS[name]()(
+        dataclasses.replace(leak, gradients=summed), generator=torch.Generator()
+    )
+    assert answer.mass is None
+    assert "a summed loss, another learning rate" in (answer.reason or "")
+
+
+class Rows(nn.Module):
+    """Its last layer runs on a row of tokens, one for each image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(144, 64)
+        self.head = nn.Linear(64, 10, bias=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = self.body(images.flatten(1)).relu()
+        logits: Tensor = self.head(hidden[:, None])[:, 0]
+        return logits
+
+
+class Frozen(nn.Module):
+    """Its body runs without gradients, as a frozen extractor's does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(144, 64)
+        self.head = nn.Linear(64, 10, bias=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.no_grad():
+            hidden = self.body(images.flatten(1)).relu()
+        logits: Tensor = self.head(hidden)
+        return logits
+
+
+@pytest.mark.parametrize("build", [Rows, Frozen])
+def test_counts_are_taken_where_features_cannot_be_bounded(build: type[nn.Module]) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = build()
+    draws = torch.Generator().manual_seed(0)
+    counts = [4, 3, 0, 2, 0, 1, 0, 1, 0, 1]
+    loss = cross_entropy(model(torch.rand(12, *SHAPE, generator=draws)), labels_of(counts))
+    gradient = torch.autograd.grad(loss, model.head.weight)[0]  # type: ignore[union-attr]
+    leak = GradientLeak(model, {"head.weight": gradient}, 12, SHAPE)
+    answer = LLG()(leak, generator=torch.Generator())
+    assert answer.mass is not None and int(answer.mass.sum()) == 12
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("noise", [0.1, 1.0, 10.0])
+def test_noise_is_no_other_loss(noise: float, bias: bool) -> None:
+    leak = leak_of(dense(bias), [labels_of(COUNTS)], normalization=Normalization.of_range(0, 1))
+    draws = torch.Generator().manual_seed(0)
+    size = noise * leak.gradients["3.weight"].square().mean().sqrt()
+    noisy = {n: g + size * torch.randn(g.shape, generator=draws) for n, g in leak.gradients.items()}
+    answer = LLG()(dataclasses.replace(leak, gradients=noisy), generator=torch.Generator())
+    assert answer.mass is not None
+
+
+def test_features_are_bounded_by_the_images_that_the_network_may_be_given() -> None:
+    """The bound is met by the images themselves, and loose without a range that is told."""
+    network = Network(leak_of(dense(False), [labels_of(COUNTS)]))
+    u = torch.ones(64, dtype=torch.float64)
+    images = torch.rand(200, *SHAPE, generator=torch.Generator().manual_seed(0))
+    seen = float((network.double_features(images) @ u).max())
+    tight, loose = (
+        largest_projection(network, u, low, high, enough=float("inf"))
+        for low, high in ((0.0, 1.0), (-3.0, 3.0))
+    )
+    assert seen < tight < loose
+    # One hidden layer of features is convex in the image: no corner near this one is better.
+    assert tight > 1.5 * seen
+
+
+@pytest.mark.parametrize("name", ["label-mass", "llg", "ilrg", "gradinversion-labels"])
+def test_every_count_says_what_it_assumes(name: str) -> None:
+    counts = [1] * 10
+    leak = leak_of(dense(True), [labels_of(counts)], caveat="momentum is divided out")
+    reason = LABEL_ATTACKS[name]()(leak, generator=torch.Generator()).reason or ""
+    assert "the loss is a mean cross-entropy: all this is assumed" in reason
+    assert reason.endswith("; momentum is divided out")
