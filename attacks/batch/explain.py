@@ -277,7 +277,7 @@ def _label_bar(
         others = np.delete(tests.matrix, classes, axis=1)
         along = np.linalg.qr(design)[0]
         seen = float(np.linalg.norm(others - along @ (along.T @ others), axis=0).min())
-        change = max(change, 1 / max(seen, 1e-300))
+        change = max(change, 1 / max(seen, 1e-100))
     return float(BAR * std * change)
 
 

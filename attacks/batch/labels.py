@@ -86,4 +86,5 @@ def _layer(
         np.hypot(alpha_std * size, own),
         direction_std,
         max(space.eps, OWN_EPS),
+        is_coarse=source.is_coarse,
     )

@@ -33,6 +33,8 @@ UNIT_ROUNDS = 4
 """Rounds of random units, each reweighted, before the search ends."""
 SHARE = 0.1
 """η of the reweighting, in means of x⁰."""
+LEAST_OBJECTIVE = 1e-9
+"""Size of an objective, relative to the largest, that says something: a class's row may be zero."""
 
 
 def propose(
@@ -54,6 +56,8 @@ def propose(
     basis = np.linalg.qr(known.T)[0]
     for share in (0.85, 0.7, 1.0) if len(known) else (0.0,):
         objectives = rest.rows - share * (rest.rows @ basis) @ basis.T
+        sizes = np.linalg.norm(objectives, axis=1)
+        objectives = objectives[sizes > LEAST_OBJECTIVE * sizes.max()]
         total = objectives @ region.normal
         order = np.argsort(total / np.linalg.norm(objectives, axis=1), kind="stable")
         for start in range(0, len(order), chunk := _chunk(rest)):

@@ -18,15 +18,14 @@ from attacks.batch.rest import peel
 from attacks.batch.sharpen import Ray, sharpen
 from attacks.batch.subspace import Array, Subspace, find_subspace
 from attacks.last_layer import OWN_EPS, LastLayer
+from attacks.loss_check import OTHER_LOSS, is_of_another_loss
 from attacks.network import Network
 from attacks.types import Augmentation, GradientLeak, LabelRecovery, NotApplicable, Status
 
-MISSING = (
-    "its feature wasn't found: no extreme ray of the gradient's cone is left that a label explains"
-)
-
+MISSING = "its feature wasn't found among those that the last layer's gradient and a label agree on"
 DISAGREEMENT = (
-    "its label by its own ray isn't confirmed by that from all rays together: some may be false"
+    "its label by its own feature isn't confirmed by that from all features together: some may be "
+    "false"
 )
 FINE_LABEL = 1e-10
 """Error of the gradient's factor up to which a label has double precision."""
@@ -51,6 +50,8 @@ def recover_batch(
             batch's rays (see `find_subspace`).
     """
     space = find_subspace(leak, network)
+    if is_of_another_loss(space.source.gradient):
+        raise NotApplicable(OTHER_LOSS)
     _require_sparse_features(space, network)
     examples = find_examples(space, leak, generator)
     return _answer(space, examples, leak, network, solve)
@@ -107,8 +108,11 @@ def _answer(
 ) -> LabelRecovery:
     """Solve each example's scalar problem, and put the rows together."""
     size = leak.batch_size or space.batch_size
-    if len(examples) < space.batch_size:
+    if len(examples) != space.batch_size:
+        # Missing some, or with some that are false: then only what a label explains counts.
         examples = [e for e in examples if e.explanation is not None]
+    if len(examples) > space.batch_size:
+        examples = []  # of more than there can be, nothing says which are false
     factor = gradient_factor(space, examples)
     parts = rank_one_parts(space, examples, factor or 1.0, network) if examples else []
     pairs = zip(examples, parts, strict=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,9 +27,9 @@ WORST_PRECISION = 0.03
 """Largest relative error of a feature at which rays are searched for."""
 GAP = 10.0
 """Ratio of consecutive singular values that tells signal from noise where B is unknown."""
-NOISE_MARGIN = 100.0
-"""By how much a singular value of noise may exceed what float rounding explains: its size is known
-roughly."""
+NOISE_SHARE, NOISE_MARGIN = 0.1, 100.0
+"""Singular values of noise, in units of what float rounding explains, at least and at most: its
+size is known roughly."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +42,7 @@ class LastLayerGradient:
         rounding: standard deviations of float rounding in G, (K, D).
         live: which of all D columns are kept; the bias isn't among them.
         has_bias: whether the last column is the bias.
+        is_coarse: whether the gradient, or the weights that it was taken from, have 16 bits.
     """
 
     gradient: Array
@@ -48,6 +50,7 @@ class LastLayerGradient:
     rounding: Array
     live: NDArray[np.bool_]
     has_bias: bool
+    is_coarse: bool
 
     @classmethod
     def of(cls, leak: GradientLeak, network: Network) -> LastLayerGradient:
@@ -70,7 +73,7 @@ class LastLayerGradient:
         if not live.any() or not np.ptp(g, axis=0).max() > 1e-100:
             raise NotApplicable("the last layer's gradient is zero, or equal for all classes")
         kept[len(live) :] = True
-        return cls(g[:, kept], w[:, kept], e[:, kept], live, has_bias)
+        return cls(g[:, kept], w[:, kept], e[:, kept], live, has_bias, leak.is_coarse(names))
 
     def noise_of_rows_and_columns(self) -> tuple[Array, Array]:
         """Return r (K,) and c (D,), whose product is about the rounding's standard deviation."""
@@ -165,9 +168,36 @@ def find_subspace(leak: GradientLeak, network: Network) -> Subspace:
     if not space.precision <= WORST_PRECISION:
         raise NotApplicable(
             f"noise and rounding leave the features of {size} examples uncertain by "
-            f"{space.precision:.0%} (prec), more than {WORST_PRECISION:.0%}"
+            f"{space.precision:.0%}, more than {WORST_PRECISION:.0%}"
         )
     return space
+
+
+def signal_rank(leak: GradientLeak, network: Network) -> int | None:
+    """Return how many examples stand out of the noise; None where no gap tells.
+
+    Raises:
+        NotApplicable: there is no gradient.
+    """
+    source = LastLayerGradient.of(leak, network)
+    rows, columns = source.noise_of_rows_and_columns()
+    values = np.linalg.svd(source.gradient / rows[:, None] / columns, compute_uv=False)
+    shape = source.gradient.shape
+    return _gap(values[: min(shape[0] - 1, shape[1])], np.sqrt(shape[0]) + np.sqrt(shape[1]))
+
+
+def _gap(values: NDArray[np.floating[Any]], noise: float) -> int | None:
+    """Return after which singular value the signal ends, by the largest gap; None without one.
+
+    Args:
+        values: falling.
+        noise: the largest that float rounding is expected to make, roughly; below a tenth of it
+            there are no gaps, however the values fall: rounding may be of low rank itself.
+    """
+    floor = np.maximum(values[1:], max(NOISE_SHARE * noise, 1e-15 * values[0]))
+    gaps = values[:-1] / floor
+    gaps[floor > NOISE_MARGIN * noise] = 0
+    return int(np.argmax(gaps)) + 1 if len(gaps) and gaps.max() >= GAP else None
 
 
 def _rank(values: Array, shape: tuple[int, int], told: int | None) -> int:
@@ -182,11 +212,7 @@ def _rank(values: Array, shape: tuple[int, int], told: int | None) -> int:
             f"{told} examples are more than the last layer's rank allows: {shape[0]} classes and "
             f"{shape[1]} live units leave at most {most}"
         )
-    noise = NOISE_MARGIN * (np.sqrt(shape[0]) + np.sqrt(shape[1]))
-    floor = np.maximum(values[1:most], 1e-15 * values[0])
-    gaps = values[: most - 1] / floor
-    gaps[floor > noise] = 0
-    found = int(np.argmax(gaps)) + 1 if len(gaps) and gaps.max() >= GAP else None
+    found = _gap(values[:most], np.sqrt(shape[0]) + np.sqrt(shape[1]))
     if told is None:
         if found is None:
             raise NotApplicable(

@@ -225,7 +225,7 @@ def test_noise_is_refused_or_leaves_nothing_claimed(
     victim = make_victim(make_model(CLASSES, hidden=WIDTH), label, noise_std=1e-3)
     recovery = recover(dataclasses.replace(victim.leak, batch_size=8 if told else None))
     assert recovery.status is Status.NOT_APPLICABLE
-    assert ("prec" if told else "no gap") in (recovery.reason or "")
+    assert ("uncertain by" if told else "no gap") in (recovery.reason or "")
 
 
 def test_too_few_classes_claim_nothing(
