@@ -17,8 +17,8 @@ from scipy.special import softmax
 from attacks.label_bars import unknowns
 from attacks.label_fit import Root, fit_label, label_models
 from attacks.label_verdict import decide
-from attacks.last_layer import LastLayer
 from attacks.network import Network
+from attacks.second_example import one_example, without_second_example
 from attacks.types import (
     GradientLeak,
     LabelAttack,
@@ -26,12 +26,15 @@ from attacks.types import (
     NotApplicable,
     Status,
     require_one_example,
+    require_values,
 )
 
 
 @dataclass(frozen=True)
 class BiasRatio(LabelAttack):
     """Read the label off the row with the largest bias gradient; a baseline for `soft-label`.
+
+    The loss is assumed to be the cross-entropy, its gradient unscaled.
 
     The formula alone accepts anything, a scaled or noisy gradient too. So the status comes from
     `soft-label`'s test that an augmented label explains all of the gradient; label and feature are
@@ -46,12 +49,16 @@ class BiasRatio(LabelAttack):
     def recover(self, leak: GradientLeak, generator: torch.Generator) -> LabelRecovery:
         """Apply the formula, then test its answer."""
         require_one_example(leak)
+        require_values(leak)
         network = Network(leak)
         if network.head.bias is None:
             raise NotApplicable("the last layer has no bias")
-        layer = LastLayer.of(leak, network)
-        gradient = leak.gradients[f"{network.head_name}.weight"].detach().double().numpy()
-        bias_gradient = leak.gradients[f"{network.head_name}.bias"].detach().double().numpy()
+        layer = one_example(leak, network)
+        if layer is None:
+            raise NotApplicable("the gradient holds several examples; this attack works on one")
+        gradient, bias_gradient = (
+            leak.gradients[name].double().numpy() for name in network.head_gradients(leak)
+        )
         row = int(np.argmax(np.abs(bias_gradient)))
         x = gradient[row] / bias_gradient[row]
         weight = network.head.weight.detach().double().numpy()
@@ -67,13 +74,9 @@ class BiasRatio(LabelAttack):
         distance = float(np.abs(label - verdict.labels[0].numpy()).max())
         if recovered and distance > self.tolerance / 2:
             reason = f"one row leaves the label off by {distance:.2g} from what all rows say"
-            verdict = dataclasses.replace(
-                verdict,
-                status=Status.NOT_IDENTIFIABLE,
-                reason=reason,
-                statuses=(Status.NOT_IDENTIFIABLE,),
-                reasons=(reason,),
-            )
+            verdict = verdict.without_claim(reason)
+        elif recovered:
+            verdict = without_second_example(verdict, leak, network)
         return dataclasses.replace(
             verdict,
             labels=torch.from_numpy(label)[None],

@@ -13,6 +13,7 @@ from scipy.stats import chi2
 from attacks.label_bars import Unknown, widest_bars
 from attacks.label_fit import BAR, Fit
 from attacks.last_layer import LastLayer
+from attacks.loss_check import IMBALANCE, OTHER_LOSS
 from attacks.rank_one import Array
 from attacks.types import LabelRecovery, Status
 
@@ -108,9 +109,14 @@ def _claim(
     if not fitting:
         guesses = sorted(chosen, key=lambda f: f.residual)
         reason = (
-            "no augmented label explains the gradient: it may have been changed by a defense, or "
-            "come from more than one example"
+            "no augmented label explains the gradient: it may have been changed by a defense or an "
+            "optimizer, or come from more than one example, or from another loss"
         )
+        if abs(layer.drift) > max(
+            IMBALANCE * float(np.abs(layer.alpha).sum()),
+            ROUNDED_DRIFT * float(np.linalg.norm(layer.alpha_sigma)),
+        ):
+            reason = OTHER_LOSS
         return _Claim(guesses, guesses[0] if guesses else None, reason)
     enough = [fit for fit in fitting if fit.surplus >= 1]
     if not enough:
@@ -138,6 +144,8 @@ def _claim(
         cause = (
             "noise"
             if layer.is_noisy
+            else "the rounding to 16 bits"
+            if layer.is_coarse
             else "float rounding (the network is saturated, or its logits hardly differ)"
         )
         uncertain = f"uncertain by ±{min(bar, 1.0):.2g}, more than {tolerance:g}"

@@ -33,14 +33,15 @@ from attacks.label_scan import Scan
 from attacks.label_verdict import decide, explains
 from attacks.last_layer import LastLayer
 from attacks.network import Network
+from attacks.second_example import one_example, without_second_example
 from attacks.types import (
     GradientLeak,
     Knowledge,
     LabelAttack,
     LabelRecovery,
-    NotApplicable,
     Status,
     require_one_step,
+    require_values,
 )
 
 MOST_PLAUSIBLE = 48
@@ -50,6 +51,8 @@ MOST_PLAUSIBLE = 48
 @dataclass(frozen=True)
 class SoftLabelRecovery(LabelAttack):
     """Recover soft labels and features, of one example or of a batch; no augmentation is told.
+
+    The loss is assumed to be the mean cross-entropy; a factor on the gradient is found.
 
     A batch takes features with zeros, as after ReLU, and more classes than examples: see
     `attacks.batch`.
@@ -75,6 +78,7 @@ class SoftLabelRecovery(LabelAttack):
     def recover(self, leak: GradientLeak, generator: torch.Generator) -> LabelRecovery:
         """Scan λ, fit the label models at every root, and answer with what is determined."""
         require_one_step(leak)
+        require_values(leak)
         network = Network(leak)
         solve_one = functools.partial(
             solve,
@@ -83,26 +87,18 @@ class SoftLabelRecovery(LabelAttack):
             tolerance=self.tolerance,
             is_nonnegative=network.has_nonnegative_features,
         )
-        layer = _one_example(leak, network)
+        layer = one_example(leak, network)
         if layer is None:
             return recover_batch(leak, network, solve=solve_one, generator=generator)
         answer = solve_one(layer)
         coarser = layer.with_single_precision_labels()
-        if answer.status is Status.RECOVERED or layer.is_noisy or coarser.eps == layer.eps:
+        if answer.status is not Status.RECOVERED and not layer.is_noisy:
+            # Labels may have come in float32 to a network in float64.
+            rounded = solve_one(coarser) if coarser.eps != layer.eps else answer
+            answer = rounded if rounded.status is Status.RECOVERED else answer
+        if answer.status is not Status.RECOVERED:
             return answer
-        # Labels may have come in float32 to a network in float64.
-        rounded = solve_one(coarser)
-        return rounded if rounded.status is Status.RECOVERED else answer
-
-
-def _one_example(leak: GradientLeak, network: Network) -> LastLayer | None:
-    """Return the problem of a single example; None for a batch, told or by its rank."""
-    if leak.batch_size == 1:
-        return LastLayer.of(leak, network)
-    try:
-        return LastLayer.of(leak, network) if leak.batch_size is None else None
-    except NotApplicable:
-        return None
+        return without_second_example(answer, leak, network)
 
 
 def solve(
