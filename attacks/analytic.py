@@ -13,7 +13,7 @@ Three ways lead to the first layer's input: for one example the shortcut of
 A batch's images fix the labels' scales again, `attacks.label_refit`: those of a weight update are a
 thousandfold more exact than what the last layer alone gives, and so are the images.
 
-`‖f(image) − x‖ / ‖x‖`, f the network up to its last layer, tests each image without any truth.
+An image that went through `attacks.image_check` is claimed, whatever label attack came before.
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ from torch import Tensor
 from attacks.analytic_batch import invert_batch
 from attacks.analytic_shortcut import from_bias, from_feature, is_homogeneous
 from attacks.fully_connected import FullyConnected
+from attacks.image_check import check_images
 from attacks.network import Network
-from attacks.pixel_map import PixelMap
+from attacks.pixel_map import PixelMap, range_of
+from attacks.second_example import second_example
 from attacks.types import (
     GradientLeak,
     ImageAttack,
@@ -38,6 +40,7 @@ from attacks.types import (
     Status,
     require_known_layers,
     require_one_step,
+    require_values,
 )
 
 Route = Literal["auto", "shortcut", "chain"]
@@ -49,6 +52,11 @@ NOISE_MARGIN = 1.5
 """How much more noise may do than its share in the first layer's gradient."""
 UNKNOWN_SCALE = 0.05
 """Error of a feature's scale where neither the label attack nor the images tell: no claim."""
+STRAYS = "its pixels leave [0, 1]: the client's loader normalises otherwise than was told"
+WRONG = (
+    "what was found isn't the image: forward through the network it doesn't lead to the layers' "
+    "gradients, as where examples are mixed or entries mapped (Adam, sign compression)"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,12 +82,15 @@ class _Inputs:
 class AnalyticInversion(ImageAttack):
     """Invert a fully connected network, with or without biases, for one example or a batch.
 
+    The loss may be any function of the logits; the scale that a label gives is a cross-entropy's.
+
     ReLU and leaky ReLU networks of any depth; sigmoid, tanh, softplus and ELU where the label
     recovery gives features of such. One example with a bias in the first layer: any network above.
 
     Args:
-        tolerance: root mean square error in pixels that RECOVERED stays below, above 0; the default
-            is a PSNR of 50 dB. The error is estimated from the feature residual and from the noise.
+        tolerance: root mean square error in pixels, relative to their range, that RECOVERED stays
+            below, above 0; the default is a PSNR of 50 dB. The error is estimated by the test of
+            `attacks.image_check` and from the noise.
         route: for one example: "shortcut", the "chain", or "auto", the shortcut where it applies.
 
     Raises:
@@ -104,6 +115,7 @@ class AnalyticInversion(ImageAttack):
     ) -> Reconstruction:
         """Recover the first layer's inputs and undo what stands before it."""
         require_one_step(leak)
+        require_values(leak)
         require_known_layers(leak)
         network = Network(leak)
         first = network.executed[0]
@@ -113,29 +125,49 @@ class AnalyticInversion(ImageAttack):
             found = _shortcut(leak, network, first, inverse, labels)
         else:
             found = _chain(leak, network, batch, labels, generator)
-        images = inverse.pixels(found.a)
-        overshoot = _rms(images - images.clamp(0, 1))
-        residual = _residual(network, images, found.features)
+        statuses = labels.statuses or (labels.status,) * batch
+        test = check_images(leak, network, inverse, found.a, found.features, statuses)
         size = _rms(found.a) * inverse.worth
         factor = 1.0 if batch == 1 else SAFETY
         errors = torch.stack(
             [
                 NOISE_MARGIN * found.noise * inverse.worth,
                 found.scale_bar * size,
-                overshoot,
-                factor * residual.nan_to_num(0.0) * size,
+                factor * test.error * size,
             ]
         ).amax(dim=0)
-        lost = (errors > HOPELESS * size) | (residual > HOPELESS) | ~found.a.isfinite().all(dim=1)
-        images = torch.where(lost[:, None, None, None], torch.nan, images.clamp(0, 1))
+        images = inverse.pixels(found.a)
+        overshoot = _rms(images - images.clamp(0, 1))
+        low, high = 0.0, 1.0
+        if leak.normalization is None:
+            low, high = _range_of(images, errors, overshoot, self.tolerance)
+        errors = errors / (high - low)
+        if (low, high) == (0.0, 1.0):
+            errors = torch.maximum(errors, overshoot)
+        strays = overshoot > self.tolerance * (high - low)
+        wrong = (test.residual > HOPELESS) | ~found.a.isfinite().all(dim=1)
+        lost = wrong | ((errors > HOPELESS * size / (high - low)) & (errors < torch.inf) & ~strays)
+        images = torch.where(lost[:, None, None, None], torch.nan, images.clamp(low, high))
+        untold = test.reasons
+        if batch == 1:
+            untold = (second_example(leak, network) or untold[0],)
         verdicts = [
-            self._verdict(why, error, bool(gone))
-            for why, error, gone in zip(found.reasons, errors.tolist(), lost, strict=True)
+            self._verdict(*one)
+            for one in zip(
+                found.reasons,
+                wrong.tolist(),
+                untold,
+                (strays & ((low, high) == (0.0, 1.0))).tolist(),
+                errors.tolist(),
+                strict=True,
+            )
         ]
         statuses = tuple(status for status, _ in verdicts)
         reasons = tuple(reason for _, reason in verdicts)
         status, reason = _overall(statuses, reasons)
-        return Reconstruction(status, reason, images, statuses, reasons, residual)
+        return Reconstruction(
+            status, reason, images, statuses, reasons, test.residual, pixel_range=(low, high)
+        )
 
     def _takes_shortcut(self, network: Network, first: str, inverse: PixelMap) -> bool:
         if self.route == "chain":
@@ -149,12 +181,21 @@ class AnalyticInversion(ImageAttack):
         return applies
 
     def _verdict(
-        self, unidentifiable: str | None, error: float, lost: bool
+        self,
+        unidentifiable: str | None,
+        wrong: bool,
+        untold: str | None,
+        strays: bool,
+        error: float,
     ) -> tuple[Status, str | None]:
         if unidentifiable is not None:
             return Status.NOT_IDENTIFIABLE, unidentifiable
-        if lost:
-            return Status.NOT_CONVERGED, "the feature of what was found isn't the example's"
+        if wrong:
+            return Status.NOT_CONVERGED, WRONG
+        if untold is not None:
+            return Status.NOT_IDENTIFIABLE, untold
+        if strays:
+            return Status.NOT_CONVERGED, STRAYS
         if not error <= self.tolerance:
             estimate = f"estimated at {error:.2g}, more than {self.tolerance:.2g}"
             return Status.NOT_CONVERGED, f"the image's error is {estimate}"
@@ -226,12 +267,16 @@ def _scale_bars(labels: LabelRecovery, batch: int, *, default: float = 0.0) -> T
     return labels.feature_bar.double().nan_to_num(default)
 
 
-def _residual(network: Network, images: Tensor, features: Tensor) -> Tensor:
-    """Return `‖f(image) − x‖ / ‖x‖` of each, NaN where x or the image is missing."""
-    reached = network.features(images).double()
-    error = torch.linalg.vector_norm(reached - features, dim=1)
-    residual: Tensor = error / torch.linalg.vector_norm(features, dim=1)
-    return residual
+def _range_of(
+    images: Tensor, errors: Tensor, overshoot: Tensor, tolerance: float
+) -> tuple[float, float]:
+    """Return the range of the images that are right in all but theirs; [0, 1] if that is theirs."""
+    pixels = images.flatten(1)
+    spans = (pixels.amax(dim=1) - pixels.amin(dim=1)).clamp(min=1)
+    fits = (errors <= tolerance * spans) & pixels.isfinite().all(dim=1)
+    if not (overshoot[fits] > tolerance).any():
+        return 0.0, 1.0
+    return range_of(pixels[fits])
 
 
 def _overall(

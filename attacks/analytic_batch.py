@@ -28,6 +28,8 @@ PARALLEL_REASON = (
 )
 WORST_SCALE = 0.05
 """Largest relative change of a scale that the labels may ask for."""
+LEAST_BIAS = 1e-12
+"""Share of a bias, whose input is 1, in an example's part of a gradient that isn't rounding."""
 SIGMAS = 4.0
 """Standard deviations in an error bar."""
 
@@ -130,6 +132,11 @@ def _complete(
     is_relu = bool(network.activations) and network.activations[-1].low == 0
     found = rest_directions(rest, missing, is_relu, generator)
     if head.has_bias:
+        if not np.abs(found[:, -1]).min(initial=1.0) > LEAST_BIAS:
+            raise NotApplicable(
+                f"the label attack left {missing} examples out, and what the others leave of the "
+                "gradient isn't theirs: its bias is zero"
+            )
         found = found[:, :-1] / found[:, -1:]
     return np.vstack([features[known], found])
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from attacks.last_layer import HUGE
-from attacks.network import Network
+from attacks.network import Network, parameter_name
 from attacks.pixel_map import PixelMap
 from attacks.types import GradientLeak, NotApplicable
 
@@ -47,8 +47,8 @@ def from_bias(leak: GradientLeak, first: str) -> FirstInput:
     Raises:
         NotApplicable: a gradient is missing, not finite, or zero.
     """
-    gradient = first_gradient(leak, f"{first}.weight".lstrip("."))
-    delta = first_gradient(leak, f"{first}.bias".lstrip(".")).double()
+    gradient = first_gradient(leak, parameter_name(first, "weight"))
+    delta = first_gradient(leak, parameter_name(first, "bias")).double()
     a, sigma = _row_space(gradient, delta)
     return FirstInput(a, sigma / float(delta.norm()))
 
@@ -62,7 +62,7 @@ def from_feature(
         NotApplicable: the gradient is missing, not finite, or zero, or the feature vanishes on both
             of its directions.
     """
-    gradient = first_gradient(leak, f"{first}.weight".lstrip("."))
+    gradient = first_gradient(leak, parameter_name(first, "weight"))
     sizes = torch.linalg.vector_norm(gradient, dim=1)
     delta = (gradient @ (gradient[sizes.argmax()] / sizes.max())).double()
     a, sigma = _row_space(gradient, delta)

@@ -19,6 +19,7 @@ from attacks.layer_rank import LayerRank, require_rank
 from attacks.layer_system import LayerSystem, by_channel
 from attacks.layers import Chain
 from attacks.stages import Stage
+from attacks.types import NotApplicable
 
 SURE = 3.0
 """Entries closer to the end of σ's range than this many standard deviations say nothing of z."""
@@ -176,6 +177,8 @@ def _through_linear(front: Front, stage: Stage, evidence: Evidence) -> Front:
     """Read the input off the gradient alone: `∂L/∂W = δ vᵀ`, so `v = (∂L/∂W)ᵀ δ / ‖δ‖²`."""
     delta = front.delta * stage.activation.slope(front.value)
     square = float(delta @ delta)
+    if square == 0:
+        raise NotApplicable(f"the gradient vanishes on its way down to layer {stage.name!r}")
     gradient, std = (
         part[:, :, 0, 0] for part in (evidence.gradient(stage), evidence.gradient_std(stage))
     )

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from attacks.network import Network
+from attacks.network import Network, input_of
 from attacks.types import NotApplicable
 
 MESSAGE = "the first layer must be linear on the pixels, up to normalisation"
@@ -57,31 +57,43 @@ class PixelMap:
         return ((a - self.offset) / self.slope).reshape(-1, *self.shape)
 
 
+def range_of(images: Tensor) -> tuple[float, float]:
+    """Return the least and the largest value of images, at least 1 apart: that of black and white.
+
+    Args:
+        images: of any shape, at least one value.
+    """
+    low, high = float(images.min()), float(images.max())
+    missing = max(1 - (high - low), 0.0) / 2
+    return low - missing, high + missing
+
+
 class _Reached(Exception):
     """Ends a forward pass at the layer whose input was wanted."""
 
 
 def _inputs(network: Network, first: str, images: Tensor) -> Tensor:
-    """Return a linear layer's inputs, in float64, without running it: it may be large."""
+    """Return a linear layer's inputs, in float64, without running it: it may be large.
+
+    Raises:
+        NotApplicable: it doesn't take one flat row for each image.
+    """
     caught: list[Tensor] = []
 
-    def catch(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        caught.append(inputs[0])
+    def catch(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        caught.append(input_of(inputs, named))
         raise _Reached
 
-    tensors = [*network.module.named_parameters(), *network.module.named_buffers()]
-    linear = tuple(f"{name}." for name in network.linear)
-    double = {
-        name: t.detach().double()
-        for name, t in tensors
-        if t.is_floating_point() and not name.startswith(linear)
-    }
-    handle = network.linear[first].register_forward_pre_hook(catch)
+    handle = network.linear[first].register_forward_pre_hook(catch, with_kwargs=True)
     try:
-        with torch.no_grad():
-            functional_call(network.module, double, (images,))
+        network.run(images, network.double(but=tuple(network.executed)))
     except _Reached:
         pass
     finally:
         handle.remove()
-    return caught[0].flatten(1)
+    if caught[0].ndim != 2:
+        raise NotApplicable(
+            f"the first linear layer, {first!r}, takes several rows for each image (of shape "
+            f"{tuple(caught[0].shape[1:])}), so its gradient is a sum over these"
+        )
+    return caught[0]

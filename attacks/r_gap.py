@@ -25,10 +25,11 @@ import torch
 from torch import Tensor
 
 from attacks.evidence import Evidence
-from attacks.gauss_newton import active_outputs, fit_image
+from attacks.gauss_newton import UNFIT, active_outputs, fit_image
 from attacks.layer_rank import NotIdentifiable, image_rank, recursion_ranks, require_rank
 from attacks.layer_recursion import Front, descend
 from attacks.layers import Chain, read_chain
+from attacks.pixel_map import range_of
 from attacks.stages import Stage
 from attacks.types import (
     GradientLeak,
@@ -37,6 +38,7 @@ from attacks.types import (
     Reconstruction,
     Status,
     require_one_example,
+    require_values,
 )
 
 CAUTION = 5.0
@@ -49,9 +51,11 @@ BLUR = 1e-2
 class RGAP(ImageAttack):
     """Invert a chain of convolutions with activations and a linear layer at the end.
 
+    The loss is assumed to be the cross-entropy, which the label recovery stands on.
+
     Args:
-        tolerance: root mean square error in pixels that RECOVERED stays below, above 0; the default
-            is a PSNR of 50 dB.
+        tolerance: root mean square error in pixels, relative to their range, that RECOVERED stays
+            below, above 0; the default is a PSNR of 50 dB.
         iterations: of Levenberg-Marquardt for each start, at least 1.
         starts: random starts of the fit until one explains the leak, at least 1.
         respects_rank: whether an image for which equations are missing is left alone; False tries
@@ -83,19 +87,30 @@ class RGAP(ImageAttack):
     ) -> Reconstruction:
         """Read the network, count equations, invert, and vouch for the image or not."""
         require_one_example(leak)
+        require_values(leak)
         chain = read_chain(leak)
         evidence = Evidence.of(leak, labels, chain.head)
         try:
             found = self._invert(chain, evidence, generator)
         except NotIdentifiable as verdict:
             return _answer(Status.NOT_IDENTIFIABLE, str(verdict), chain.pixels.slope * torch.nan)
-        image = found.image.clamp(0, 1)
-        if not torch.isfinite(image).all():
+        if not torch.isfinite(found.image).all():
             singular = "the layers' equations are singular in the precision of the leak"
             return _answer(Status.NOT_CONVERGED, singular, chain.pixels.slope * torch.nan)
-        residual = consistency(chain, evidence, image)
-        status, reason = self._verdict(found, labels, residual)
-        return _answer(status, reason, image, residual)
+        for low, high in self._ranges(leak, found.image):
+            image = found.image.clamp(low, high)
+            residual = consistency(chain, evidence, image)
+            status, reason = self._verdict(found, image, labels, residual, high - low)
+            answer = _answer(status, reason, image, residual, (low, high))
+            if status is Status.RECOVERED:
+                break
+        return answer
+
+    def _ranges(self, leak: GradientLeak, image: Tensor) -> list[tuple[float, float]]:
+        """Return the ranges that an image may have, [0, 1] last."""
+        outside = _rms(image - image.clamp(0, 1)) > self.tolerance
+        own = [range_of(image)] if outside and leak.normalization is None else []
+        return [*own, (0.0, 1.0)]
 
     def _invert(self, chain: Chain, evidence: Evidence, generator: torch.Generator) -> Estimate:
         """Go down the linear layers, then the way that the network's activations allow.
@@ -140,18 +155,25 @@ class RGAP(ImageAttack):
             starts=self.starts,
         )
         image = point.image.reshape(chain.pixels.slope.shape)
-        return Estimate(image, torch.inf if rank.deficit else error)
+        if rank.deficit:
+            error = torch.inf
+        return Estimate(image, error, is_fit=point.misfit <= UNFIT)
 
     def _verdict(
-        self, found: Estimate, labels: LabelRecovery, residual: float
+        self, found: Estimate, image: Tensor, labels: LabelRecovery, residual: float, span: float
     ) -> tuple[Status, str | None]:
         if labels.status is not Status.RECOVERED:
             return (
                 Status.NOT_IDENTIFIABLE,
                 "the image is as uncertain as the label recovery that it starts from",
             )
-        outside = _rms(found.image - found.image.clamp(0, 1))
-        error = max(CAUTION * found.error, outside, BLUR * residual)
+        if not found.is_fit:
+            return (
+                Status.NOT_CONVERGED,
+                "the fit ended where the image doesn't explain the gradient",
+            )
+        outside = _rms(found.image - image)
+        error = max(CAUTION * found.error / span, outside, BLUR * residual)
         if not error <= self.tolerance:
             count = found.saturated
             because = f", with {count} activations saturated or lost in noise" if count else ""
@@ -170,11 +192,13 @@ class Estimate:
         image: (C, H, W), in pixels.
         error: standard deviation of a pixel that rounding leaves, root mean square.
         saturated: how many activations say nothing of what went into them.
+        is_fit: whether it explains what it was fitted to; a local minimum doesn't.
     """
 
     image: Tensor
     error: float
     saturated: int = 0
+    is_fit: bool = True
 
 
 def takes_fit(chain: Chain, stages: Sequence[Stage]) -> bool:
@@ -209,7 +233,11 @@ def consistency(chain: Chain, evidence: Evidence, image: Tensor) -> float:
 
 
 def _answer(
-    status: Status, reason: str | None, image: Tensor, residual: float = torch.nan
+    status: Status,
+    reason: str | None,
+    image: Tensor,
+    residual: float = torch.nan,
+    pixel_range: tuple[float, float] = (0.0, 1.0),
 ) -> Reconstruction:
     return Reconstruction(
         status,
@@ -218,6 +246,7 @@ def _answer(
         statuses=(status,),
         reasons=(reason,),
         residual=torch.tensor([residual], dtype=torch.float64),
+        pixel_range=pixel_range,
     )
 
 
