@@ -9,3 +9,7 @@ class UserError(ValueError):
 
 class EngineError(RuntimeError):
     """One clear sentence about processes of an engine that ended early; the run can be resumed."""
+
+
+class NothingAccepted(RuntimeError):
+    """One clear sentence about a run in which no client's reply could be used; exits with 1."""

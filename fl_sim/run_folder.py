@@ -29,6 +29,7 @@ from fl_sim.records import append_lines, read_lines, truncate_after
 from fl_sim.scenario import Scenario
 
 Arrays = dict[str, NDArray[Any]]
+UNSET = object()
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,15 @@ class RunFolder:
         committed = read_lines(self.rounds)
         return int(committed[-1]["round"]) if committed else None
 
+    def accepted_replies(self) -> int:
+        """Return how many replies the committed rounds were made of."""
+        return sum(int(line.get("replies") or 0) for line in read_lines(self.rounds))
+
+    def lost_all_replies(self) -> bool:
+        """Say whether there were replies and every one was left out."""
+        left_out = sum(int(line.get("quarantined") or 0) for line in read_lines(self.rounds))
+        return left_out > 0 and not self.accepted_replies()
+
     def restore(self) -> Checkpoint | None:
         """Cut everything beyond the last commit, and return the checkpoint to go on from.
 
@@ -159,16 +169,35 @@ class RunFolder:
 
 def _check_same_run(described: Path, scenario: Scenario, *, resume: bool) -> None:
     try:
-        digest = json.loads(described.read_text(encoding="utf-8"))["digest"]
-    except (ValueError, KeyError, TypeError) as error:
+        description = json.loads(described.read_text(encoding="utf-8"))
+        digest, ours = description["digest"], scenario.determining()
+        theirs = {k: v for k, v in description["scenario"].items() if k in ours}
+        different = digest != scenario.digest() and _difference(theirs, ours)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{described} isn't a run's description: {error}") from error
     if digest != scenario.digest():
         raise UserError(
-            f"{described.parent} holds another run (scenario {digest}, this one is "
-            f"{scenario.digest()}); choose another --out"
+            f"{described.parent} holds another run: {different or 'of another version of fl-sim'}; "
+            "choose another --out"
         )
     if not resume:
         raise UserError(f"{described.parent} holds this run already; go on with --resume")
+
+
+def _difference(there: Any, here: Any, key: str = "") -> str | None:
+    """Say at which key of the scenario two values first differ; None where they don't."""
+    if isinstance(there, list) and isinstance(here, list):
+        there, here = dict(enumerate(there)), dict(enumerate(here))
+    if isinstance(there, dict) and isinstance(here, dict):
+        found = (
+            _difference(there.get(k, UNSET), here.get(k, UNSET), f"{key}.{k}".lstrip("."))
+            for k in {**there, **here}
+        )
+        return next((difference for difference in found if difference), None)
+    if there == here:
+        return None
+    left, right = ("isn't set" if v is UNSET else f"is {json.dumps(v)}" for v in (there, here))
+    return f"{key} {left} there and {right} here"
 
 
 def _description(scenario: Scenario) -> dict[str, Any]:

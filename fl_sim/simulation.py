@@ -15,7 +15,9 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from fl_sim import client, server
+from fl_sim.errors import NothingAccepted
 from fl_sim.federation import Federation
+from fl_sim.run_folder import RunFolder
 from fl_sim.scenario import Scenario
 
 logger = logging.getLogger(__name__)
@@ -40,20 +42,27 @@ def run(
     Raises:
         UserError: the scenario can't be run, or the folder holds something else.
         EngineError: the engine's processes ended before the last round.
+        NothingAccepted: no client's reply could be used in any round; the run is complete.
     """
     if scenario.engine == "ray":
         from fl_sim.simulation_ray import run_on_ray  # psutil, only where it is needed
 
         run_on_ray(scenario, out, resume=resume, on_progress=on_progress)
-        return
-    Federation.of(scenario)
-    config: UserConfig = {
-        "scenario": scenario.to_json(),
-        "out": str(out.absolute()),
-        "resume": resume,
-    }
-    grid = LocalGrid(client.app, scenario.data.clients, config, on_progress)
-    server.app(grid, Context(1, 0, {}, RecordDict(), dict(config)))
+    else:
+        Federation.of(scenario)
+        config: UserConfig = {
+            "scenario": scenario.to_json(),
+            "out": str(out.absolute()),
+            "resume": resume,
+        }
+        grid = LocalGrid(client.app, scenario.data.clients, config, on_progress)
+        server.app(grid, Context(1, 0, {}, RecordDict(), dict(config)))
+    # The server said so where it ran; another process, or an earlier one, may have.
+    if RunFolder(out).lost_all_replies():
+        raise NothingAccepted(
+            "no reply was accepted in any round, so the model is the initial one; the report says "
+            "why"
+        )
 
 
 class LocalGrid(Grid):

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.proto.node_pb2 import NodeInfo  # the type that Grid.get_nodes returns
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
+from flwr.serverapp.strategy.result import Result
 from flwr.supercore.run import Run
 
+from fl_sim.errors import NothingAccepted
+from fl_sim.strategy.reply import Expected, align, problem_of
 from fl_sim.strategy.wrapper import Wrapper
 
-WEIGHT_KEY = "num-examples"
-FLOATS = (np.float16, np.float32, np.float64)
+logger = logging.getLogger(__name__)
 LONGEST_REASON = 300
 
 
@@ -25,18 +28,24 @@ class ReplyGuard(Wrapper):
     """Quarantine malformed replies and put the rest in order, before a strategy sees them.
 
     Without it, one reply with a missing array ends a Flower run, and one with NaN ends in the
-    global model. Clients are sampled from `sample`, not by the strategy's own draw from Python's
+    global model. What was sent may come back, whatever its type; numbers must be finite where what
+    was sent is. What only some replies hold beside that (another metric, another array) is left
+    out of them. Clients are sampled from `sample`, not by the strategy's own draw from Python's
     global generator, and replies are ordered by client, so that float sums don't depend on who was
     faster.
 
-    `accepted` is the number of replies handed on in the last round.
+    A round that loses all its replies is logged as an error, and leaves the model as it is.
+
+    `accepted` is the number of replies handed on in the last round, `accepted_in_all` in all.
 
     Args:
         base: the strategy to guard.
         clients: node id -> client number. None: nodes are numbered by their id's rank.
         sample: server round -> the clients that take part; None leaves it to the strategy.
-        on_quarantine: called with (server round, client, reason) for each reply left out.
+        on_quarantine: called with (server round, client, reason) for each reply left out; without
+            it, each is logged as a warning.
         round_offset: rounds that an earlier, interrupted run has finished.
+        accepted_before: replies handed on in these.
     """
 
     def __init__(
@@ -47,15 +56,32 @@ class ReplyGuard(Wrapper):
         sample: Callable[[int], Sequence[int]] | None = None,
         on_quarantine: Callable[[int, int, str], None] | None = None,
         round_offset: int = 0,
+        accepted_before: int = 0,
     ) -> None:
         super().__init__(base)
         self.clients = clients
         self.sample = sample
         self.on_quarantine = on_quarantine
         self.round_offset = round_offset
-        self._expected: dict[str, tuple[int, ...]] = {}
-        self._asked: set[int] = set()
         self.accepted = 0
+        self.accepted_in_all = accepted_before
+        self._expected: dict[int, Expected] = {}
+        self._reasons: Counter[str] = Counter()
+
+    def start(self, *args: Any, **kwargs: Any) -> Result:
+        """Run the strategy, as `Strategy.start`.
+
+        Raises:
+            NothingAccepted: no reply of any round was.
+        """
+        result: Result = super().start(*args, **kwargs)
+        if not self.accepted_in_all and self._reasons:
+            reason, _ = self._reasons.most_common(1)[0]
+            raise NothingAccepted(
+                "no reply was accepted in any round, so the model is the initial one; the "
+                f"commonest reason: {reason}"
+            )
+        return result
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -66,14 +92,16 @@ class ReplyGuard(Wrapper):
             chosen = set(self.sample(server_round))
             nodes = [n for n in sorted(grid.get_node_ids()) if self._is_among(n, chosen)]
             if not nodes:  # a strategy would wait for them for ever
-                self._asked = set()
+                self._expected = {}
                 return []
             grid = _SubGrid(grid, nodes)
         with contextlib.nullcontext() if self.sample is None else _python_draws(server_round):
             messages = list(self.base.configure_train(server_round, arrays, config, grid))
         messages.sort(key=lambda message: self._client(message.metadata.dst_node_id))
-        self._asked = {message.metadata.dst_node_id for message in messages}
-        self._expected = {name: tuple(array.shape) for name, array in arrays.items()}
+        # Mostly one record for all; a strategy may send different ones.
+        records = {id(m.content): m.content for m in messages}
+        expected = {key: Expected.of(content, arrays) for key, content in records.items()}
+        self._expected = {m.metadata.dst_node_id: expected[id(m.content)] for m in messages}
         return messages
 
     def aggregate_train(
@@ -82,23 +110,27 @@ class ReplyGuard(Wrapper):
         """Hand the well-formed replies on, by client; without any, leave the model as it is."""
         server_round += self.round_offset
         ordered = sorted(replies, key=lambda reply: self._client(reply.metadata.src_node_id))
-        problems = [self._problem(reply) for reply in ordered]
-        good = [r for r, problem in zip(ordered, problems, strict=True) if problem is None]
-        usual = _majority([_layout(reply.content) for reply in good])
-        kept = []
-        for reply, problem in zip(ordered, problems, strict=True):
-            if problem is None and _layout(reply.content) != usual:
-                problem = f"its records and metrics are {', '.join(_layout(reply.content))}, "
-                problem += f"most clients' {', '.join(usual)}"
+        needed = _metric_keys(self.base)
+        kept, reasons = [], []
+        for reply in ordered:
+            node = reply.metadata.src_node_id
+            problem = problem_of(reply, self._expected.get(node, Expected({})), needed)
             if problem is None:
                 kept.append(reply)
             else:
-                self._report(server_round, reply.metadata.src_node_id, problem)
-        for node in sorted(self._asked - {r.metadata.src_node_id for r in ordered}):
-            self._report(server_round, node, "the client didn't reply in time")
+                reasons.append(self._report(server_round, node, problem))
+        silent = sorted(self._expected.keys() - {r.metadata.src_node_id for r in ordered})
+        late = "the client didn't reply in time"
+        reasons += [self._report(server_round, node, late) for node in silent]
         self.accepted = len(kept)
+        self.accepted_in_all += len(kept)
+        self._reasons.update(reasons)
         if not kept:
+            self._log_loss(server_round, reasons)
             return None, None
+        self.note_replies(kept)
+        for dropped in align(kept, self._expected, needed[0]):
+            logger.warning("round %d: %s", server_round, dropped)
         return self.base.aggregate_train(server_round, kept)
 
     def configure_evaluate(
@@ -121,82 +153,42 @@ class ReplyGuard(Wrapper):
     def _client(self, node: int) -> int:
         return node if self.clients is None else self.clients[node]
 
-    def _report(self, server_round: int, node: int, reason: str) -> None:
+    def _report(self, server_round: int, node: int, reason: str) -> str:
+        """Tell of a reply that is left out; return why, in one sentence."""
+        # A client may have written parts of it.
+        sentence = " ".join(reason.split())[:LONGEST_REASON]
+        client = self._client(node)
         if self.on_quarantine is not None:
-            # A client may have written parts of it.
-            sentence = " ".join(reason.split())[:LONGEST_REASON]
-            self.on_quarantine(server_round, self._client(node), sentence)
-
-    def _problem(self, reply: Message) -> str | None:
-        """Return what is wrong with a reply, in one sentence, or None."""
-        if reply.has_error():
-            return f"the client failed: {_first_line(reply.error.reason)}"
-        records = list(reply.content.array_records.values())
-        if len(records) != 1:
-            return f"it must hold one array record, found {len(records)}"
-        return _array_problem(records[0], self._expected) or _metric_problem(reply.content)
-
-
-def _array_problem(record: ArrayRecord, expected: Mapping[str, tuple[int, ...]]) -> str | None:
-    missing, extra = expected.keys() - record.keys(), record.keys() - expected.keys()
-    if missing or extra:
-        name = min(missing or extra)
-        return f"array {name!r} is {'missing' if missing else 'not one that was sent'}"
-    for name, array in record.items():
-        if tuple(array.shape) != expected[name]:
-            return (
-                f"array {name!r} must have the shape {expected[name]}, found {tuple(array.shape)}"
+            self.on_quarantine(server_round, client, sentence)
+        else:
+            logger.warning(
+                "round %d: reply of client %d left out: %s", server_round, client, sentence
             )
-        try:
-            values = np.asarray(array.numpy())
-        except Exception as error:  # a client's bytes can make NumPy raise anything
-            return f"array {name!r} can't be read: {_first_line(str(error))}"
-        if values.shape != expected[name] or values.dtype not in FLOATS:
-            return (
-                f"array {name!r} must hold {expected[name]} floats of 16, 32 or 64 bits, found "
-                f"{values.shape} of {values.dtype}"
+        return sentence
+
+    def _log_loss(self, server_round: int, reasons: Sequence[str]) -> None:
+        if reasons:
+            logger.error(
+                "round %d: all %d replies were left out, and the model stays as it was; the "
+                "commonest reason: %s",
+                server_round,
+                len(reasons),
+                Counter(reasons).most_common(1)[0][0],
             )
-        if not np.isfinite(values).all():
-            return f"array {name!r} has NaN or infinite entries"
-    return None
 
 
-def _metric_problem(content: RecordDict) -> str | None:
-    records = list(content.metric_records.values())
-    if len(records) != 1:
-        return f"it must hold one metric record, found {len(records)}"
-    weight = records[0].get(WEIGHT_KEY)
-    if not isinstance(weight, (int, float)):
-        return f"metric {WEIGHT_KEY!r} must be a number, found {weight}"
-    if not (np.isfinite(weight) and weight > 0):
-        return f"metric {WEIGHT_KEY!r} must be above 0 and finite, found {weight}"
-    for name, value in records[0].items():
-        if not np.isfinite(np.asarray(value, dtype=float)).all():
-            return f"metric {name!r} must be finite, found {value}"
-    return None
+def _metric_keys(strategy: Strategy) -> tuple[str, ...]:
+    """Return the metrics that a strategy, or one that it wraps, reads from every reply.
 
-
-def _layout(content: RecordDict) -> tuple[str, ...]:
-    """Return the names of a reply's records and of its metrics, a list's with its length.
-
-    Strategies look records up by the first reply's names, and add lists up entry by entry.
+    The first is what it weighs replies by.
     """
-    [metrics] = content.metric_records.values()
-    entries = [
-        f"{name}[{len(value)}]" if isinstance(value, list) else name
-        for name, value in metrics.items()
-    ]
-    return (*content.array_records, *content.metric_records, *sorted(entries))
-
-
-def _majority(layouts: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
-    """Return the most frequent layout, the first of those that tie."""
-    return max(layouts, key=layouts.count, default=())
-
-
-def _first_line(text: str | None) -> str:
-    lines = [line.strip() for line in (text or "").splitlines() if line.strip()]
-    return lines[0] if lines else "no reason given"
+    weight, others = "num-examples", []
+    inner: Any = strategy
+    while inner is not None:
+        weight = getattr(inner, "weighted_by_key", weight)
+        others += [inner.train_loss_key] if hasattr(inner, "train_loss_key") else []
+        inner = getattr(inner, "base", None) or getattr(inner, "strategy", None)
+    return (weight, *others)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
@@ -13,7 +13,17 @@ class Wrapper(Strategy):
     """A strategy that passes everything on to another."""
 
     def __init__(self, base: Strategy) -> None:
+        if not isinstance(base, Strategy):
+            raise TypeError(
+                f"{type(self).__name__} wraps a strategy of flwr.serverapp.strategy, Flower's "
+                f"message API, found {type(base).__module__}.{type(base).__name__}"
+            )
         self.base = base
+
+    def note_replies(self, replies: Sequence[Message]) -> None:
+        """See well-formed replies as they came, before an outer wrapper makes them alike."""
+        if isinstance(self.base, Wrapper):
+            self.base.note_replies(replies)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

@@ -116,9 +116,36 @@ def test_another_run_is_refused(tmp_path: Path, resume: bool) -> None:
     with opened(tmp_path) as folder:
         commit(folder, 0)
     before = {name: (tmp_path / name).read_bytes() for name in files(tmp_path)}
-    with pytest.raises(UserError, match=r"holds another run \(scenario \w+, this one is \w+\)"):
+    with pytest.raises(UserError, match="holds another run: seed is 0 there and is 1 here; choose"):
         opened(tmp_path, Scenario(seed=1), resume=resume).__enter__()
     assert {name: (tmp_path / name).read_bytes() for name in files(tmp_path)} == before
+
+
+def smoothing(*values: float) -> Scenario:
+    stages = [{"name": "label-smoothing", "smoothing": value} for value in values]
+    return Scenario.model_validate({"defense": stages})
+
+
+@pytest.mark.parametrize(
+    ("there", "here", "sentence"),
+    [
+        (smoothing(0.1), smoothing(0.2), "defense.0.smoothing is 0.1 there and is 0.2 here"),
+        (smoothing(), smoothing(0.2), "defense.0 isn't set there and is {"),
+        (smoothing(0.1, 0.2), smoothing(0.1), "defense.1 is {.*} there and isn't set here"),
+        (
+            smoothing(0.1),
+            Scenario.model_validate({"defense": [{"name": "label-smoothing"}]}),
+            "defense.0.smoothing is 0.1 there and isn't set here",
+        ),
+    ],
+)
+def test_the_key_that_differs_is_named(
+    there: Scenario, here: Scenario, sentence: str, tmp_path: Path
+) -> None:
+    with opened(tmp_path, there):
+        pass
+    with pytest.raises(UserError, match=sentence):
+        opened(tmp_path, here, resume=True).__enter__()
 
 
 @pytest.mark.parametrize("resume", [False, True])

@@ -115,7 +115,7 @@ def test_clients_that_misbehave_are_left_out_with_their_reasons(
             case (1, 2):
                 return weights | {"2.weight": weights["2.weight"][:, :1]}, loss
             case (2, 3):
-                return weights | {"extra": weights["2.weight"]}, loss
+                del weights["2.bias"]
         return weights, loss
 
     monkeypatch.setattr(client, "train_locally", misbehaving(misbehave))
@@ -130,7 +130,7 @@ def test_clients_that_misbehave_are_left_out_with_their_reasons(
         (2, 2): None,
         (3, 0): None,
         (3, 1): None,
-        (3, 2): "reply left out: array 'extra' is not one that was sent",
+        (3, 2): "reply left out: array '2.bias' is missing",
     }
     left_out = [r for r in records if r["label_reason"]]
     for key in ("attack", "example", "label_attack", "label_status", "image_status", "psnr_db"):
