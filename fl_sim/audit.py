@@ -275,6 +275,8 @@ def _answer(labels: LabelRecovery, image: Reconstruction | None, row: int) -> di
         fields["mixing"] = found.mixing
     if image is not None:
         fields |= _verdict("image", image, row)
+        if image.images is not None and image.images[row].isfinite().all():
+            fields["image_low"], fields["image_high"] = image.pixel_range
     return fields
 
 
@@ -305,6 +307,6 @@ def _compare(
     fields: dict[str, Any] = {"baseline_top1": int(truth.labels[example].argmax()) == baseline.top1}
     if image is not None:
         fields |= baseline.scores(truth.images[example], truth.labels[example])
-        if image.images is not None:
+        if image.images is not None and image.pixel_range == (0.0, 1.0):
             fields |= score_image(image.images[row], truth.images[example])
     return fields

@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy
 from defenses import ClientStep
 from fl_sim.errors import UserError
 from fl_sim.federation import Federation
+from fl_sim.optimizers import build_optimizer
 from fl_sim.provenance import code_hash
 from fl_sim.scenario import Scenario
 from fl_sim.scenario_source import configured_scenario
@@ -82,7 +83,8 @@ def train_locally(
     load_tensors(model, received)
     model.to(device).train(settings.mode == "train")
     start = {name: tensor.clone() for name, tensor in wire_tensors(model, settings.mode).items()}
-    optimizer = torch.optim.SGD(
+    optimizer = build_optimizer(
+        settings.optimizer,
         model.parameters(),
         lr=settings.lr,
         momentum=settings.momentum,

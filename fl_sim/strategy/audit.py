@@ -5,27 +5,28 @@ from __future__ import annotations
 import copy
 import dataclasses
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor, nn
 
-from attacks import Status
+from attacks import GradientLeak, Normalization, Status
+from attacks.intake import plain_model, plain_names
 from fl_sim.audit import AttackPlan, Finding, Judge, audit_leak
 from fl_sim.records import LeakageRecord, append_lines
 from fl_sim.strategy.wrapper import Wrapper
 from fl_sim.wire import LocalTraining, gradient_leak, load_tensors
 
-if TYPE_CHECKING:
-    from attacks import GradientLeak
-
 logger = logging.getLogger(__name__)
 Log = Callable[[int, list[Finding]], None]
+STEPS_KEY = "num-steps"
+"""A metric in which clients may report their number of optimizer steps."""
 
 
 class LeakageAudit(Wrapper):
@@ -41,6 +42,8 @@ class LeakageAudit(Wrapper):
         attacks: plans, names of label attacks, or pairs of a label and an image attack's names.
         training: how the clients train, as the server configured them.
         input_shape: (C, H, W) of one image.
+        normalization: what the clients' loaders do to pixels in [0, 1]; None where that isn't
+            known. A model that normalises in its first layer takes `Normalization.of_range(0, 1)`.
         log: a path that gets one line of JSON for each record, or a function of the server round
             and its findings.
         clients: node id -> client number, for the records; None takes the node ids.
@@ -49,7 +52,8 @@ class LeakageAudit(Wrapper):
         seed: of the attacks' random draws.
 
     Raises:
-        ValueError: an attack's name is unknown.
+        TypeError: base, model, attacks or training is of another type.
+        ValueError: an attack's name is unknown, or none is given.
 
     Example:
         >>> from flwr.serverapp.strategy import FedAvg
@@ -72,22 +76,28 @@ class LeakageAudit(Wrapper):
         training: LocalTraining,
         input_shape: tuple[int, int, int],
         log: str | Path | Log,
+        normalization: Normalization | None = None,
         clients: Mapping[int, int] | None = None,
         defenses: str = "unknown",
         judge: Judge | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(base)
-        self.model = model
+        _check_types(attacks, training)
+        self.model = plain_model(model)
         self.plans = [_plan(attack) for attack in attacks]
         self.training = training
         self.input_shape = input_shape
+        self.normalization = normalization
+        # Its own checks, of shape and normalisation, before the first round.
+        GradientLeak(self.model, {}, training.batch_size, input_shape, normalization=normalization)
         self.log = log if callable(log) else _file_log(Path(log))
         self.clients = clients
         self.defenses = defenses
         self.judge = judge
         self.seed = seed
         self._sent: dict[int, ArrayRecord] = {}
+        self._metrics: dict[int, dict[str, Any]] = {}
         self._loaded: tuple[ArrayRecord, nn.Module] | None = None
 
     def configure_train(
@@ -95,11 +105,13 @@ class LeakageAudit(Wrapper):
     ) -> Iterable[Message]:
         """Remember what is sent to each node: a strategy may send different weights to each."""
         messages = list(self.base.configure_train(server_round, arrays, config, grid))
-        self._sent = {
-            message.metadata.dst_node_id: next(iter(message.content.array_records.values()))
-            for message in messages
-        }
+        self._sent = {m.metadata.dst_node_id: self._arrays(m.content) for m in messages}
         return messages
+
+    def note_replies(self, replies: Sequence[Message]) -> None:
+        """Remember what clients report of their training; not all of them need to."""
+        self._metrics = {r.metadata.src_node_id: _metrics(r) for r in replies}
+        super().note_replies(replies)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -111,6 +123,7 @@ class LeakageAudit(Wrapper):
             for reply in sorted(replies, key=lambda reply: self._client(reply))
             for finding in self._audit(server_round, reply)
         ]
+        self._metrics = {}
         self.log(server_round, findings)
         return self.base.aggregate_train(server_round, replies)
 
@@ -149,21 +162,23 @@ class LeakageAudit(Wrapper):
         """Return the leak behind a reply, or why there is none."""
         if reply.has_error():
             return f"the client failed: {reply.error.reason}"
-        obstacle = self.training.obstacle(server_round)
-        if obstacle is not None:
-            return obstacle
         try:
-            received = self._sent[reply.metadata.src_node_id]
-            arrays = next(iter(reply.content.array_records.values()))
+            metrics = {**_metrics(reply), **self._metrics.get(reply.metadata.src_node_id, {})}
+            steps = _steps(metrics) or self.training.local_steps
+            training = dataclasses.replace(self.training, local_steps=steps)
+            obstacle = training.obstacle(server_round)
+            if obstacle is not None:
+                return obstacle
             return gradient_leak(
-                self._model_at(received),
-                _tensors(arrays),
-                self.training,
+                self._model_at(self._sent[reply.metadata.src_node_id]),
+                _tensors(self._arrays(reply.content)),
+                training,
                 input_shape=self.input_shape,
+                normalization=self.normalization,
             )
         except Exception as error:  # whatever a client sent, it costs a record and no more
             logger.warning("an update of round %d can't be audited: %s", server_round, error)
-            return f"the update can't be translated: {error}"
+            return f"the update can't be translated: {error or type(error).__name__}"
 
     def _model_at(self, received: ArrayRecord) -> nn.Module:
         """Return the network at the weights that a node received; one copy for all that share."""
@@ -172,6 +187,46 @@ class LeakageAudit(Wrapper):
             load_tensors(model, _tensors(received))
             self._loaded = (received, model.eval())
         return self._loaded[1]
+
+    def _arrays(self, content: RecordDict) -> ArrayRecord:
+        """Return the record with the most of the model's arrays; an empty one without any."""
+        own = {name for name, _ in self.model.named_parameters()}
+        records = content.array_records.values()
+        fits = [len(own.intersection(plain_names(r, self.model).values())) for r in records]
+        pairs = sorted(zip(fits, records, strict=True), key=lambda pair: -pair[0])
+        return pairs[0][1] if pairs else ArrayRecord()
+
+
+def _check_types(attacks: object, training: object) -> None:
+    if not isinstance(attacks, Sequence) or isinstance(attacks, str):
+        raise TypeError(
+            'attacks must be a list, as in ["soft-label"] or [("soft-label", "analytic")], found '
+            f"{attacks!r}"
+        )
+    if not attacks:
+        raise ValueError("attacks must name at least one, found an empty list")
+    if not isinstance(training, LocalTraining):
+        raise TypeError(f"training must be a LocalTraining, found {type(training).__name__}")
+
+
+def _metrics(reply: Message) -> dict[str, Any]:
+    records = [] if reply.has_error() else reply.content.metric_records.values()
+    return {name: value for record in records for name, value in record.items()}
+
+
+def _steps(metrics: Mapping[str, Any]) -> int | None:
+    """Return the number of steps that a client reports, None where it doesn't.
+
+    Raises:
+        ValueError: it isn't one.
+    """
+    steps = metrics.get(STEPS_KEY)
+    if steps is None:
+        return None
+    is_number = isinstance(steps, int | float) and math.isfinite(steps)
+    if not is_number or steps != int(steps) or steps < 1:
+        raise ValueError(f"metric {STEPS_KEY!r} must be a number of steps, found {steps}")
+    return int(steps)
 
 
 def _tensors(arrays: ArrayRecord) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
-from torch import Tensor
+from torch import Tensor, nn
 
 from attacks import GradientLeak, Knowledge, LabelRecovery, Reconstruction, Status
 from fl_sim import client
@@ -26,7 +26,7 @@ from fl_sim.records import LeakageRecord
 from fl_sim.scenario import Scenario
 from fl_sim.scoring import Baseline
 from fl_sim.simulation import LocalGrid, run
-from fl_sim.strategy import LeakageAudit
+from fl_sim.strategy import LeakageAudit, ReplyGuard
 from fl_sim.wire import LocalTraining, gradient_leak, wire_tensors
 
 Tiny = Callable[..., Scenario]
@@ -230,6 +230,10 @@ def test_only_an_aware_attacker_is_told_the_defense(tiny: Tiny) -> None:
     assert told == [Knowledge(), known] * 3
 
 
+class LegacyFedAvg:
+    """As one of `flwr.server.strategy`, which isn't of the message API."""
+
+
 class Standalone:
     """`LeakageAudit` as in anyone's own ServerApp: no guard, no judge, its log a list."""
 
@@ -241,9 +245,9 @@ class Standalone:
         self.findings: list[Finding] = []
         self.audit = LeakageAudit(
             self.base,
-            model=copy.deepcopy(model),
             attacks=attacks,
             **{
+                "model": copy.deepcopy(model),
                 "training": LocalTraining(lr=self.scenario.client.lr, batch_size=1),
                 "input_shape": (1, 4, 4),
                 "log": lambda server_round, findings: self.findings.extend(findings),
@@ -396,3 +400,84 @@ def test_a_mass_is_scored_against_the_labels_of_all_local_steps(tiny: Tiny, name
     assert 0 <= record.mass_irec <= 1
     [blind] = audit_leak(leak, AttackPlan.by_name(name), place, seed=0, judge=None)
     assert blind.record.mass_tv is None
+
+
+def test_steps_that_a_client_reports_count(tiny: Tiny) -> None:
+    def reports(steps: Any) -> Callable[[RecordDict], RecordDict]:
+        def change(content: RecordDict) -> RecordDict:
+            metrics = MetricRecord({**content.metric_records["metrics"], "num-steps": steps})
+            return RecordDict({**content, "metrics": metrics})
+
+        return change
+
+    for steps, reason in (
+        (3, "the update sums 3 local steps"),
+        (1, None),
+        (0, "metric 'num-steps' must be a number of steps, found 0"),
+        (1.5, "metric 'num-steps' must be a number of steps, found 1.5"),
+        (float("nan"), "metric 'num-steps' must be a number of steps, found nan"),
+        (1e300, "the update sums 1000000000"),
+    ):
+        record = Standalone(tiny, ["soft-label"]).round(change=reports(steps))[0]
+        if reason is None:
+            assert record.label_status == "RECOVERED"
+        else:
+            assert reason in (record.label_reason or "")
+
+
+def test_a_guard_that_makes_replies_alike_hides_no_steps(tiny: Tiny) -> None:
+    """One client reports its steps, two don't: the strategy sees the metric of none."""
+    standalone = Standalone(tiny, ["soft-label"])
+    guard = ReplyGuard(standalone.audit)
+    arrays, config = standalone.arrays, ConfigRecord({"server-round": 1})
+    messages = guard.configure_train(1, arrays, config, standalone.grid)
+    replies = list(standalone.grid.send_and_receive(messages))
+    metrics = MetricRecord({**replies[0].content.metric_records["metrics"], "num-steps": 3})
+    replies[0].content["metrics"] = metrics
+    standalone.base.expected = replies
+    guard.aggregate_train(1, replies)
+    reasons = [finding.record.label_reason for finding in standalone.findings]
+    assert "the update sums 3 local steps" in (reasons[0] or "")
+    assert reasons[1:] == [None, None]
+
+
+def test_what_a_reply_holds_besides_the_model_is_left_aside(tiny: Tiny) -> None:
+    def more(content: RecordDict) -> RecordDict:
+        extra = {"control": ArrayRecord({"c": Array(np.zeros(2))})}
+        return RecordDict({**extra, **content})
+
+    record = Standalone(tiny, ["soft-label"]).round(change=more)[0]
+    assert record.label_status == "RECOVERED"
+
+
+def test_a_wrapped_model_is_the_one_inside(tiny: Tiny) -> None:
+    model = nn.DataParallel(Federation.of(tiny()).build_model())
+    records = Standalone(tiny, [("soft-label", "analytic")], model=model).round()
+    assert {(r.label_status, r.image_status) for r in records} == {("RECOVERED", "RECOVERED")}
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"attacks": "soft-label"}, "attacks must be a list, as in .* found 'soft-label'"),
+        ({"attacks": []}, "attacks must name at least one, found an empty list"),
+        ({"training": {"lr": 0.1}}, "training must be a LocalTraining, found dict"),
+        ({"model": "resnet"}, "model must be an nn.Module, found str"),
+        (
+            {"base": LegacyFedAvg()},
+            "LeakageAudit wraps a strategy of flwr.serverapp.strategy, .*Leg",
+        ),
+        ({"base": FedAvg}, "LeakageAudit wraps .* found abc.ABCMeta"),
+    ],
+)
+def test_what_an_audit_cannot_take_is_said_at_once(options: dict[str, Any], sentence: str) -> None:
+    values: dict[str, Any] = {
+        "base": FedAvg(fraction_evaluate=0.0),
+        "model": nn.Flatten(),
+        "attacks": ["soft-label"],
+        "training": LocalTraining(lr=0.1),
+        "input_shape": (1, 4, 4),
+        "log": "unused.jsonl",
+    } | options
+    with pytest.raises((TypeError, ValueError), match=sentence):
+        LeakageAudit(values.pop("base"), **values)
