@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from fl_sim.data.dataset import Dataset, as_pixels
-from fl_sim.data.folder import load_image, path_of, square
+from fl_sim.data.folder import path_of
+from fl_sim.data.images import load_image, square
 from fl_sim.data.source import Source
 from fl_sim.errors import UserError
 from fl_sim.seeds import numpy_generator

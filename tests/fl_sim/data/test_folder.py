@@ -96,3 +96,127 @@ def test_image_folder_names_the_file_that_is_no_image(tmp_path: Path) -> None:
 def test_image_folder_refuses_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         image_folder(**options)
+
+
+CLASSES = {"normal": 3, "pneumonia": 4}
+
+
+@pytest.mark.parametrize(
+    "names", [("train", "test"), ("Training", "Validation"), ("train", "val"), ("train", "valid")]
+)
+def test_a_folder_that_is_split_keeps_its_split(names: tuple[str, str], tmp_path: Path) -> None:
+    make_folder(tmp_path / names[0], CLASSES)
+    make_folder(tmp_path / names[1], {"normal": 1, "pneumonia": 2})
+    dataset = image_folder(root=tmp_path, size=8)
+    assert dataset.classes == ("normal", "pneumonia")
+    assert dataset.labels.bincount().tolist() == [3, 4]
+    assert dataset.test_labels.bincount().tolist() == [1, 2]
+
+
+def test_of_three_parts_the_validation_is_left_with_a_word(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for part in ("train", "val", "test"):
+        make_folder(tmp_path / part, CLASSES)
+    assert len(image_folder(root=tmp_path, size=8).test_labels) == 7
+    assert "train and test are read, ['val'] not" in caplog.text
+
+
+def test_a_class_that_the_test_part_lacks_is_no_mistake(tmp_path: Path) -> None:
+    make_folder(tmp_path / "train", {"a": 2, "b": 2, "c": 2})
+    make_folder(tmp_path / "test", {"a": 1, "c": 1})
+    assert sorted(image_folder(root=tmp_path, size=8).test_labels.tolist()) == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        (("fold_0", "fold_1"), r"parts of a data set \(fold_0, fold_1\), not classes; name one of"),
+        (("split1", "split2", "split3"), "parts of a data set"),
+        (("train",), r"parts of a data set \(train\), not classes; .* as in .*train$"),
+        (("val", "test"), "parts of a data set"),
+    ],
+)
+def test_parts_that_are_no_split_are_named(
+    parts: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    for part in parts:
+        make_folder(tmp_path / part, CLASSES)
+    with pytest.raises(UserError, match=message):
+        image_folder(root=tmp_path)
+
+
+def test_a_class_may_be_called_like_a_part(tmp_path: Path) -> None:
+    make_folder(tmp_path, {"plane": 2, "train": 2})
+    make_folder(tmp_path / "train" / "more", {"red": 1})
+    dataset = image_folder(root=tmp_path, size=8)
+    assert dataset.classes == ("plane", "train")
+    assert len(dataset.labels) + len(dataset.test_labels) == 5
+
+
+def test_files_beside_class_folders_leave_a_split_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for part in ("train", "test"):
+        make_folder(tmp_path / part, CLASSES)
+        (tmp_path / part / "labels.csv").write_text("")
+    make_folder(tmp_path, {"samples": 3})
+    assert image_folder(root=tmp_path, size=8).classes == ("normal", "pneumonia")
+    assert "train and test are read, ['samples'] not" in caplog.text
+    assert "left out: 1 of .csv" in caplog.text
+
+
+@pytest.mark.parametrize("flat", ["test", "train"])
+def test_a_part_without_classes_is_refused_by_name(flat: str, tmp_path: Path) -> None:
+    other = {"test": "train", "train": "test"}[flat]
+    make_folder(tmp_path, {flat: 3})
+    make_folder(tmp_path / other, CLASSES)
+    with pytest.raises(UserError, match=rf"{flat} has no class folders; .* as in .*{other}$"):
+        image_folder(root=tmp_path)
+
+
+def test_a_part_beside_what_is_none_is_refused(tmp_path: Path) -> None:
+    make_folder(tmp_path / "train", CLASSES)
+    make_folder(tmp_path, {"samples": 3})
+    with pytest.raises(UserError, match=r"holds parts of a data set \(train\), not classes"):
+        image_folder(root=tmp_path)
+
+
+def test_what_systems_hide_is_no_class_and_no_image(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_folder(tmp_path, {**CLASSES, ".cache": 2, "__MACOSX": 2})
+    (tmp_path / "normal" / "._0.png").write_text("")
+    dataset = image_folder(root=tmp_path, size=8)
+    assert dataset.classes == ("normal", "pneumonia")
+    assert len(dataset.labels) + len(dataset.test_labels) == 7
+    assert not caplog.text
+
+
+def test_an_image_beside_the_class_folders_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_folder(tmp_path, CLASSES)
+    Image.new("RGB", (8, 8)).save(tmp_path / "stray.png")
+    assert len(image_folder(root=tmp_path, size=8).test_labels) == 2
+    assert "files that aren't images in class folders are left out: 1 of .png" in caplog.text
+
+
+def test_a_test_class_without_training_images_is_refused(tmp_path: Path) -> None:
+    make_folder(tmp_path / "train", CLASSES)
+    make_folder(tmp_path / "test", {"normal": 1, "tumour": 1})
+    with pytest.raises(UserError, match=r"test.tumour has no counterpart in .*train"):
+        image_folder(root=tmp_path)
+
+
+def test_files_that_are_left_out_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_folder(tmp_path, CLASSES)
+    for name in ("a.npy", "b.npy", "LABELS", ".DS_Store"):
+        (tmp_path / "normal" / name).write_text("")
+    image_folder(root=tmp_path, size=8)
+    assert (
+        "files that aren't images in class folders are left out: 2 of .npy, 1 of no ending"
+        in caplog.text
+    )
