@@ -26,6 +26,9 @@ from fl_sim.partition import split
 from fl_sim.scenario import Scenario
 from fl_sim.seeds import numpy_generator, torch_generator
 
+MOST_TEST_EXAMPLES = 1000
+"""Test images that a round's accuracy is measured on, unless the scenario asks for more."""
+
 
 @dataclass(frozen=True, eq=False)
 class Federation:
@@ -76,6 +79,12 @@ class Federation:
         """Return the generators of the defenses' draws, by stage and hook."""
         return _Draws(self.scenario.seed, (server_round, client, step))
 
+    @property
+    def test_examples(self) -> int:
+        """Test images on which accuracy is measured; where the scenario is silent, up to 1,000."""
+        available = len(self.dataset.test_labels)
+        return self.scenario.data.test_examples or min(available, MOST_TEST_EXAMPLES)
+
     def build_model(self) -> nn.Module:
         """Return the initial network, in eval mode; the same weights at every call."""
         return copy.deepcopy(_initial_model(self.scenario))
@@ -108,7 +117,7 @@ def _dataset(name: str, options: str) -> Dataset:
 def _federation(scenario: Scenario) -> Federation:
     dataset = _dataset(scenario.data.name, json.dumps(scenario.data.options, sort_keys=True))
     available = len(dataset.test_labels)
-    if scenario.data.test_examples > available:
+    if (scenario.data.test_examples or 0) > available:
         raise UserError(
             f"data.test_examples must be at most {available}, the test images of "
             f"{scenario.data.name!r}, found {scenario.data.test_examples}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -215,7 +216,7 @@ def build_model(
     The same seed gives the same weights; PyTorch's global generator is left as it was.
 
     Args:
-        name: of the factory; a third party's takes the same keyword arguments as ours.
+        name: of the factory; `module:attr` gets those of our keyword arguments that it takes.
         options: more keyword arguments for the factory.
         num_classes: K.
         input_shape: (C, H, W).
@@ -244,7 +245,8 @@ def build_model(
         # Not torch.manual_seed, which would move the generators of all devices.
         torch.default_generator.manual_seed(seed_for(seed, "model"))
         try:
-            model = fl_sim.MODELS.build(name, **arguments, **options)
+            taken = _taken(name, arguments) if ":" in name else arguments
+            model = fl_sim.MODELS.build(name, **taken, **options)
         except ValueError as error:
             raise UserError(str(error)) from error
         if not isinstance(model, nn.Module):
@@ -254,13 +256,27 @@ def build_model(
     return model
 
 
+def _taken(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments that a factory has parameters for: anyone's, as torchvision's."""
+    factory = fl_sim.MODELS[name]
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except (TypeError, ValueError):  # it isn't callable, or doesn't tell
+        return dict(arguments)
+    named = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        # Written for us; or as torchvision's, which hand num_classes on to their class.
+        named |= set(arguments) if not named or named & set(arguments) else {"num_classes"}
+    return {key: value for key, value in arguments.items() if key in named}
+
+
 def _check_output(name: str, model: nn.Module, input_shape: Shape, num_classes: int) -> None:
     zeros = torch.zeros(2, *input_shape)
     rule = f"model {name!r} must map {tuple(zeros.shape)} to finite values of {(2, num_classes)}"
     try:
         with torch.no_grad():
             output = model(zeros)
-    except (RuntimeError, TypeError, ValueError) as error:
+    except Exception as error:  # a user's module may raise anything
         raise UserError(f"{rule}, and raised {type(error).__name__}: {error}") from error
     if not isinstance(output, Tensor):
         raise UserError(f"{rule}, found {type(output).__name__}")

@@ -24,6 +24,7 @@ from attacks.registry import nearest
 from defenses import DEFENSES
 from fl_sim import DATASETS, MODELS
 from fl_sim.errors import UserError
+from fl_sim.optimizers import Name as Optimizer
 from fl_sim.scenario_errors import describe
 
 STRATEGIES = ("fedavg", "fedadam", "krum")
@@ -63,7 +64,7 @@ class Data(_Section):
     partition: Literal["iid", "dirichlet", "pathological"] = "iid"
     alpha: Annotated[float, Field(gt=0)] = 0.5
     classes: Positive = 2
-    test_examples: Positive = 1000
+    test_examples: Positive | None = Field(default=None, description="a whole number of at least 1")
     options: Options = {}
 
     @field_validator("name")
@@ -92,15 +93,20 @@ class Client(_Section):
     batch_size: Positive = 1
     local_steps: Positive = 1
     lr: Annotated[float, Field(gt=0)] = 0.1
+    optimizer: Optimizer = "sgd"
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     nesterov: bool = False
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     mode: Literal["eval", "train"] = "eval"
 
     @model_validator(mode="after")
-    def _nesterov_needs_momentum(self) -> Client:
+    def _momentum_fits(self) -> Client:
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov needs a momentum above 0, found 0.0")
+        if self.momentum > 0 and self.optimizer != "sgd":
+            raise ValueError(
+                f"momentum is SGD's, found {self.momentum:g} with optimizer {self.optimizer!r}"
+            )
         return self
 
 
@@ -140,6 +146,12 @@ class DefenseStage(BaseModel):
     def parameters(self) -> dict[str, Any]:
         """The defense's keyword arguments."""
         return dict(self.model_extra or {})
+
+
+class Privacy(_Section):
+    """`[privacy]`: how ε is stated."""
+
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
 
 
 class Every(_Section):
@@ -199,6 +211,7 @@ class Scenario(_Section):
     model: Model = Model()
     client: Client = Client()
     server: Server = Server()
+    privacy: Privacy = Privacy()
     defense: list[DefenseStage] = Field([], description="tables, each headed [[defense]]")
     attack: list[Attack] = Field([], description="tables, each headed [[attack]]")
 
@@ -235,7 +248,7 @@ class Scenario(_Section):
             UserError: the file is missing or isn't TOML, or a key or value is wrong.
         """
         try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
+            values = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # with a BOM or without
         except OSError as error:
             raise UserError(f"scenario {path} can't be read: {error.strerror}") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -251,12 +264,16 @@ class Scenario(_Section):
         """Return the resolved scenario as canonical JSON."""
         return json.dumps(self.model_dump(mode="json"), sort_keys=True)
 
+    def determining(self) -> dict[str, Any]:
+        """Return, as plain values, all that determines the records."""
+        return self.model_dump(mode="json", exclude=_NOT_IN_RECORDS)
+
     def digest(self) -> str:
         """Return a hash of all that determines the records.
 
         It doesn't depend on the name, the number of images kept, or the engine.
         """
-        values = self.model_dump(mode="json", exclude=_NOT_IN_RECORDS)
+        values = self.determining()
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
     def __eq__(self, other: object) -> bool:

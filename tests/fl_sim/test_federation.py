@@ -132,3 +132,21 @@ def test_mixup_counts_two_examples_for_each(tiny: Tiny) -> None:
     Federation.of(tiny("client.batch_size=10", MIXUP))
     with pytest.raises(UserError, match=r"batch_size × 2 must be .* has 20, a step takes 22"):
         Federation.of(tiny("client.batch_size=11", MIXUP))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ((), 20),
+        (("data.test_examples=7",), 7),
+        (("data.name=mnist-5k", "data.clients=2"), 1000),
+        (("data.name=photos", "data.clients=2"), 320),
+    ],
+)
+def test_accuracy_is_measured_on_what_there_is_up_to_1000(
+    tiny: Tiny, overrides: tuple[str, ...], expected: int
+) -> None:
+    values = tiny(*overrides).model_dump(mode="json")
+    if not any("test_examples" in change for change in overrides):
+        del values["data"]["test_examples"]
+    assert Federation.of(Scenario.parse(values)).test_examples == expected

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -222,3 +223,36 @@ def test_build_model_refuses(name: str, options: dict[str, Any], message: str) -
 def test_normalize_refuses(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="std above 0, found"):
         Normalize(mean, std)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("third_party:own", nn.Sequential),
+        ("third_party:fixed", nn.Sequential),
+        ("third_party:Tempered", nn.Module),
+    ],
+)
+def test_anyones_factory_gets_the_keywords_that_it_takes(
+    name: str, kind: type, tiny_file: Path
+) -> None:
+    model = build_model(
+        name,
+        options={},
+        num_classes=4,
+        input_shape=(1, 4, 4),
+        bias=True,
+        mean=(0.5,),
+        std=(0.5,),
+        seed=0,
+    )
+    assert isinstance(model, kind)
+
+
+def test_torchvisions_factories_are_among_them() -> None:
+    arguments: dict[str, Any] = {"num_classes": 5, "bias": True, "mean": (0.5,), "std": (0.5,)}
+    name = "torchvision.models:squeezenet1_1"
+    model = build_model(name, options={}, input_shape=(3, 32, 32), seed=0, **arguments)
+    assert type(model).__name__ == "SqueezeNet"
+    with pytest.raises(UserError, match=r"must map \(2, 1, 32, 32\) .* raised RuntimeError: Given"):
+        build_model(name, options={}, input_shape=(1, 32, 32), seed=0, **arguments)

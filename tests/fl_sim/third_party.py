@@ -135,7 +135,7 @@ class Draws(LabelAttack):
 
     def recover(self, leak: GradientLeak, generator: torch.Generator) -> LabelRecovery:
         """Draw."""
-        guess = torch.rand(1, 4, generator=generator, dtype=torch.float64)
+        guess = torch.rand(leak.batch_size or 1, 4, generator=generator, dtype=torch.float64)
         return LabelRecovery(Status.NOT_CONVERGED, "a guess", guess / guess.sum())
 
 
@@ -153,3 +153,22 @@ class RaisesImage(ImageAttack):
     ) -> Reconstruction:
         """Fail."""
         raise ZeroDivisionError("division by zero")
+
+
+@dataclass(frozen=True)
+class Spoils(Defense):
+    """Sends NaN, from the first round on."""
+
+    def on_update(self, update: Gradients, generator: torch.Generator) -> Gradients:
+        """Return what no server can use."""
+        return {name: torch.full_like(part, torch.nan) for name, part in update.items()}
+
+
+def own(num_classes: int) -> nn.Module:
+    """Return a network by a factory that knows of one of our arguments."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(16, num_classes))
+
+
+def fixed() -> nn.Module:
+    """Return a network by a factory that knows of none."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(16, 4))

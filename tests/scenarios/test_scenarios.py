@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fl_sim.scenario import Attack, Client, Data, Model, Scenario, Server
+from fl_sim.scenario import Attack, Client, Data, Model, Privacy, Scenario, Server
 
 FOLDER = Path(__file__).parents[2] / "scenarios"
 FILES = sorted(FOLDER.glob("*.toml"))
@@ -60,6 +60,7 @@ def test_every_key_has_a_comment(path: Path) -> None:
 @every_scenario
 def test_every_key_that_exists_is_shown(path: Path) -> None:
     sections = {"data": Data, "model": Model, "client": Client, "server": Server, "attack": Attack}
+    sections["privacy"] = Privacy
     shown: dict[str, set[str]] = {"": set()}
     section = ""
     for line in path.read_text(encoding="utf-8").split("\n"):
