@@ -23,9 +23,11 @@ class LeakageRecord:
     `example` is the position in the batch, None for replies that couldn't be attacked. Recovered
     values stand under their own names, errors against the truth under `..._error`, the guesses of
     an attacker who saw no update under `baseline_...` or `..._chance`. None means: doesn't apply or
-    isn't known. The line of a count attack stands for all examples of an update: `mass_tv` is the
-    total variation distance in [0, 1] between the recovered and the true class shares (lower is
-    better), `mass_irec` the share of instances recovered (higher is better).
+    isn't known. `image_low` and `image_high` are the range of an image's values: 0 and 1, or what
+    the model takes where the attacker doesn't know how the client's loader normalises; such an
+    image isn't scored. The line of a count attack stands for all examples of an update: `mass_tv`
+    is the total variation distance in [0, 1] between the recovered and the true class shares (lower
+    is better), `mass_irec` the share of instances recovered (higher is better).
     """
 
     round: int
@@ -60,6 +62,8 @@ class LeakageRecord:
     image_attack: str | None = None
     image_status: str | None = None
     image_reason: str | None = None
+    image_low: float | None = None
+    image_high: float | None = None
     psnr_db: float | None = None
     psnr_registered_db: float | None = None
     ssim: float | None = None

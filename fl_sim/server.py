@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy
 from torch.nn.functional import cross_entropy
 
-from attacks import Knowledge
+from attacks import Knowledge, Normalization
 from defenses import Chain
 from fl_sim.audit import AttackPlan, Finding, ReplayJudge
 from fl_sim.client import resolve_device, to_arrays
@@ -85,6 +86,7 @@ class Server:
             sample=self.federation.sampled_clients,
             on_quarantine=self._quarantine,
             round_offset=offset,
+            accepted_before=self.folder.accepted_replies(),
         )
         self._guard.start(
             grid,
@@ -101,6 +103,7 @@ class Server:
             attacks=self.plans,
             training=_training(self.scenario),
             input_shape=self.federation.dataset.input_shape,
+            normalization=Normalization.of_range(0, 1),  # models normalise themselves
             log=self._remember,
             clients=clients,
             defenses=self._defenses(),
@@ -136,7 +139,7 @@ class Server:
         if records:
             self.folder.log([record.to_json() for record in records])
         shown = [finding for finding in self._findings if finding.tensors]
-        for finding in shown[: self.scenario.images]:
+        for finding in _from_all_clients(shown)[: self.scenario.images]:
             r = finding.record
             name = f"r{server_round:04d}-c{r.client:04d}-a{r.attack}-e{r.example or 0}.npz"
             arrays: dict[str, Any] = {k: t.float().numpy() for k, t in finding.tensors.items()}
@@ -158,7 +161,7 @@ class Server:
     def _evaluate(self, arrays: ArrayRecord) -> tuple[float, float]:
         """Return accuracy and mean loss on the server's test images."""
         dataset = self.federation.dataset
-        count = self.scenario.data.test_examples
+        count = self.federation.test_examples
         device = resolve_device(self.scenario.device)
         model = self.federation.build_model()
         load_tensors(model, arrays.to_torch_state_dict())
@@ -185,10 +188,22 @@ class Server:
         taken = np.zeros(self.scenario.data.clients, dtype=int)
         for past in range(1, server_round + 1):
             taken[self.federation.sampled_clients(past)] += 1
-        return epsilon(max(multipliers), int(taken.max()))
+        return epsilon(max(multipliers), int(taken.max()), delta=self.scenario.privacy.delta)
 
     def _defenses(self) -> str:
         return "+".join(stage.name for stage in self.scenario.defense) or "none"
+
+
+def _from_all_clients(findings: list[Finding]) -> list[Finding]:
+    """Order findings so that the first few come from as many clients as there are."""
+    places: Counter[tuple[int | None, int | None]] = Counter()
+    turns = []
+    for finding in findings:
+        whose = finding.record.client, finding.record.attack
+        turns.append(places[whose])
+        places[whose] += 1
+    order = sorted(range(len(findings)), key=turns.__getitem__)  # it is stable
+    return [findings[index] for index in order]
 
 
 def _plan(attack: Attack, defenses: Chain) -> AttackPlan:
@@ -214,6 +229,7 @@ def _training(scenario: Scenario) -> LocalTraining:
         lr=client.lr,
         batch_size=client.batch_size,
         local_steps=client.local_steps,
+        optimizer=client.optimizer,
         momentum=client.momentum,
         nesterov=client.nesterov,
         weight_decay=client.weight_decay,

@@ -22,6 +22,8 @@ Record = Mapping[str, Any]
 
 TOLERANCE, STRICT_TOLERANCE = 1e-2, 1e-3
 """Largest L∞ error of a label that counts as recovered."""
+CLAIM_DB = 50.0
+"""Least PSNR of an image that is claimed as recovered."""
 
 _NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?(?!\w)", re.IGNORECASE)
 
@@ -43,6 +45,7 @@ class AttackSummary:
         top1: Share of labels whose largest class is right.
         baseline_top1: The same share for the guess of the majority class.
         images_recovered: Images whose status is RECOVERED.
+        false_images: Images claimed as RECOVERED with a PSNR below 50 dB.
         psnr_db: Median PSNR of the images.
         baseline_psnr_db: The same median for the guess of the mean image.
         label_seconds: Median seconds of the label attack on one update.
@@ -66,6 +69,7 @@ class AttackSummary:
     top1: float | None
     baseline_top1: float | None
     images_recovered: int
+    false_images: int
     psnr_db: float | None
     baseline_psnr_db: float | None
     label_seconds: float | None
@@ -158,11 +162,17 @@ def table(records: Iterable[Record]) -> Table:
     """Return the closing table of a run, one row for each attack; it fits 100 columns."""
     records = list(records)
     result = Table(box=SIMPLE, pad_edge=False, caption_justify="left")
-    result.add_column("attack", overflow="fold", max_width=30)
+    result.add_column("attack", overflow="fold", max_width=24)
     result.add_column("attacker")
-    for heading in ("examples", "labels", "false\naccepts", "top-1\n(guess)"):
-        result.add_column(heading, justify="right")
-    for heading in ("images", "PSNR dB\n(mean image)", "seconds"):
+    for heading in (
+        "examples",
+        "labels\nclaimed\n(false)",
+        "labels\nright",
+        "class\nright\n(guess)",
+        "images\nclaimed\n(false)",
+        "PSNR dB\n(mean\nimage)",
+        "seconds",
+    ):
         result.add_column(heading, justify="right")
     summaries = summarize(records)
     for summary in summaries:
@@ -171,10 +181,10 @@ def table(records: Iterable[Record]) -> Table:
             Text(summary.title),
             Text(summary.attacker or ""),
             str(summary.examples),
+            f"{summary.recovered}\n({summary.false_accepts})",
             _percent(summary.label_success),
-            str(summary.false_accepts),
             f"{_percent(summary.top1)}\n({_percent(summary.baseline_top1)})",
-            str(summary.images_recovered) if has_images else "",
+            f"{summary.images_recovered}\n({summary.false_images})" if has_images else "",
             f"{_db(summary.psnr_db)}\n({_db(summary.baseline_psnr_db)})" if has_images else "",
             f"{summary.total_seconds:.3g}",
         )
@@ -225,6 +235,8 @@ def _grouped(records: Iterable[Record], *keys: str) -> dict[tuple[Any, ...], lis
 def _summary(attack: int, group: Sequence[Record]) -> AttackSummary:
     linf = [record.get("label_linf") for record in group]
     claims = [record.get("label_status") == "RECOVERED" for record in group]
+    image_claims = [record.get("image_status") == "RECOVERED" for record in group]
+    psnrs = [record.get("psnr_db") for record in group]
     is_scored = _is_scored(group)
     label_seconds = _seconds(group, "label_seconds")
     image_seconds = _seconds(group, "image_seconds")
@@ -246,8 +258,12 @@ def _summary(attack: int, group: Sequence[Record]) -> AttackSummary:
         if is_scored
         else None,
         baseline_top1=_mean(group, "baseline_top1"),
-        images_recovered=sum(record.get("image_status") == "RECOVERED" for record in group),
-        psnr_db=_quantile([record.get("psnr_db") for record in group], 0.5, worst=-math.inf),
+        images_recovered=sum(image_claims),
+        false_images=sum(
+            claim and psnr is not None and psnr < CLAIM_DB
+            for claim, psnr in zip(image_claims, psnrs, strict=True)
+        ),
+        psnr_db=_quantile(psnrs, 0.5, worst=-math.inf),
         baseline_psnr_db=_known_median(group, "baseline_psnr_db"),
         label_seconds=median(label_seconds) if label_seconds else None,
         image_seconds=median(image_seconds) if image_seconds else None,

@@ -59,12 +59,14 @@ def _context(
     planned, attacks = int(scenario.get("rounds", 0)), len(scenario.get("attack") or [])
     is_finished = text.last_round(rounds) >= planned
     failures = reasons(records)
+    delta = float((scenario.get("privacy") or {}).get("delta", 1e-5))
     step = max(1, -(-len(rounds) // ROUNDS_SHOWN))
     return {
         "name": scenario.get("name", "scenario"),
         "outcome": text.outcome(records, summaries, attacks=attacks, is_finished=is_finished),
         "notice": text.notice(records, rounds, planned),
-        "cards": text.cards(summaries, rounds),
+        "cards": text.cards(summaries, rounds, delta),
+        "delta": delta,
         "facts": text.facts(run, rounds),
         "scenario": json.dumps(scenario, indent=2, ensure_ascii=False),
         "summaries": summaries,

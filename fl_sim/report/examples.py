@@ -6,7 +6,7 @@ import base64
 import io
 import re
 import zipfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -68,7 +68,11 @@ def image_pairs(folder: Path, records: Iterable[Record], limit: int) -> list[Pai
     chosen = _choose(folder, limit, _has_image)
     found = _records_of(records, chosen)
     return [
-        Pair(_data_uri(arrays["image"]), _data_uri(arrays["true_image"]), found[key])
+        Pair(
+            _data_uri(_in_range(arrays["image"], found[key])),
+            _data_uri(arrays["true_image"]),
+            found[key],
+        )
         for key, arrays in sorted(chosen.items())
         if key in found
     ]
@@ -103,9 +107,12 @@ def _choose(folder: Path, limit: int, accepts: Callable[[Arrays], bool]) -> dict
 
 
 def _spread(keys: Iterable[Key], limit: int) -> list[Key]:
-    """Order keys: one for each attack at evenly spaced rounds, a second one, …, then the rest."""
+    """Order keys: one for each attack at evenly spaced rounds, a second one, …, then the rest.
+
+    Of a round, the second one is of another client, where there is one.
+    """
     cells: dict[tuple[int, int], list[Key]] = defaultdict(list)
-    for key in sorted(keys):
+    for key in _by_turns(keys):
         cells[key.round, key.attack].append(key)
     if not cells:
         return []
@@ -117,6 +124,16 @@ def _spread(keys: Iterable[Key], limit: int) -> list[Key]:
         for is_even in (True, False)
     ]
     return [key for part in layers for layer in zip_longest(*part) for key in layer if key]
+
+
+def _by_turns(keys: Iterable[Key]) -> list[Key]:
+    """Order keys by round and attack, and clients by turns: one example of each, then a second."""
+    turns: Counter[tuple[int, int, int]] = Counter()
+    ordered = []
+    for key in sorted(keys):
+        ordered.append((key.round, key.attack, turns[key[:3]], key))
+        turns[key[:3]] += 1
+    return [key for *_, key in sorted(ordered)]
 
 
 def _read(path: Path) -> Arrays:
@@ -150,6 +167,12 @@ def _records_of(records: Iterable[Record], keys: Iterable[Key]) -> dict[Key, Rec
         if key in wanted:
             found[Key(*key)] = record
     return found
+
+
+def _in_range(image: NDArray[Any], record: Record) -> NDArray[Any]:
+    """Scale an image to [0, 1], if it is as a model takes it."""
+    low, high = record.get("image_low") or 0.0, record.get("image_high") or 1.0
+    return np.asarray((image - low) / (high - low))
 
 
 def _data_uri(pixels: NDArray[Any]) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fl_sim.report.numbers import NONE, count, db, epsilon, number, percent, scientific, seconds
-from fl_sim.summary import AttackSummary, Record
+from fl_sim.summary import CLAIM_DB, AttackSummary, Record
 
 
 @dataclass(frozen=True)
@@ -122,8 +122,8 @@ def last_round(rounds: Sequence[Record]) -> int:
     return max((line["round"] for line in rounds), default=0)
 
 
-def cards(summaries: Sequence[AttackSummary], rounds: Sequence[Record]) -> list[Card]:
-    """Return the key numbers: of the strongest attack, of training and of privacy."""
+def cards(summaries: Sequence[AttackSummary], rounds: Sequence[Record], delta: float) -> list[Card]:
+    """Return the key numbers: of the strongest attack, of training and of privacy (ε, δ)."""
     result = _attack_cards(strongest(summaries)) if summaries else []
     measured = [line for line in rounds if line.get("accuracy") is not None]
     if measured:
@@ -135,7 +135,7 @@ def cards(summaries: Sequence[AttackSummary], rounds: Sequence[Record]) -> list[
     private = [line for line in rounds if line.get("epsilon") is not None]
     if private:
         last = private[-1]
-        note = f"proven bound after round {last['round']}"
+        note = f"proven bound after round {last['round']}, at δ = {delta:g}"
         result.append(Card("Privacy ε", epsilon(last["epsilon"]), note))
     if any(line["round"] > 0 for line in rounds):
         replies, quarantined = (
@@ -160,7 +160,11 @@ def _attack_cards(best: AttackSummary) -> list[Card]:
             note += f"; the mean image: {db(best.baseline_psnr_db)}"
         result.append(Card("Median PSNR", db(best.psnr_db), note))
     note = f"wrong labels among {number(best.recovered)} claimed as recovered"
-    return [*result, Card("False accepts", number(best.false_accepts), note)]
+    wrong = number(best.false_accepts)
+    if best.image_attack:
+        wrong += f" + {number(best.false_images)}"
+        note += f", and images below {CLAIM_DB:g} dB among {number(best.images_recovered)}"
+    return [*result, Card("False accepts", wrong, note)]
 
 
 def measures(summaries: Sequence[AttackSummary]) -> list[Measures]:
@@ -188,6 +192,7 @@ def measures(summaries: Sequence[AttackSummary]) -> list[Measures]:
             "claimed as recovered": lambda s: (
                 number(s.images_recovered) if s.image_attack else NONE
             ),
+            "false accepts": lambda s: number(s.false_images) if s.image_attack else NONE,
             "median PSNR": lambda s: db(s.psnr_db),
             "mean-image guess": lambda s: db(s.baseline_psnr_db),
         },
@@ -234,7 +239,7 @@ def facts(run: Mapping[str, Any], rounds: Sequence[Record]) -> list[tuple[str, l
             "Training",
             [
                 f"batches of {client.get('batch_size')}, {steps}",
-                _options(client, "lr", "momentum", "nesterov", "weight_decay", "mode"),
+                _options(client, "optimizer", "lr", "momentum", "nesterov", "weight_decay", "mode"),
             ],
         ),
         ("Server", [f"{server.get('strategy')}{_bracketed(server.get('options'))}"]),

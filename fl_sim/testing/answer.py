@@ -72,9 +72,18 @@ def check_reconstruction(subject: Subject, case: Case, answer: Any) -> None:
     form.common(Reconstruction)
     form.rows("images", SHAPE)
     images = answer.images
+    ends = answer.pixel_range
+    form.require(
+        isinstance(ends, tuple)
+        and len(ends) == 2
+        and all(isinstance(end, int | float) and math.isfinite(end) for end in ends)
+        and ends[0] < ends[1],
+        f"pixel_range must be two finite numbers, the lower first, found {ends!r}",
+    )
     if images is not None:
-        inside = ((images >= 0) & (images <= 1)) | images.isnan()
-        form.require(inside.all(), "images must be in [0, 1], or NaN where there is none")
+        inside = ((images >= ends[0]) & (images <= ends[1])) | images.isnan()
+        rule = f"images must be in pixel_range, [{ends[0]:g}, {ends[1]:g}], or NaN"
+        form.require(inside.all(), f"{rule} where there is none")
         form.require(
             answer.status is not Status.NOT_APPLICABLE, "images must be None under NOT_APPLICABLE"
         )

@@ -361,3 +361,31 @@ def test_a_broken_file_is_named(tmp_path: Path, name: str, content: str, message
     (write(tmp_path) / name).write_text(content)
     with pytest.raises(UserError, match=f"{re.escape(str(tmp_path / name))}.*{message}"):
         build_report(tmp_path)
+
+
+def test_the_pictures_of_a_batch_come_from_several_clients() -> None:
+    keys = [Key(1, 0, client, example) for client in range(4) for example in range(16)]
+    shown = _spread(keys, 8)[:8]
+    assert [(key.client, key.example) for key in shown] == [
+        (client, example) for example in (0, 1) for client in range(4)
+    ]
+
+
+def test_an_image_as_the_model_takes_it_is_shown_with_its_range(tmp_path: Path) -> None:
+    write(tmp_path, records=leakage(image_low=-2.0, image_high=3.0), rounds=training())
+    (tmp_path / "images").mkdir()
+    levels = np.linspace(0, 1, 16).reshape(1, 4, 4)
+    arrays = {"image": 5 * levels - 2, "true_image": levels}
+    np.savez(tmp_path / "images" / "r0001-c0000-a0-e0.npz", **arrays)
+    page = page_of(tmp_path)
+    assert "as the model takes it, from -2 to 3" in plain(page.text)
+    true, recovered = (v for tag, name, v in page.attributes if (tag, name) == ("img", "src"))
+    assert true == recovered
+
+
+def test_epsilon_is_shown_with_its_delta(tmp_path: Path) -> None:
+    described = scenario() | {"privacy": {"delta": 1e-6}}
+    write(tmp_path, run=described, records=leakage(), rounds=training(epsilon=2.0))
+    shown = plain(page_of(tmp_path).text)
+    assert "at δ = 1e-06" in shown
+    assert "Differential privacy against the server" in shown

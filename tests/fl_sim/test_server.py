@@ -184,3 +184,55 @@ def test_clients_that_are_not_there_are_waited_for_and_then_named(
         pytest.raises(UserError, match=r"data.clients is 3, but 2 of 2 nodes answered"),
     ):
         Server(scenario, folder).run(LocalGrid(client.app, 2, {"scenario": scenario.to_json()}))
+
+
+def test_the_pictures_of_a_batch_come_from_all_clients(tiny: Tiny, tmp_path: Path) -> None:
+    guess = 'attack=[{label="third_party:Draws"}]'
+    run(tiny(guess, "client.batch_size=4", "images=6", "rounds=2"), tmp_path)
+    for server_round in (1, 2):
+        names = [path.name for path in tmp_path.glob(f"images/r{server_round:04d}-*.npz")]
+        clients = sorted(name.split("-")[1] for name in names)
+        assert clients == ["c0000", "c0000", "c0001", "c0001", "c0002", "c0002"]
+
+
+def test_delta_is_the_scenarios(tiny: Tiny, tmp_path: Path) -> None:
+    noise = 'defense=[{name="dp-noise", clipping_norm=1.0, noise_multiplier=20.0}]'
+    found = {}
+    for delta in (1e-5, 1e-9):
+        out = tmp_path / str(delta)
+        run(tiny(noise, "rounds=1", f"privacy.delta={delta}"), out)
+        found[delta] = lines_of(out)[-1]["epsilon"]
+        assert found[delta] == epsilon(20.0, 1, delta=delta)
+    assert found[1e-9] > found[1e-5]
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "lr"), [("adam", 1e-3), ("rmsprop", 1e-3), ("adagrad", 0.01)]
+)
+def test_of_adam_and_its_kin_a_class_can_be_read(
+    tiny: Tiny, tmp_path: Path, optimizer: str, lr: float
+) -> None:
+    attacks = 'attack=[{label="idlg", image="analytic"}, {label="soft-label"}, {label="llg"}]'
+    run(tiny(attacks, f"client.optimizer={optimizer}", f"client.lr={lr}", "rounds=2"), tmp_path)
+    lines = lines_of(tmp_path, "leakage.jsonl")
+    classes = [line["label_top1"] for line in lines if line["attack"] == 0]
+    assert sum(classes) >= 5  # of 6; smoothing may leave the sign of a likely class open
+    others = [line for line in lines if line["attack"] != 0]
+    assert {line["label_status"] for line in others} == {"NOT_APPLICABLE"}
+    assert {line["image_status"] for line in lines} == {"NOT_APPLICABLE", None}
+    assert all(
+        "only the signs of the gradient's entries" in line["label_reason"] for line in others
+    )
+
+
+def test_several_steps_of_adam_leave_nothing_to_attack(tiny: Tiny, tmp_path: Path) -> None:
+    run(tiny("client.optimizer=adamw", "client.local_steps=3", "rounds=1"), tmp_path)
+    lines = lines_of(tmp_path, "leakage.jsonl")
+    assert {line["label_status"] for line in lines} == {"NOT_APPLICABLE"}
+    (reason,) = {line["label_reason"] for line in lines}
+    assert reason.startswith("AdamW divides each entry by its own history: 3 steps leave neither")
+
+
+def test_images_in_records_have_their_range(plain: Path) -> None:
+    lines = lines_of(plain, "leakage.jsonl")
+    assert {(line["image_low"], line["image_high"]) for line in lines} == {(0.0, 1.0)}

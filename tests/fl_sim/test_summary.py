@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
+import re
 from typing import Any
 
 import pytest
@@ -59,6 +61,7 @@ def test_summary_of_mixed_records() -> None:
     assert (summary.label_success, summary.label_strict) == (0.5, 0.25)
     assert summary.labels_recovered == 2
     assert summary.false_accepts == 1
+    assert summary.false_images == 1  # 40 dB, of at least 50
     assert (summary.top1, summary.baseline_top1) == (0.5, 0.25)
     # Ranked 1e-6, 5e-3, 0.5, failed and failed, 5, 40, 100: the middle is the mean of two.
     assert summary.median_linf == pytest.approx((5e-3 + 0.5) / 2)
@@ -170,3 +173,28 @@ def test_a_count_attack_sums_up_by_mass() -> None:
     with console.capture() as captured:
         console.print(table(records))
     assert "class mass off by 20.0 % (guess: 50.0 %)" in captured.get()
+
+
+@pytest.mark.parametrize(
+    ("psnr", "is_false"), [(49.99, 1), (50.0, 0), (200.0, 0), (None, 0)], ids=str
+)
+def test_an_image_claimed_below_50_db_is_a_false_accept(psnr: float | None, is_false: int) -> None:
+    """One that isn't scored, since its range isn't known, is none."""
+    (summary,) = summarize([record(psnr_db=psnr), failed(client=1, psnr_db=3.0)])
+    assert (summary.images_recovered, summary.false_images) == (1, is_false)
+
+
+def test_the_table_tells_claims_from_right_answers_and_false_ones() -> None:
+    lines = [
+        record(label_linf=0.5, psnr_db=5.0),
+        *(failed(client=n, label_linf=0.0) for n in (1, 2)),
+    ]
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(table(lines))
+    shown = console.export_text()
+    assert max(len(line.rstrip()) for line in shown.splitlines()) <= 100
+    assert re.search(r"claimed +labels +right +claimed", " ".join(shown.split()))
+    row, below = (line.split() for line in shown.splitlines() if re.search(r"^ *soft|\(1\)", line))
+    # Three examples: one label claimed, two right; one image claimed; both claims are false.
+    assert row[row.index("3") :][:5] == ["3", "1", "66.7", "%", "33.3"]
+    assert below.count("(1)") == 2

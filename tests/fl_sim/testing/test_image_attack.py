@@ -70,7 +70,10 @@ GUESS = Status.NOT_CONVERGED
 @pytest.mark.parametrize(
     ("how", "rule", "words"),
     [
-        (image(GUESS, value=1.5), WELL, "images must be in [0, 1]"),
+        (image(GUESS, value=1.5), WELL, "images must be in pixel_range, [0, 1], or NaN"),
+        (image(GUESS, value=0.5, pixel_range=(-1.0, 0.0)), WELL, "in pixel_range, [-1, 0], or NaN"),
+        (image(GUESS, pixel_range=(1.0, 0.0)), WELL, "pixel_range must be two finite numbers"),
+        (image(GUESS, pixel_range=None), WELL, "the lower first, found None"),
         (image(GUESS, rows=2), WELL, "images must be a (1, 1, 6, 6) float64 tensor"),
         (image(GUESS, images=torch.zeros(1, 1, 6, 6)), WELL, "found (1, 1, 6, 6) float32"),
         (image(Status.NOT_APPLICABLE), WELL, "None under NOT_APPLICABLE"),
@@ -91,3 +94,4 @@ def test_a_broken_image_attack_fails(how: ImageAnswer, rule: str, words: str, fa
 
 def test_an_image_attack_that_guesses_conforms() -> None:
     check_image_attack(CustomImage(image(GUESS)))
+    check_image_attack(CustomImage(image(GUESS, value=1.5, pixel_range=(-2.0, 2.0))))
