@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from attacks.registry import Entry, Registry
 
 if TYPE_CHECKING:
+    from attacks.normalization import Normalization
     from fl_sim.records import LeakageRecord
     from fl_sim.scenario import Scenario
     from fl_sim.scoring import Truth
@@ -67,6 +68,7 @@ _NAMES = {
     "LeakageAudit": "fl_sim.strategy",
     "LeakageRecord": "fl_sim.records",
     "LocalTraining": "fl_sim.wire",
+    "Normalization": "attacks.normalization",
     "ReplyGuard": "fl_sim.strategy",
     "Scenario": "fl_sim.scenario",
     "Truth": "fl_sim.scoring",
@@ -78,6 +80,7 @@ __all__ = [
     "LeakageAudit",
     "LeakageRecord",
     "LocalTraining",
+    "Normalization",
     "ReplyGuard",
     "Scenario",
     "Truth",

@@ -23,12 +23,12 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperOption
 
 from attacks import IMAGE_ATTACKS, LABEL_ATTACKS
 from defenses import DEFENSES
 from fl_sim import DATASETS, MODELS, __version__
-from fl_sim.errors import EngineError, UserError
+from fl_sim.errors import EngineError, NothingAccepted, UserError
 from fl_sim.records import read_lines
 from fl_sim.scenario_source import scenario_file, shipped_scenarios
 
@@ -70,6 +70,14 @@ _REGISTRIES = {
 class _Command(TyperCommand):
     """A command that tells an error in one sentence; `--debug` brings the traceback."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        debug = TyperOption(
+            param_decls=["--debug"], is_flag=True, expose_value=False, help="Show tracebacks."
+        )
+        debug.callback = _note_debug
+        self.params.append(debug)
+
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
@@ -86,13 +94,19 @@ class _Command(TyperCommand):
             raise typer.Exit(status) from error
 
 
+def _note_debug(ctx: Any, option: Any, wanted: bool) -> None:
+    """Take `--debug` behind a command's name as before it."""
+    if wanted:
+        ctx.find_root().params["debug"] = True
+
+
 def _explain(error: BaseException) -> tuple[str, int]:
     """Return the sentence and the exit status of an error."""
     if isinstance(error, UserError):
         return str(error), USER_MISTAKE
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", INTERRUPTED
-    if isinstance(error, EngineError):
+    if isinstance(error, EngineError | NothingAccepted):
         return str(error), FAILURE
     if isinstance(error, OSError) and error.strerror:
         place = f"{error.filename}: " if error.filename else ""
@@ -125,6 +139,7 @@ def _start(
 
 @app.command(cls=_Command)
 def run(
+    ctx: typer.Context,
     source: Annotated[str, typer.Argument(metavar="NAME|FILE")],
     overrides: Annotated[
         list[str] | None,
@@ -167,10 +182,16 @@ def run(
 
     Federation.of(scenario)  # now, while a download can show its own progress bar
     folder = _folder_to_resume(scenario.name, out) if resume else _new_folder(scenario.name, out)
-    _set_logging(verbose)
+    _set_logging(verbose, debug=ctx.find_root().params["debug"])
+    if not scenario.attack:
+        typer.echo("fl-sim: the scenario has no [[attack]]: it trains, and nothing else", err=True)
+    lost: NothingAccepted | None = None
     try:
         with _progress(scenario.rounds) as on_progress:
-            simulate(scenario, folder, resume=resume, on_progress=on_progress)
+            try:
+                simulate(scenario, folder, resume=resume, on_progress=on_progress)
+            except NothingAccepted as error:  # the run is complete: its report says the rest
+                lost = error
         report = build_report(folder)
     except UserError:
         with suppress(OSError):  # it isn't empty
@@ -182,6 +203,8 @@ def run(
         raise
     _print_outcome(folder)
     typer.echo(report)
+    if lost is not None:
+        raise lost
 
 
 @app.command(cls=_Command)
@@ -312,8 +335,8 @@ def _way_on(error: BaseException, folder: Path) -> str | None:
     return None
 
 
-def _set_logging(verbose: bool) -> None:
-    """Send logs to stderr, above the progress bars.
+def _set_logging(verbose: bool, *, debug: bool) -> None:
+    """Send logs to stderr, above the progress bars; debugging, with an attack's traceback.
 
     Flower sets its logger up when it is imported, so this comes after.
     """
@@ -321,6 +344,8 @@ def _set_logging(verbose: bool) -> None:
     for name, quiet in (("fl_sim", logging.WARNING), ("flwr", logging.ERROR)):
         logging.getLogger(name).handlers = [handler]
         logging.getLogger(name).setLevel(logging.INFO if verbose else quiet)
+    if debug:
+        logging.getLogger("fl_sim").setLevel(logging.DEBUG)
 
 
 @contextmanager

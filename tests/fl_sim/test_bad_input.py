@@ -157,9 +157,13 @@ def finished(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ([], "exists; name a new or an empty folder, or add --resume"),
         (["--set=rounds=4"], "exists; name a new or an empty folder, or add --resume"),
-        (["--set=rounds=4", "--resume"], "holds another run (scenario "),
-        (["--seed=9", "--resume"], "holds another run (scenario "),
+        (["--set=rounds=4", "--resume"], "holds another run: rounds is 3 there and is 4 here"),
+        (["--seed=9", "--resume"], "holds another run: seed is 3 there and is 9 here"),
         (["--set=client.lr=0.051", "--resume"], "; choose another --out"),
+        (
+            ["--set=client.momentum=0.5", "--resume"],
+            "client.momentum is 0.0 there and is 0.5 here",
+        ),
     ],
 )
 def test_a_run_is_not_written_over(
@@ -290,9 +294,9 @@ def largest_file(size: int) -> Iterator[None]:
     [
         (6000, []),
         (100_000, ["model.name=mlp"]),
-        (1300, ["attack.0.rounds=[2]", "attack.0.clients=[0]", "images=1"]),
+        (1400, ["attack.0.rounds=[2]", "attack.0.clients=[0]", "images=1"]),
     ],
-    ids=["leakage.jsonl", "checkpoint", "images"],
+    ids=["leakage.jsonl", "checkpoint", "report"],
 )
 def test_a_write_that_is_cut_off_loses_nothing(
     fl_sim: FlSim,
@@ -311,3 +315,60 @@ def test_a_write_that_is_cut_off_loses_nothing(
     assert_one_sentence(ended, 1, "File too large")
     (tmp_path / "run" / "rounds.jsonl").touch()
     assert_goes_on(fl_sim, tiny, outcome_of, command, overrides)
+
+
+@pytest.mark.parametrize("debug", [["--debug", "run"], ["run", "--debug"]], ids=["before", "after"])
+def test_debug_shows_tracebacks_wherever_it_stands(
+    fl_sim: FlSim, tiny_file: Path, tmp_path: Path, debug: list[str]
+) -> None:
+    with pytest.raises(Exception, match="unknown scenario 'nothing'"):
+        fl_sim(*debug, "nothing")
+    options = [tiny_file, "--set=attack.0.label=third_party:Raises", "--out", tmp_path / "run"]
+    ended = fl_sim(*debug, *options)
+    assert ended.status == 0
+    assert "Traceback" in ended.stderr
+    assert "third_party.py" in ended.stderr
+
+
+def test_without_debug_an_attacks_failure_is_a_line(
+    fl_sim: FlSim, tiny_file: Path, tmp_path: Path
+) -> None:
+    options = ["--set=attack.0.label=third_party:Raises", "--set=rounds=1"]
+    ended = fl_sim("run", tiny_file, *options, "--out", tmp_path / "run")
+    assert ended.status == 0
+    assert "Traceback" not in ended.stderr
+    assert "RuntimeError: index 7 is out of bounds" in " ".join(ended.stderr.split())
+
+
+def test_a_scenario_without_an_attack_says_so_before_it_trains(
+    fl_sim: FlSim, tmp_path: Path, tiny_file: Path
+) -> None:
+    ended = fl_sim("run", tiny_file, "--set=attack=[]", "--out", tmp_path / "run")
+    assert ended.status == 0
+    first = "fl-sim: the scenario has no [[attack]]: it trains, and nothing else\n"
+    assert ended.stderr.startswith(first)
+
+
+def test_a_run_without_an_accepted_reply_ends_with_1_and_its_report(
+    fl_sim: FlSim, tmp_path: Path, tiny_file: Path
+) -> None:
+    out = tmp_path / "run"
+    spoiled = '--set=defense=[{name="third_party:Spoils"}]'
+    ended = fl_sim("run", tiny_file, spoiled, "--out", out)
+    assert ended.status == 1
+    assert ended.stdout.endswith(f"{out / 'report.html'}\n")
+    assert ended.stderr.endswith(
+        "fl-sim: no reply was accepted in any round, so the model is the initial one; the "
+        "commonest reason: array '2.weight' has NaN or infinite entries\n"
+    )
+    assert "stays as it was" in " ".join(ended.stderr.split())
+    rounds = [json.loads(line) for line in (out / "rounds.jsonl").read_text().splitlines()]
+    assert [(line["round"], line["replies"]) for line in rounds] == [(n, 0) for n in range(4)]
+    again = fl_sim("run", tiny_file, spoiled, "--out", out, "--resume")  # it is complete
+    assert again.status == 1 and "no reply was accepted in any round" in again.stderr
+
+
+def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_bytes(b"\xef\xbb\xbfrounds = 3\n")
+    assert Scenario.load(path).rounds == 3
