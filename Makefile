@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+DEVELOP := $(VENV)/.installed-dev
 
 export FLWR_TELEMETRY_ENABLED ?= 0
 export FLWR_DISABLE_UPDATE_CHECK ?= 1
@@ -24,7 +25,7 @@ test-all: lint ## The same, with the tests that take minutes
 
 test test-all: export OMP_NUM_THREADS = 1
 
-lint: $(INSTALLED) ## Check format, lint and types only
+lint: $(DEVELOP) ## Check format, lint and types only
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -38,9 +39,16 @@ clean: ## Remove caches and build outputs; runs/ and .venv stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
+# What is imported is compiled then, which is a small part of it all.
+INSTALL = $(BIN)/pip install --no-compile --editable
+
 $(INSTALLED): pyproject.toml | $(BIN)/pip
 	@echo "Installing into $(VENV); the first time, PyTorch takes a few minutes."
-	$(BIN)/pip install --editable '.[dev]'
+	$(INSTALL) .
+	@touch $@
+
+$(DEVELOP): pyproject.toml | $(INSTALLED)
+	$(INSTALL) '.[dev]'
 	@touch $@
 
 $(BIN)/pip:
