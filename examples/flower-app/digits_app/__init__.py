@@ -1,0 +1,1 @@
+"""Digits, learnt by a ResNet-18 in a federation."""
