@@ -14,11 +14,13 @@ from attacks.registry import Entry, Registry
 if TYPE_CHECKING:
     from attacks.normalization import Normalization
     from attacks.types import (
+        Augmentation,
         GradientLeak,
         ImageAttack,
         Knowledge,
         LabelAttack,
         LabelRecovery,
+        NotApplicable,
         Reconstruction,
         Status,
     )
@@ -27,30 +29,32 @@ LABEL_ATTACKS = Registry(
     "label attack",
     {
         "soft-label": Entry(
-            "attacks.soft_label:SoftLabelRecovery",
+            "attacks.labels.soft_label:SoftLabelRecovery",
             "exact soft labels and features of one example or a batch, augmentation detected",
         ),
         "soft-label-pso": Entry(
-            "attacks.soft_label_pso:SoftLabelPSO",
+            "attacks.labels.soft_label_pso:SoftLabelPSO",
             "soft label of one example by L-BFGS and particle swarms, as published; a baseline",
         ),
         "bias-ratio": Entry(
-            "attacks.bias_ratio:BiasRatio",
+            "attacks.labels.bias_ratio:BiasRatio",
             "soft label of one example from the ratio of weight and bias gradients",
         ),
-        "idlg": Entry("attacks.idlg:IDLG", "class of one example by the sign rule (hard labels)"),
+        "idlg": Entry(
+            "attacks.labels.idlg:IDLG", "class of one example by the sign rule (hard labels)"
+        ),
         "gradinversion-labels": Entry(
-            "attacks.gradinversion_labels:GradInversionLabels",
+            "attacks.labels.gradinversion_labels:GradInversionLabels",
             "classes of a batch that repeats none, by the lowest entries of their gradients",
         ),
         "llg": Entry(
-            "attacks.llg:LLG", "class counts from the gradient's row sums (LLG, LLG*, LLG+)"
+            "attacks.labels.llg:LLG", "class counts from the gradient's row sums (LLG, LLG*, LLG+)"
         ),
         "ilrg": Entry(
-            "attacks.ilrg:ILRG", "class counts from class-wise mean features; needs a bias"
+            "attacks.labels.ilrg:ILRG", "class counts from class-wise mean features; needs a bias"
         ),
         "label-mass": Entry(
-            "attacks.label_mass:LabelMass",
+            "attacks.labels.label_mass:LabelMass",
             "real-valued class mass of a batch or of a multi-step update",
         ),
     },
@@ -60,12 +64,16 @@ IMAGE_ATTACKS = Registry(
     "image attack",
     {
         "analytic": Entry(
-            "attacks.analytic:AnalyticInversion",
+            "attacks.images.analytic:AnalyticInversion",
             "exact images from a fully connected network, one example or a batch",
         ),
         "r-gap": Entry(
-            "attacks.r_gap:RGAP",
-            "exact image from a chain of convolutions and linear layers, one example",
+            "attacks.images.r_gap:RGAP",
+            "exact image from convolutions with invertible activations, layer by layer",
+        ),
+        "relu-fit": Entry(
+            "attacks.images.relu_fit:ReLUFit",
+            "exact image from convolutions with ReLU or leaky ReLU, one example, by a short fit",
         ),
     },
     group="fl_sim.image_attacks",
@@ -74,6 +82,7 @@ IMAGE_ATTACKS = Registry(
 __all__ = [
     "IMAGE_ATTACKS",
     "LABEL_ATTACKS",
+    "Augmentation",
     "Entry",
     "GradientLeak",
     "ImageAttack",
@@ -81,6 +90,7 @@ __all__ = [
     "LabelAttack",
     "LabelRecovery",
     "Normalization",
+    "NotApplicable",
     "Reconstruction",
     "Registry",
     "Status",

@@ -9,15 +9,16 @@ import numpy as np
 
 from attacks.batch.explain import MOST_BAR, ROUNDINGS, Explanation, LabelTests, explain
 from attacks.batch.sharpen import Ray
-from attacks.batch.subspace import Array, Subspace
+from attacks.batch.subspace import Subspace
 from attacks.types import Knowledge
+from attacks.victim.gradients import Array
 
 LEAST_SPREAD, CLEAR = 1e-5, 100.0
 """Second smallest singular value of V_Z below which the zeros leave the ray open, in float64; and
 how many times larger it must be than what noise makes of the smallest."""
 SAME, MOST_SAME = 1e-5, 1e-2
 """Distance of directions that are one ray, without noise and at most."""
-AGREEMENT, TIGHTEST, LOOSEST = 30.0, 1e-6, 1e-2
+AGREEMENT, AGREEMENT_BOUNDS = 30.0, (1e-6, 1e-2)
 """By how much gradient factors may differ, in units of the space's precision, and its bounds."""
 
 
@@ -88,7 +89,8 @@ def _common(space: Subspace, factors: Sequence[float]) -> float | None:
 
 
 def _agreement(space: Subspace) -> float:
-    return min(max(AGREEMENT * space.precision, TIGHTEST, ROUNDINGS * space.eps), LOOSEST)
+    least = max(AGREEMENT * space.precision, ROUNDINGS * space.source.eps)
+    return float(np.clip(least, *AGREEMENT_BOUNDS))
 
 
 def _chosen(

@@ -24,16 +24,20 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import softmax
 
 from attacks.batch.sharpen import Ray
-from attacks.batch.subspace import Array, Subspace
-from attacks.label_fit import BAR, label_models, left_inverse
+from attacks.batch.subspace import Subspace
+from attacks.numerics.gauss_newton import gauss_newton
+from attacks.numerics.least_squares import BAR, left_inverse
+from attacks.numerics.search import minima_of
+from attacks.numerics.softmax import softmax
+from attacks.one_example.label_model import LabelModel, label_models
 from attacks.types import Knowledge
+from attacks.victim.gradients import Array
 
 LEAST_TESTS = {1: 4, 2: 8}
 """Equations that a label of one or two classes has to satisfy, with its 2 or 3 unknowns."""
-MARGIN = 1.0
+SCALE_MARGIN = 1.0
 """How far beyond the scales of the features already found others are tried, in log s."""
 COARSE = np.exp(np.arange(np.log(0.05), np.log(60), 0.2))
 """Scales to try, as the largest logit's distance from the mean."""
@@ -46,7 +50,7 @@ ON_SIMPLEX = 1e-3
 LIMIT = 3.0
 """The residual's limit in units of the space's precision, and its bounds: false rays stay above
 1e-4."""
-TIGHTEST, LOOSEST = 1e-6, 3e-4
+LIMIT_BOUNDS = (1e-6, 3e-4)
 EXACT, BETTER = 1e-6, 3.0
 """A residual that nothing needs to better, and by which factor another is clearly better."""
 ROUNDINGS = 30.0
@@ -154,17 +158,20 @@ def explain(
         The explanations at the first grid of scales that has any, the simplest first.
     """
     logits = space.logit_weight @ ray.direction
-    models = label_models(knowledge)
-    totals = {model.total for model in models}
+    known = label_models(knowledge)
+    totals = {model.total for model in known}
     total = totals.pop() if len(totals) == 1 else None
-    limit = min(max(LIMIT * space.precision, TIGHTEST, ROUNDINGS * space.eps), LOOSEST)
+    models = [LabelModel(pair, total) for pair in sorted({model.pair for model in known})]
+    least = max(LIMIT * space.precision, ROUNDINGS * space.source.eps)
+    limit = float(np.clip(least, *LIMIT_BOUNDS))
     dual = space.left @ (ray.q / space.values) / space.divisor
     is_free = not space.source.has_bias  # a bias fixes the scale, where small logits wouldn't
     for grid in _grids(space, ray, logits, scales):
         found: list[Explanation] = []
-        for number in sorted({1 + model.pair for model in models}):
-            if tests.suffice_for(number) and not any(one.residual <= EXACT for one in found):
-                found += _search(tests, logits, grid, number, total, is_free)
+        for model in models:
+            enough = tests.suffice_for(1 + model.pair)
+            if enough and not any(one.residual <= EXACT for one in found):
+                found += _search(tests, logits, grid, model, is_free)
         # One class may seem to do where two are right, and fit better.
         found = [one for one in (_with_factor(one, dual) for one in found) if one is not None]
         least = min((one.residual for one in found), default=0.0)
@@ -199,7 +206,7 @@ def _grids(space: Subspace, ray: Ray, logits: Array, scales: Array) -> Iterator[
         yield COARSE * unit
         yield FINE * unit
         return
-    low, high = np.log(scales.min()) - MARGIN, np.log(scales.max()) + MARGIN
+    low, high = np.log(scales.min()) - SCALE_MARGIN, np.log(scales.max()) + SCALE_MARGIN
     for step in (0.2, min(0.1, FINE_STEP * unit / float(np.median(scales)))):
         yield np.exp(np.arange(low, high + step, step))
 
@@ -208,24 +215,23 @@ def _search(
     tests: LabelTests,
     logits: Array,
     scales: Array,
-    number: int,
-    total: float | None,
+    model: LabelModel,
     is_free: bool,
 ) -> list[Explanation]:
     """Return what explains best by so many classes, from the minima over a grid of scales.
 
     Between the grid's scales only if they are free.
     """
-    targets = softmax(np.outer(scales, logits), axis=1) @ tests.matrix.T
+    targets = softmax(np.outer(scales, logits)) @ tests.matrix.T
     along = targets @ tests.matrix / tests.norms
     starts = [
-        (float(scale), tests.best_classes(row, number))
+        (float(scale), tests.best_classes(row, 1 + model.pair))
         for scale, row in zip(scales, along, strict=True)
     ]
-    misfits = [_fit(tests, logits, *start, total)[0].residual for start in starts]
+    misfits = [_fit(tests, logits, *start, model)[0].residual for start in starts]
     found: list[Explanation] = []
-    for index in _minima(np.array(misfits))[:STARTS]:
-        one = _follow(tests, logits, starts[index], total, is_free)
+    for index in _lowest(np.array(misfits)):
+        one = _follow(tests, logits, starts[index], model, is_free)
         if one is not None and not any(np.abs(one.label - f.label).max() < MOST_BAR for f in found):
             found.append(one)
     return found
@@ -235,25 +241,30 @@ def _follow(
     tests: LabelTests,
     logits: Array,
     start: tuple[float, tuple[int, ...]],
-    total: float | None,
+    model: LabelModel,
     is_free: bool,
 ) -> Explanation | None:
     """Go on from a start by Gauss-Newton; a small second class shows only near the root."""
     scale, classes = start
+
+    def step(x: Array) -> Array | None:
+        if not 0.3 < x[0] / start[0] < 3:
+            return None
+        return np.array([_fit(tests, logits, float(x[0]), classes, model)[1]])
+
     for _ in range(CLASS_CHANGES):
-        for _ in range(NEWTON_STEPS if is_free else 0):
-            found, step = _fit(tests, logits, scale, classes, total)
-            step = float(np.clip(step, -0.2 * scale, 0.2 * scale))
-            if abs(step) < 1e-13 * scale or not 0.3 < (scale + step) / start[0] < 3:
-                break
-            scale += step
+        if is_free:
+            x, _ = gauss_newton(
+                step, np.array([scale]), scales=1, longest=0.2, tolerance=1e-13, most=NEWTON_STEPS
+            )
+            scale = float(x[0])
         along = tests.matrix.T @ (tests.matrix @ softmax(scale * logits)) / tests.norms
         before, classes = classes, tests.best_classes(along, len(classes))
         if set(classes) == set(before):
             break
-    found, _ = _fit(tests, logits, scale, classes, total)
+    found, _ = _fit(tests, logits, scale, classes, model)
     inside = found.label.min() >= -ON_SIMPLEX and found.label.max() <= 1 + ON_SIMPLEX
-    bar = _label_bar(tests, logits, found, classes, total)
+    bar = _label_bar(tests, logits, found, classes, model)
     return dataclasses.replace(found, bar=bar) if inside else None
 
 
@@ -262,10 +273,10 @@ def _label_bar(
     logits: Array,
     found: Explanation,
     classes: tuple[int, ...],
-    total: float | None,
+    model: LabelModel,
 ) -> float:
     """Return the error bar of a label, by its residual; a class alone may have a hidden second."""
-    basis = _model(len(logits), classes, total)[1]
+    basis = model.basis(len(logits), classes[0], classes[-1])[1]
     p = softmax(found.scale * logits)
     slope = tests.matrix @ (p * (logits - p @ logits))
     design = np.column_stack([-slope, tests.matrix @ basis])
@@ -282,11 +293,11 @@ def _label_bar(
 
 
 def _fit(
-    tests: LabelTests, logits: Array, scale: float, classes: tuple[int, ...], total: float | None
+    tests: LabelTests, logits: Array, scale: float, classes: tuple[int, ...], model: LabelModel
 ) -> tuple[Explanation, float]:
     """Fit the classes' shares at a scale; return them and the Gauss-Newton step of the scale."""
     p = softmax(scale * logits)
-    label, basis = _model(len(p), classes, total)
+    label, basis = model.basis(len(p), classes[0], classes[-1])
     slope = tests.matrix @ (p * (logits - p @ logits))
     columns = tests.matrix @ basis
     target = tests.matrix @ (p - label)
@@ -301,19 +312,9 @@ def _fit(
     return Explanation(scale, label, mixture, residual), step
 
 
-def _model(size: int, classes: tuple[int, ...], total: float | None) -> tuple[Array, Array]:
-    """Return y₀ (K,) and Y (K, n) such that `y = y₀ + Y a`; the shares sum to a known `total`."""
-    basis = np.full((size, len(classes)), -1 / size)
-    basis[classes, range(len(classes))] += 1
-    label = np.full(size, 1 / size)
-    if total is None:
-        return label, basis
-    return label + total * basis[:, -1], basis[:, :-1] - basis[:, -1:]
-
-
-def _minima(values: Array) -> NDArray[np.intp]:
-    """Return the indices of the local minima, the ends left out, the lowest first."""
+def _lowest(values: Array) -> NDArray[np.intp]:
+    """Return the indices of the few lowest local minima; of a single value, its own."""
     if len(values) == 1:
         return np.zeros(1, dtype=np.intp)
-    inner = np.flatnonzero((values[1:-1] <= values[:-2]) & (values[1:-1] <= values[2:])) + 1
-    return inner[np.argsort(values[inner], kind="stable")]
+    inner = minima_of(values)
+    return inner[np.argsort(values[inner], kind="stable")][:STARTS]

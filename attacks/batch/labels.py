@@ -15,15 +15,16 @@ import numpy as np
 
 from attacks.batch.accept import Example
 from attacks.batch.rest import peel
-from attacks.batch.subspace import Array, Subspace
-from attacks.label_fit import BAR
-from attacks.last_layer import OWN_EPS, LastLayer, as_numpy
-from attacks.network import Network
+from attacks.batch.subspace import Subspace
+from attacks.numerics.least_squares import BAR
+from attacks.one_example.problem import OWN_EPS, Problem
+from attacks.victim.gradients import Array, as_double, as_numpy
+from attacks.victim.network import Network
 
 
 def rank_one_parts(
     space: Subspace, examples: Sequence[Example], factor: float, network: Network
-) -> list[LastLayer]:
+) -> list[Problem]:
     """Split the gradient into the examples' parts, `B G / factor = Σ_b α_b g_bᵀ`.
 
     Args:
@@ -55,18 +56,18 @@ def rank_one_parts(
     ]
 
 
-def with_single_precision_labels(part: LastLayer) -> LastLayer:
+def with_single_precision_labels(part: Problem) -> Problem:
     """Return the problem with the errors that labels rounded to float32 leave in α."""
-    rounding = float(np.finfo(np.float32).eps) * float(np.abs(part.alpha).max())
-    return dataclasses.replace(part, alpha_sigma=np.hypot(part.alpha_sigma, rounding))
+    rounding = float(np.finfo(np.float32).eps) * float(np.abs(part.α).max())
+    return dataclasses.replace(part, σ_α=np.hypot(part.σ_α, rounding))
 
 
 def _layer(
     space: Subspace, example: Example, alpha: Array, alpha_std: Array, network: Network
-) -> LastLayer:
+) -> Problem:
     """Return one example's scalar problem, with the direction's zeros set to 0."""
     ray, source = example.ray, space.source
-    kept = np.append(source.live, True) if source.has_bias else source.live
+    kept = np.append(space.live, True) if source.has_bias else space.live
     direction, std = np.zeros(len(kept)), np.zeros(len(kept))
     direction[kept] = np.where(ray.zeros, 0.0, space.columns * ray.direction)
     std[kept] = np.where(ray.zeros, 0.0, space.columns * ray.noise)
@@ -76,15 +77,15 @@ def _layer(
     direction_std = np.hypot(std / size, OWN_EPS * direction / size)
     sigma = float(np.linalg.norm(alpha) * np.linalg.norm(direction_std) / np.sqrt(len(direction)))
     head = network.head
-    return LastLayer(
+    return Problem(
         alpha,
         direction / size,
         as_numpy(head.weight),
-        head.bias.detach().double().numpy() if source.has_bias else None,
+        as_double(head.bias) if source.has_bias else None,
         sigma,
         sigma,
         np.hypot(alpha_std * size, own),
         direction_std,
-        max(space.eps, OWN_EPS),
+        max(space.source.eps, OWN_EPS),
         is_coarse=source.is_coarse,
     )

@@ -19,10 +19,11 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from attacks.batch.interior_point import Slice, solve_programs
 from attacks.batch.rest import Rest
 from attacks.batch.sharpen import Ray
-from attacks.batch.subspace import Array, Subspace
+from attacks.batch.subspace import Subspace
+from attacks.numerics.interior_point import Slice, solve_programs
+from attacks.victim.gradients import Array
 
 SIDE_BY_SIDE = 16
 """Programs solved at a time."""

@@ -1,10 +1,10 @@
-"""A batch's labels and features, in five steps."""
+"""A batch taken apart: one rank-one problem for each example, and their answers together."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,11 +16,12 @@ from attacks.batch.labels import rank_one_parts, with_single_precision_labels
 from attacks.batch.propose import propose
 from attacks.batch.rest import peel
 from attacks.batch.sharpen import Ray, sharpen
-from attacks.batch.subspace import Array, Subspace, find_subspace
-from attacks.last_layer import OWN_EPS, LastLayer
-from attacks.loss_check import OTHER_LOSS, is_of_another_loss
-from attacks.network import Network
+from attacks.batch.subspace import Subspace, find_subspace
+from attacks.one_example.problem import OWN_EPS, Problem
 from attacks.types import Augmentation, GradientLeak, LabelRecovery, NotApplicable, Status
+from attacks.victim.gradients import Array
+from attacks.victim.loss import OTHER_LOSS, is_of_another_loss
+from attacks.victim.network import Network
 
 MISSING = "its feature wasn't found among those that the last layer's gradient and a label agree on"
 DISAGREEMENT = (
@@ -31,18 +32,14 @@ FINE_LABEL = 1e-10
 """Error of the gradient's factor up to which a label has double precision."""
 AGREED = 1e-2
 """Largest difference of the two."""
-Solve = Callable[[LastLayer], LabelRecovery]
 
 
-def recover_batch(
-    leak: GradientLeak, network: Network, *, solve: Solve, generator: torch.Generator
-) -> LabelRecovery:
-    """Recover every example's soft label and feature from the last layer's gradient.
+def split_batch(leak: GradientLeak, network: Network, generator: torch.Generator) -> Batch:
+    """Split the last layer's gradient into a problem for each example that is found.
 
     Args:
         leak: of one step on a batch; its size may be unknown.
         network: a view of the leak's model.
-        solve: solves the scalar problem of one example.
         generator: draws the units of the last linear programs.
 
     Raises:
@@ -52,9 +49,17 @@ def recover_batch(
     space = find_subspace(leak, network)
     if is_of_another_loss(space.source.gradient):
         raise NotApplicable(OTHER_LOSS)
-    _require_sparse_features(space, network)
+    _require_sparse_features(network)
     examples = find_examples(space, leak, generator)
-    return _answer(space, examples, leak, network, solve)
+    if len(examples) != space.batch_size:
+        # Missing some, or with some that are false: then only what a label explains counts.
+        examples = tuple(e for e in examples if e.explanation is not None)
+    if len(examples) > space.batch_size:
+        examples = ()  # of more than there can be, nothing says which are false
+    factor = gradient_factor(space, examples)
+    parts = rank_one_parts(space, examples, factor or 1.0, network) if examples else []
+    problems = [_with_precision(*pair, factor) for pair in zip(examples, parts, strict=True)]
+    return Batch(space, leak.batch_size or space.batch_size, examples, tuple(problems), factor)
 
 
 def find_examples(
@@ -78,7 +83,7 @@ def find_examples(
     return examples
 
 
-def _require_sparse_features(space: Subspace, network: Network) -> None:
+def _require_sparse_features(network: Network) -> None:
     """Refuse features that can't be told by their zeros.
 
     Raises:
@@ -89,9 +94,7 @@ def _require_sparse_features(space: Subspace, network: Network) -> None:
             "the last layer's inputs take both signs; examples of a batch are told apart by "
             "features that are never negative, as after a ReLU"
         )
-    generator = torch.Generator().manual_seed(0)
-    probes = network.features(torch.rand(8, *network.input_shape, generator=generator))
-    zeros = float((probes == 0).sum(dim=1).double().mean())
+    zeros = float((network.probed_features == 0).sum(dim=1).double().mean())
     if zeros < 1:
         raise NotApplicable(
             "the last layer's inputs are dense, as after pooling: none is zero, and examples of a "
@@ -99,57 +102,60 @@ def _require_sparse_features(space: Subspace, network: Network) -> None:
         )
 
 
-def _answer(
-    space: Subspace,
-    examples: Sequence[Example],
-    leak: GradientLeak,
-    network: Network,
-    solve: Solve,
-) -> LabelRecovery:
-    """Solve each example's scalar problem, and put the rows together."""
-    size = leak.batch_size or space.batch_size
-    if len(examples) != space.batch_size:
-        # Missing some, or with some that are false: then only what a label explains counts.
-        examples = [e for e in examples if e.explanation is not None]
-    if len(examples) > space.batch_size:
-        examples = []  # of more than there can be, nothing says which are false
-    factor = gradient_factor(space, examples)
-    parts = rank_one_parts(space, examples, factor or 1.0, network) if examples else []
-    pairs = zip(examples, parts, strict=True)
-    rows = [_Row.of(example, _solved(example, part, factor, solve)) for example, part in pairs]
-    rows.sort(key=lambda row: row.status is not Status.RECOVERED)
-    rows += [_Row.missing(space)] * (size - len(rows))
-    recovered = sum(row.status is Status.RECOVERED for row in rows)
-    status, reason = _status_of(rows), None
-    if recovered < size:
-        first = next(row.reason for row in rows if row.reason is not None)
-        reason = f"{recovered} of {size} examples recovered; why others weren't: {first}"
-    return LabelRecovery(
-        status,
-        reason,
-        labels=torch.from_numpy(np.array([row.label for row in rows])),
-        features=torch.from_numpy(np.array([row.feature for row in rows])),
-        feature_bar=_column(row.feature_bar for row in rows),
-        gradient_scale=factor,
-        statuses=tuple(row.status for row in rows),
-        reasons=tuple(row.reason for row in rows),
-        augmentations=tuple(row.augmentation for row in rows),
-        residual=_column(row.residual for row in rows),
-        certificate=_column(row.certificate for row in rows),
-        batch_size=size,
-    )
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """A batch's examples as far as they are found, each with its rank-one problem.
+
+    Args:
+        space: of the gradient.
+        size: B.
+        examples: those found.
+        problems: one for each of them.
+        factor: on the gradient, if the examples agree on one.
+    """
+
+    space: Subspace
+    size: int
+    examples: tuple[Example, ...]
+    problems: tuple[Problem, ...]
+    factor: float | None
+
+    def answer(self, solved: Sequence[LabelRecovery]) -> LabelRecovery:
+        """Put the answers to the problems together, the recovered ones first."""
+        rows = [_Row.of(*pair) for pair in zip(self.examples, solved, strict=True)]
+        rows.sort(key=lambda row: row.status is not Status.RECOVERED)
+        rows += [_Row.missing(self.space)] * (self.size - len(rows))
+        recovered = sum(row.status is Status.RECOVERED for row in rows)
+        reason = None
+        if recovered < self.size:
+            first = next(row.reason for row in rows if row.reason is not None)
+            reason = f"{recovered} of {self.size} examples recovered; why others weren't: {first}"
+        return LabelRecovery(
+            _status_of(rows),
+            reason,
+            labels=torch.from_numpy(np.array([row.label for row in rows])),
+            features=torch.from_numpy(np.array([row.feature for row in rows])),
+            feature_bar=_column(row.feature_bar for row in rows),
+            gradient_scale=self.factor,
+            statuses=tuple(row.status for row in rows),
+            reasons=tuple(row.reason for row in rows),
+            augmentations=tuple(row.augmentation for row in rows),
+            residual=_column(row.residual for row in rows),
+            certificate=_column(row.certificate for row in rows),
+            batch_size=self.size,
+        )
 
 
-def _solved(example: Example, part: LastLayer, factor: float | None, solve: Solve) -> LabelRecovery:
-    """Solve a scalar problem, with labels of single precision where the gradient shows them.
+def _with_precision(example: Example, part: Problem, factor: float | None) -> Problem:
+    """Return a problem, with labels of single precision where the gradient shows them.
 
-    In a network of double precision they do: such a label sums to 1 + 1e-8, and so the ray's own
+    In a network of double precision it does: such a label sums to 1 + 1e-8, and so the ray's own
     dual shows another factor on the gradient.
     """
     found = example.explanation
     if found is not None and factor and abs(found.factor / factor - 1) > FINE_LABEL:
-        part = with_single_precision_labels(part)
-    return solve(part)
+        return with_single_precision_labels(part)
+    return part
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,7 +196,7 @@ class _Row:
     @classmethod
     def missing(cls, space: Subspace) -> _Row:
         label = np.full(len(space.rows), np.nan)
-        return cls(Status.NOT_CONVERGED, MISSING, label, np.full(len(space.source.live), np.nan))
+        return cls(Status.NOT_CONVERGED, MISSING, label, np.full(len(space.live), np.nan))
 
 
 def _agree(explanation: Explanation | None, label: Array) -> bool:

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from attacks.batch.interior_point import Slice
-from attacks.batch.subspace import Array, Subspace
+from attacks.batch.subspace import Subspace
+from attacks.numerics.interior_point import Slice
+from attacks.victim.gradients import Array
 
 SLACK = 0.02
 """By how much a program's x may be negative, relative to its mean entry: noise, and the errors of

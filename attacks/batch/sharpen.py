@@ -19,19 +19,20 @@ from numpy.typing import NDArray
 from scipy.linalg.lapack import dpotrf, dpotrs
 
 from attacks.batch.rest import Rest
-from attacks.batch.subspace import Array, Subspace
+from attacks.batch.subspace import Subspace
+from attacks.victim.gradients import Array
 
 FIRST_ZERO = 2e-3
 """Entries up to this many times the rms of x count as zeros of a program's solution."""
 EXCESS = 4
 """Zeros that a ray must have beyond the dimension of the space."""
-ZERO = 6.0
+ZERO_SIGMAS = 6.0
 """Standard deviations of noise up to which an entry counts as zero."""
-NEGATIVE = 10.0
+NEGATIVE_SIGMAS = 10.0
 """Standard deviations of noise by which an entry of a feature may be below 0."""
 LEAST_ZERO = 1e-9
 """Relative to the rms of x, what float64 leaves of a zero, with margin."""
-ROUNDS = 10
+ZERO_ROUNDS = 10
 INVERSE_ITERATIONS, REFINEMENTS = 6, 2
 
 
@@ -73,7 +74,7 @@ def sharpen(space: Subspace, rest: Rest, solution: Array) -> Ray | None:
     metric = (frame / space.values**2) @ frame.T
     least = LEAST_ZERO / np.sqrt(width)
     spread, noise = 0.0, 0.0
-    for _ in range(ROUNDS):
+    for _ in range(ZERO_ROUNDS):
         found = _least(right[:, zeros], metric, q) if zeros.sum() >= len(q) + EXCESS else None
         if found is None:
             return None
@@ -83,11 +84,11 @@ def sharpen(space: Subspace, rest: Rest, solution: Array) -> Ray | None:
         size = sign * np.linalg.norm(x)
         q, x = q / size, x / size
         noise = float(space.sigma * np.sqrt(q @ metric @ q))
-        limit = max(ZERO * noise, least, 4 * np.median(np.abs(x[zeros])))
+        limit = max(ZERO_SIGMAS * noise, least, 4 * np.median(np.abs(x[zeros])))
         before, zeros = zeros, x <= limit
         if (zeros == before).all():
             break
-    if zeros.sum() < len(q) + EXCESS or x.min() < -max(NEGATIVE * noise, least):
+    if zeros.sum() < len(q) + EXCESS or x.min() < -max(NEGATIVE_SIGMAS * noise, least):
         return None
     noise = max(noise, float(np.sqrt(np.mean(x[zeros] ** 2))))
     return Ray(q @ frame, x, zeros, noise, spread)

@@ -15,11 +15,11 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from attacks.network import Network
 from attacks.types import GradientLeak, NotApplicable
+from attacks.victim.gradients import HUGE, Layer
+from attacks.victim.network import Network
 
 Array = NDArray[np.float64]
 
@@ -27,63 +27,34 @@ WORST_PRECISION = 0.03
 """Largest relative error of a feature at which rays are searched for."""
 GAP = 10.0
 """Ratio of consecutive singular values that tells signal from noise where B is unknown."""
-NOISE_SHARE, NOISE_MARGIN = 0.1, 100.0
+NOISE_BOUNDS = (0.1, 100.0)
 """Singular values of noise, in units of what float rounding explains, at least and at most: its
 size is known roughly."""
 
 
-@dataclass(frozen=True, eq=False)
-class LastLayerGradient:
-    """The last layer's gradient, live columns only; a bias is a further column, of feature 1.
+def live_layer(leak: GradientLeak, network: Network) -> tuple[Layer, NDArray[np.bool_]]:
+    """Return the last layer's live columns, and which of all D these are; a bias always counts.
 
-    Args:
-        gradient: G, (K, D).
-        weight: W, (K, D).
-        rounding: standard deviations of float rounding in G, (K, D).
-        live: which of all D columns are kept; the bias isn't among them.
-        has_bias: whether the last column is the bias.
-        is_coarse: whether the gradient, or the weights that it was taken from, have 16 bits.
+    Raises:
+        NotApplicable: its gradient is missing, not finite, zero, or equal for all classes.
     """
+    layer = Layer.of(leak, network, network.head_name)
+    if not np.ptp(layer.gradient, axis=0).max() > 1 / HUGE:
+        raise NotApplicable("the last layer's gradient is equal for all classes")
+    kept = np.asarray(layer.gradient.any(axis=0))
+    live = kept[: len(kept) - layer.has_bias]
+    return layer.only(np.append(live, True) if layer.has_bias else live), live
 
-    gradient: Array
-    weight: Array
-    rounding: Array
-    live: NDArray[np.bool_]
-    has_bias: bool
-    is_coarse: bool
 
-    @classmethod
-    def of(cls, leak: GradientLeak, network: Network) -> LastLayerGradient:
-        """Take it out of a leak.
-
-        Raises:
-            NotApplicable: it is missing, not finite or zero.
-        """
-        names = network.head_gradients(leak)
-        gradients = [leak.gradients[n].detach().double().numpy() for n in names]
-        weights = [leak.model.get_parameter(n).detach().double().numpy() for n in names]
-        rounding = [leak.rounding(n).numpy() for n in names]
-        g, w, e = (np.hstack([m.reshape(len(m), -1) for m in ms]) for ms in
-                   (gradients, weights, rounding))  # fmt: skip
-        if not np.abs(g).max() < 1e100:
-            raise NotApplicable("the last layer's gradient has NaN or infinite entries")
-        kept = np.asarray(g.any(axis=0))
-        has_bias = len(names) == 2
-        live = kept[: len(kept) - has_bias]
-        if not live.any() or not np.ptp(g, axis=0).max() > 1e-100:
-            raise NotApplicable("the last layer's gradient is zero, or equal for all classes")
-        kept[len(live) :] = True
-        return cls(g[:, kept], w[:, kept], e[:, kept], live, has_bias, leak.is_coarse(names))
-
-    def noise_of_rows_and_columns(self) -> tuple[Array, Array]:
-        """Return r (K,) and c (D,), whose product is about the rounding's standard deviation."""
-        square = self.rounding**2
-        rows = np.sqrt(square.mean(axis=1))
-        rows = np.maximum(rows, 1e-12 * rows.max())
-        columns = np.sqrt((square / rows[:, None] ** 2).mean(axis=0))
-        if self.has_bias:  # a bias that starts at 0 is hardly rounded; it mustn't outweigh all
-            columns[-1] = max(columns[-1], np.median(columns))
-        return rows, np.maximum(columns, 1e-12 * columns.max())
+def noise_of_rows_and_columns(layer: Layer) -> tuple[Array, Array]:
+    """Return r (K,) and c (D,), whose product is about the rounding's standard deviation."""
+    square = layer.rounding**2
+    rows = np.sqrt(square.mean(axis=1))
+    rows = np.maximum(rows, 1e-12 * rows.max())
+    columns = np.sqrt((square / rows[:, None] ** 2).mean(axis=0))
+    if layer.has_bias:  # a bias that starts at 0 is hardly rounded; it mustn't outweigh all
+        columns[-1] = max(columns[-1], np.median(columns))
+    return rows, np.maximum(columns, 1e-12 * columns.max())
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,8 +70,8 @@ class Subspace:
         columns: c, (D,).
         sigma: rms of what is left of G_w; 1 if float rounding explains it.
         divisor: B of the mean, the rank unless B is told; the rank is lower if features repeat.
-        eps: unit roundoff of the precision that the client computed in.
-        source: the gradient and the layer.
+        source: the last layer, its live columns only.
+        live: which of all D columns these are; the bias isn't among them.
     """
 
     left: Array
@@ -111,8 +82,8 @@ class Subspace:
     columns: Array
     sigma: float
     divisor: int
-    eps: float
-    source: LastLayerGradient
+    source: Layer
+    live: NDArray[np.bool_]
 
     @property
     def batch_size(self) -> int:
@@ -145,8 +116,8 @@ def find_subspace(leak: GradientLeak, network: Network) -> Subspace:
         NotApplicable: there is no gradient, more examples than it has rank for, no gap in the
             singular values where B is unknown, more rank than B examples have, or too much noise.
     """
-    source = LastLayerGradient.of(leak, network)
-    rows, columns = source.noise_of_rows_and_columns()
+    source, live = live_layer(leak, network)
+    rows, columns = noise_of_rows_and_columns(source)
     whitened = source.gradient / rows[:, None] / columns
     left, values, right = np.linalg.svd(whitened, full_matrices=False)
     size = _rank(values, whitened.shape, leak.batch_size)
@@ -162,8 +133,8 @@ def find_subspace(leak: GradientLeak, network: Network) -> Subspace:
         columns,
         max(sigma, 1e-3),
         leak.batch_size or size,
-        float(torch.finfo(network.head.weight.dtype).eps),
         source,
+        live,
     )
     if not space.precision <= WORST_PRECISION:
         raise NotApplicable(
@@ -179,8 +150,8 @@ def signal_rank(leak: GradientLeak, network: Network) -> int | None:
     Raises:
         NotApplicable: there is no gradient.
     """
-    source = LastLayerGradient.of(leak, network)
-    rows, columns = source.noise_of_rows_and_columns()
+    source, _ = live_layer(leak, network)
+    rows, columns = noise_of_rows_and_columns(source)
     values = np.linalg.svd(source.gradient / rows[:, None] / columns, compute_uv=False)
     shape = source.gradient.shape
     return _gap(values[: min(shape[0] - 1, shape[1])], np.sqrt(shape[0]) + np.sqrt(shape[1]))
@@ -194,9 +165,9 @@ def _gap(values: NDArray[np.floating[Any]], noise: float) -> int | None:
         noise: the largest that float rounding is expected to make, roughly; below a tenth of it
             there are no gaps, however the values fall: rounding may be of low rank itself.
     """
-    floor = np.maximum(values[1:], max(NOISE_SHARE * noise, 1e-15 * values[0]))
+    floor = np.maximum(values[1:], max(NOISE_BOUNDS[0] * noise, 1e-15 * values[0]))
     gaps = values[:-1] / floor
-    gaps[floor > NOISE_MARGIN * noise] = 0
+    gaps[floor > NOISE_BOUNDS[1] * noise] = 0
     return int(np.argmax(gaps)) + 1 if len(gaps) and gaps.max() >= GAP else None
 
 

@@ -1,0 +1,1 @@
+"""Down a chain of convolutions, from the last feature to the image."""

@@ -1,0 +1,1 @@
+"""How much of each class: what attacks that count stand on."""

@@ -1,0 +1,101 @@
+"""A fully connected network as its layers, with the gradient of each: what `analytic` unrolls."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from attacks.types import GradientLeak, NotApplicable
+from attacks.victim.activation import Activation, recognise
+from attacks.victim.gradients import Array, Layer, as_double
+from attacks.victim.network import Network, parameter_name
+from attacks.victim.trace import Call
+
+
+@dataclass(frozen=True, eq=False)
+class FullyConnected:
+    """Linear layers with activations between them.
+
+    Args:
+        layers: from the image to the logits, at least one.
+        activations: behind each layer but the last.
+    """
+
+    layers: tuple[Layer, ...]
+    activations: tuple[Activation, ...]
+
+    @classmethod
+    def of(cls, leak: GradientLeak, network: Network) -> FullyConnected:
+        """Take a network apart and test on random images that this is all there is.
+
+        Raises:
+            NotApplicable: it isn't of this kind, or a gradient is missing, not finite, or zero.
+        """
+        names = network.executed
+        odd = next((n for n in names if n not in network.flat or network.runs[n] > 1), None)
+        if odd is not None:
+            raise NotApplicable(
+                f"the linear layer {odd!r} runs more than once or takes several rows for each "
+                "image, so its gradient is a sum over these"
+            )
+        own = {parameter_name(name, part) for name in names for part in ("weight", "bias")}
+        other = [name for name, _ in network.module.named_parameters() if name not in own]
+        if other:
+            raise NotApplicable(
+                f"parameter {other[0]!r} belongs to no linear layer; a batch is inverted through "
+                "fully connected networks only"
+            )
+        calls = network.trace
+        activations = tuple(_activation(one, after) for one, after in pairwise(calls))
+        whole = cls(tuple(Layer.of(leak, network, name) for name in names), activations)
+        logits = whole.forward(as_double(calls[0].given))[-1]
+        if not np.allclose(logits, as_double(calls[-1].output), 1e-9, 1e-9):
+            raise NotApplicable("the network isn't a chain of its linear layers")
+        return whole
+
+    def rescaled(self, factor: float) -> FullyConnected:
+        """Return the network with gradients that a factor was on, without it."""
+        layers = tuple(layer.rescaled(factor) for layer in self.layers)
+        return dataclasses.replace(self, layers=layers)
+
+    @cached_property
+    def is_homogeneous(self) -> bool:
+        """Whether `f(s a) = s f(a)` for s > 0, up to the last layer's input."""
+        biased = any(layer.has_bias for layer in self.layers[:-1])
+        return not biased and all(a.low is not None for a in self.activations)
+
+    def forward(self, a: Array) -> list[Array]:
+        """Return each layer's input on first inputs (B, n), and the logits last."""
+        values = [a]
+        for index, layer in enumerate(self.layers):
+            z = layer.augmented(values[-1]) @ layer.weight.T
+            last = index == len(self.activations)
+            values.append(z if last else on_array(self.activations[index], z))
+        return values
+
+
+def _activation(one: Call, after: Call) -> Activation:
+    """Return what stands between two layers.
+
+    Raises:
+        NotApplicable: it is none of the activations that are known.
+    """
+    found = recognise(one.output, after.given) if one.output.shape == after.given.shape else None
+    if found is None:
+        raise NotApplicable(
+            f"between layers {one.name!r} and {after.name!r} stands something else than a "
+            "ReLU-like or an invertible activation"
+        )
+    return found
+
+
+def on_array(function: Callable[[Tensor], Tensor], values: Array) -> Array:
+    """Apply a function of tensors to an array."""
+    return np.asarray(function(torch.from_numpy(values)).numpy())

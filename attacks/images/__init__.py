@@ -1,0 +1,1 @@
+"""Attacks on images: one file a method."""

@@ -1,0 +1,274 @@
+"""The exact images behind the gradient of a fully connected network.
+
+Y. Wang, J. Liang, R. He, *Towards Eliminating Hard Label Constraints in Gradient Inversion
+Attacks*, ICLR 2024, arXiv 2402.03124, section 5, invert such networks layer by layer from one
+example's recovered label. With the last layer's input x and `δ_L = p − y`, and down from there,
+
+    δ_{l−1} = (W_lᵀ δ_l) ⊙ σ'(a_{l−1}),      a_{l−2} = (∂L/∂W_{l−1})ᵀ δ_{l−1} / ‖δ_{l−1}‖².
+
+Three ways lead to the first layer's input: for one example the shortcut of
+`attacks.dense.shortcut`; the chain above; and its extension to batches, `attacks.dense.chain`
+(one example is a batch of one), which needs every example's feature and nothing else of its label.
+
+A batch's images fix the labels' scales again, `attacks.dense.refit`: those of a weight update are a
+thousandfold more exact than what the last layer alone gives, and so are the images.
+
+An image that went through `attacks.dense.image_check` is claimed, whatever label attack came
+before.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from attacks.batch.second_example import second_example
+from attacks.dense.batch import invert_batch
+from attacks.dense.image_check import check_images
+from attacks.dense.inputs import Inputs
+from attacks.dense.network import FullyConnected
+from attacks.dense.shortcut import from_bias, from_feature, is_homogeneous
+from attacks.numerics.rms import row_rms
+from attacks.types import (
+    GradientLeak,
+    ImageAttack,
+    LabelRecovery,
+    NotApplicable,
+    Reconstruction,
+    Status,
+)
+from attacks.victim.network import Network
+from attacks.victim.pixel_map import PixelMap, range_of
+from attacks.victim.require import require_known_layers, require_one_step, require_values
+
+Route = Literal["auto", "shortcut", "chain"]
+HOPELESS = 0.5
+"""Feature residual, or error relative to the input, from which there is no image to show."""
+SAFETY = 4.0
+"""Standard deviations of the scale, and how much more an image may be off than its feature."""
+NOISE_MARGIN = 1.5
+"""How much more noise may do than its share in the first layer's gradient."""
+UNKNOWN_SCALE = 0.05
+"""Error of a feature's scale where neither the label attack nor the images tell: no claim."""
+STRAYS = "its pixels leave [0, 1]: the client's loader normalises otherwise than was told"
+WRONG = (
+    "what was found isn't the image: forward through the network it doesn't lead to the layers' "
+    "gradients, as where examples are mixed or entries mapped (Adam, sign compression)"
+)
+
+
+@dataclass(frozen=True)
+class AnalyticInversion(ImageAttack):
+    """Invert a fully connected network, with or without biases, for one example or a batch.
+
+    The loss may be any function of the logits; the scale that a label gives is a cross-entropy's.
+
+    ReLU and leaky ReLU networks of any depth; sigmoid, tanh, softplus and ELU where the label
+    recovery gives features of such. One example with a bias in the first layer: any network above.
+
+    Args:
+        tolerance: root mean square error in pixels, relative to their range, that RECOVERED stays
+            below, above 0; the default is a PSNR of 50 dB. The error is estimated by the test of
+            `attacks.dense.image_check` and from the noise.
+        route: for one example: "shortcut", the "chain", or "auto", the shortcut where it applies.
+
+    Raises:
+        ValueError: tolerance isn't above 0, or the route is none of these.
+
+    Note:
+        A mixed-up example yields the mixed image, which is what the client trained on; the label
+        recovery's `augmentations` say whether it is one.
+    """
+
+    tolerance: float = 10 ** (-50 / 20)
+    route: Route = "auto"
+
+    def __post_init__(self) -> None:
+        if not self.tolerance > 0:
+            raise ValueError(f"tolerance must be above 0, found {self.tolerance}")
+        if self.route not in ("auto", "shortcut", "chain"):
+            raise ValueError(f"route must be auto, shortcut or chain, found {self.route!r}")
+
+    def reconstruct(
+        self, leak: GradientLeak, labels: LabelRecovery, generator: torch.Generator
+    ) -> Reconstruction:
+        """Recover the first layer's inputs and undo what stands before it."""
+        require_one_step(leak)
+        require_values(leak)
+        require_known_layers(leak)
+        network = Network.of(leak)
+        first = network.executed[0]
+        inverse = PixelMap.of(network, first)
+        batch = leak.batch_size or labels.batch_size or 1
+        if batch == 1 and self._takes_shortcut(network, first, inverse):
+            found = _shortcut(leak, network, first, inverse, labels)
+        else:
+            found = _chain(leak, network, batch, labels, generator)
+        statuses = labels.statuses or (labels.status,) * batch
+        test = check_images(leak, network, inverse, found.a, found.features, statuses)
+        size = row_rms(found.a) * inverse.worth
+        factor = 1.0 if batch == 1 else SAFETY
+        errors = torch.stack(
+            [
+                NOISE_MARGIN * found.noise * inverse.worth,
+                found.scale_bar * size,
+                factor * test.error * size,
+            ]
+        ).amax(dim=0)
+        images = inverse.pixels(found.a)
+        overshoot = row_rms(images - images.clamp(0, 1))
+        low, high = 0.0, 1.0
+        if leak.normalization is None:
+            low, high = _range_of(images, errors, overshoot, self.tolerance)
+        errors = errors / (high - low)
+        if (low, high) == (0.0, 1.0):
+            errors = torch.maximum(errors, overshoot)
+        strays = overshoot > self.tolerance * (high - low)
+        wrong = (test.residual > HOPELESS) | ~found.a.isfinite().all(dim=1)
+        lost = wrong | ((errors > HOPELESS * size / (high - low)) & (errors < torch.inf) & ~strays)
+        images = torch.where(lost[:, None, None, None], torch.nan, images.clamp(low, high))
+        untold = test.reasons
+        if batch == 1:
+            untold = (second_example(leak, network) or untold[0],)
+        verdicts = [
+            self._verdict(*one)
+            for one in zip(
+                found.reasons,
+                wrong.tolist(),
+                untold,
+                (strays & ((low, high) == (0.0, 1.0))).tolist(),
+                errors.tolist(),
+                strict=True,
+            )
+        ]
+        statuses = tuple(status for status, _ in verdicts)
+        reasons = tuple(reason for _, reason in verdicts)
+        status, reason = _overall(statuses, reasons)
+        return Reconstruction(
+            status, reason, images, statuses, reasons, test.residual, pixel_range=(low, high)
+        )
+
+    def _takes_shortcut(self, network: Network, first: str, inverse: PixelMap) -> bool:
+        if self.route == "chain":
+            return False
+        applies = network.linear[first].bias is not None or is_homogeneous(network, inverse)
+        if self.route == "shortcut" and not applies:
+            raise NotApplicable(
+                "without a bias in the first layer, the shortcut needs a homogeneous network: "
+                "linear layers without biases and ReLU-like activations"
+            )
+        return applies
+
+    def _verdict(
+        self,
+        unidentifiable: str | None,
+        wrong: bool,
+        untold: str | None,
+        strays: bool,
+        error: float,
+    ) -> tuple[Status, str | None]:
+        if unidentifiable is not None:
+            return Status.NOT_IDENTIFIABLE, unidentifiable
+        if wrong:
+            return Status.NOT_CONVERGED, WRONG
+        if untold is not None:
+            return Status.NOT_IDENTIFIABLE, untold
+        if strays:
+            return Status.NOT_CONVERGED, STRAYS
+        if not error <= self.tolerance:
+            estimate = f"estimated at {error:.2g}, more than {self.tolerance:.2g}"
+            return Status.NOT_CONVERGED, f"the image's error is {estimate}"
+        return Status.RECOVERED, None
+
+
+def _shortcut(
+    leak: GradientLeak, network: Network, first: str, inverse: PixelMap, labels: LabelRecovery
+) -> Inputs:
+    """Take the way for one example; without a bias in the first layer it needs the feature."""
+    features = labels.features
+    known = features is not None and bool(features.isfinite().all())
+    unknown = torch.full((1, network.head.in_features), torch.nan, dtype=torch.float64)
+    feature = features[:1].double() if features is not None and known else unknown
+    if network.linear[first].bias is not None:
+        a, noise = from_bias(leak, first)
+        bar = torch.zeros(1, dtype=torch.float64)
+        reasons: tuple[str | None, ...] = (None,)
+    elif known:
+        a, noise = from_feature(leak, network, first, inverse, feature[0])
+        bar, reasons = _scale_bars(labels, 1), _uncertain(labels, 1)
+    else:
+        raise NotApplicable(
+            "without biases the image's scale needs the last layer's feature, which the label "
+            "attack didn't recover"
+        )
+    return Inputs(a[None], torch.tensor([noise], dtype=torch.float64), feature, bar, reasons)
+
+
+def _chain(
+    leak: GradientLeak,
+    network: Network,
+    batch: int,
+    labels: LabelRecovery,
+    generator: torch.Generator,
+) -> Inputs:
+    """Go down layer by layer."""
+    layers = FullyConnected.of(leak, network).rescaled(labels.gradient_scale or 1.0)
+    if labels.features is None or labels.labels is None:
+        raise NotApplicable(
+            "the chain starts at the last layer's features, which the label attack didn't recover"
+        )
+    features = labels.features.double().numpy()
+    if features.shape != (batch, network.head.in_features):
+        raise NotApplicable(
+            f"a batch of {batch} needs features of shape {(batch, network.head.in_features)}, "
+            f"found {features.shape}"
+        )
+    found = invert_batch(layers, features, labels.labels.double().numpy(), generator)
+    reasons, bar = found.reasons, found.scale_bar
+    if not layers.layers[0].has_bias:
+        own = _uncertain(labels, batch)
+        reasons = tuple(a or b for a, b in zip(reasons, own, strict=True))
+        bar = torch.where(bar.isnan(), _scale_bars(labels, batch, default=UNKNOWN_SCALE), bar)
+    return dataclasses.replace(found, scale_bar=bar.nan_to_num(0.0), reasons=reasons)
+
+
+def _uncertain(labels: LabelRecovery, batch: int) -> tuple[str | None, ...]:
+    """Say of which examples the scale isn't known, because the label isn't."""
+    statuses = labels.statuses or (labels.status,) * batch
+    reason = "without biases the image's scale is as uncertain as the label recovery"
+    return tuple(None if status is Status.RECOVERED else reason for status in statuses)
+
+
+def _scale_bars(labels: LabelRecovery, batch: int, *, default: float = 0.0) -> Tensor:
+    if labels.feature_bar is None:
+        return torch.full((batch,), default, dtype=torch.float64)
+    return labels.feature_bar.double().nan_to_num(default)
+
+
+def _range_of(
+    images: Tensor, errors: Tensor, overshoot: Tensor, tolerance: float
+) -> tuple[float, float]:
+    """Return the range of the images that are right in all but theirs; [0, 1] if that is theirs."""
+    pixels = images.flatten(1)
+    spans = (pixels.amax(dim=1) - pixels.amin(dim=1)).clamp(min=1)
+    fits = (errors <= tolerance * spans) & pixels.isfinite().all(dim=1)
+    if not (overshoot[fits] > tolerance).any():
+        return 0.0, 1.0
+    return range_of(pixels[fits])
+
+
+def _overall(
+    statuses: tuple[Status, ...], reasons: tuple[str | None, ...]
+) -> tuple[Status, str | None]:
+    """Return RECOVERED if all are, or else the first failure, with the number of failures."""
+    failed = [i for i, status in enumerate(statuses) if status is not Status.RECOVERED]
+    if not failed:
+        return Status.RECOVERED, None
+    reason = reasons[failed[0]]
+    if len(statuses) > 1:
+        reason = f"{len(failed)} of {len(statuses)} images aren't certain; the first: {reason}"
+    return statuses[failed[0]], reason

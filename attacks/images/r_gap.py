@@ -1,0 +1,55 @@
+"""The image behind the gradient of a convolutional network, layer by layer in closed form.
+
+J. Zhu, M. Blaschko, *R-GAP: Recursive Gradient Attack on Privacy*, ICLR 2021, arXiv 2010.07733,
+section 3: where activations are invertible, a layer's input v answers to two linear constraints,
+
+    W ∗ v = σ⁻¹(a) − b,      D v = ∂L/∂W,      D the patches of δ_z = δ_a σ'(a).
+
+Differences from the paper: labels are soft and of any number of classes; nothing needs a bias; the
+equations are weighted by their known rounding, their rank is counted before they are solved, and
+each image comes with an error bar.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from attacks.convolution.inversion import ChainInversion, Convolutions, Estimate
+from attacks.convolution.rank import recursion_ranks, require_rank
+from attacks.convolution.recursion import descend
+from attacks.types import NotApplicable
+
+
+@dataclass(frozen=True)
+class RGAP(ChainInversion):
+    """Invert convolutions with invertible activations, and linear layers above them.
+
+    The loss is assumed to be the cross-entropy, which the label recovery stands on.
+
+    Arguments, errors and what an answer says: those of `ChainInversion`.
+
+    Note:
+        Of ReLU, too few equations are left: see `relu-fit`, which for leaky ReLU is the more exact
+        too, where there are outputs enough.
+    """
+
+    def invert(self, known: Convolutions, generator: torch.Generator) -> Estimate:
+        """Go down the convolutions."""
+        stages, pixels = known.stages, known.chain.pixels
+        hidden = next((stage for stage in stages if not stage.activation.is_invertible), None)
+        if hidden is not None:
+            raise NotApplicable(
+                f"the ReLU after layer {hidden.name!r} hides what goes into it, and the recursion "
+                "needs it; relu-fit takes such networks"
+            )
+        ranks = recursion_ranks(stages)
+        if self.respects_rank:
+            require_rank(ranks)
+        counts = self.respects_rank
+        front = descend(known.front, stages, known.evidence, generator, counts=counts)
+        error = front.error * pixels.worth
+        if any(rank.deficit for rank in ranks):
+            error = torch.inf
+        return Estimate(pixels.pixels(front.value)[0], error, front.saturated)

@@ -1,0 +1,1 @@
+"""Attacks on labels: one file a method."""

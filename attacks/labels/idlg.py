@@ -1,0 +1,57 @@
+"""The class of one example by the sign rule.
+
+B. Zhao, K. R. Mopuri, H. Bilen, *iDLG: Improved Deep Leakage from Gradients*, 2020, arXiv
+2001.02610, section 3: for a hard label the true class's row of the last layer's gradient is the one
+whose products with all other rows aren't positive, since p − y is negative for that class alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn.functional import one_hot
+
+from attacks.types import Augmentation, GradientLeak, LabelAttack, LabelRecovery, Status
+from attacks.victim.gradients import read_head
+from attacks.victim.network import Network
+from attacks.victim.require import require_one_example
+
+
+@dataclass(frozen=True)
+class IDLG(LabelAttack):
+    """Find the class and assume that the label is hard; the baseline that soft labels defeat.
+
+    The loss is assumed to be a cross-entropy, on any scale; of its gradient, signs will do.
+
+    Note:
+        The sign rule can't tell a hard label from a smoothed one, so the status is never RECOVERED,
+        which would claim the label's values; the answer's label is the one-hot guess.
+    """
+
+    def recover(self, leak: GradientLeak, generator: torch.Generator) -> LabelRecovery:
+        """Compare the rows of the last layer's gradient."""
+        require_one_example(leak)
+        gradient = read_head(leak, Network.of(leak))[0].double()
+        products = gradient @ gradient.T
+        products.fill_diagonal_(-torch.inf)
+        opposed = (products <= 0).all(dim=1) & (gradient != 0).any(dim=1)
+        classes = len(gradient)
+        found = opposed.nonzero().flatten()
+        if len(found) != 1:
+            return LabelRecovery(
+                Status.NOT_IDENTIFIABLE,
+                f"{len(found)} classes oppose all others: the label isn't hard, or noise hides it",
+                labels=torch.full((1, classes), torch.nan, dtype=torch.float64),
+                statuses=(Status.NOT_IDENTIFIABLE,),
+                augmentations=(None,),
+                batch_size=1,
+            )
+        return LabelRecovery(
+            Status.NOT_IDENTIFIABLE,
+            "the sign rule gives the class; a hard label and a cross-entropy are assumed",
+            labels=one_hot(found, classes).double(),
+            statuses=(Status.NOT_IDENTIFIABLE,),
+            augmentations=(Augmentation("hard"),),
+            batch_size=1,
+        )

@@ -1,0 +1,175 @@
+"""Exact recovery of one example's augmented label and feature from the last layer's gradient.
+
+Y. Wang, J. Liang, R. He, *Towards Eliminating Hard Label Constraints in Gradient Inversion
+Attacks*, ICLR 2024, arXiv 2402.03124, section 4. One example behind the gradient makes it rank one,
+`G = ∂L/∂W = (p − y) xᵀ`; with the row `g` and `α = G g / ‖g‖²`, one scalar λ is unknown:
+
+    x = λ g,      p(λ) = softmax(W x + b),      ŷ(λ) = p(λ) − α / λ.
+
+Σ ŷ(λ) = 1 holds for every λ, so a property of augmented labels has to select it: all entries but
+the one or two largest are equal, and `φ(λ) = λ² Var(ŷ(λ))` over these vanishes.
+
+Differences from the paper: `g` and α come from all of G (its leading singular pair), not from one
+row; the factor λ² keeps φ from vanishing as λ grows; it is scanned exactly instead of searched by
+L-BFGS and particle swarms; the augmentation is detected, the answer carries an error bar, and
+nothing is accepted by comparing it with the truth. A gradient that was multiplied by an unknown c
+is the matter of `attacks.one_example.factor`, a batch that of `attacks.batch`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from attacks.batch.recover import split_batch
+from attacks.batch.second_example import one_example, without_second_example
+from attacks.one_example.bars import Unknown, unknowns
+from attacks.one_example.factor import scaled_roots
+from attacks.one_example.fit import Fit, Root, fit_label, label_at
+from attacks.one_example.label_model import LabelModel, label_models
+from attacks.one_example.noise import drift_limit, residual_limit
+from attacks.one_example.problem import Problem
+from attacks.one_example.scan import find_roots
+from attacks.one_example.verdict import Tried, decide
+from attacks.one_example.view import View, view_few
+from attacks.types import GradientLeak, LabelAttack, LabelRecovery, Status
+from attacks.victim.gradients import Array
+from attacks.victim.network import Network
+from attacks.victim.require import require_one_step, require_values
+
+
+def ŷ(problem: Problem | View, λ: Array) -> Array:
+    """Return `ŷ(λ) = p(λ) − α / λ` for λ (N,); (N, K)."""
+    return np.asarray(problem.p(λ) - problem.α / λ[:, None])
+
+
+def φ(λ: Array, labels: Array, largest: int = 2) -> Array:
+    """Return `φ(λ) = λ² Var(ŷ(λ))` over all but the `largest` entries of ŷ(λ) (N, K); (N,)."""
+    tied = np.partition(labels, -largest, axis=-1)[:, :-largest]
+    return np.asarray(λ**2 * tied.var(axis=-1))
+
+
+def explains(problem: Problem, fit: Fit) -> bool:
+    """Accept λ and a label y fitted to ŷ(λ): y is a label, and the rest noise or rounding."""
+    y = fit.label
+    return bool(
+        fit.residual <= residual_limit(problem, fit.surplus)
+        and y.min() >= -fit.slack
+        and y.max() <= 1 + fit.slack
+        # Σ α = 0, since Σ p = Σ y; a defense that scales single rows keeps G's rank one, and
+        # centring makes of it another smoothing.
+        and abs(problem.drift) <= drift_limit(problem, fit.s)
+    )
+
+
+@dataclass(frozen=True)
+class SoftLabelRecovery(LabelAttack):
+    """Recover soft labels and features, of one example or of a batch; no augmentation is told.
+
+    The loss is assumed to be the mean cross-entropy; a factor on the gradient is found.
+
+    A batch takes features with zeros, as after ReLU, and more classes than examples: see
+    `attacks.batch`.
+
+    Args:
+        tolerance: L∞ error of the label that RECOVERED stays below, in (0, 1).
+
+    Raises:
+        ValueError: tolerance is outside (0, 1).
+
+    Note:
+        `certificate` is the runner-up's misfit (φ over its expected value) over the best one's, at
+        least 1; NaN with a bias (no search) and below five classes.
+        RECOVERED needs that no second root fits within noise and rounding, however large it is.
+    """
+
+    tolerance: float = 1e-2
+
+    def __post_init__(self) -> None:
+        if not 0 < self.tolerance < 1:
+            raise ValueError(f"tolerance must be in (0, 1), found {self.tolerance}")
+
+    def recover(self, leak: GradientLeak, generator: torch.Generator) -> LabelRecovery:
+        """Split the gradient into its examples' problems, and solve each."""
+        require_one_step(leak)
+        require_values(leak)
+        network, models, unknown = Network.of(leak), label_models(leak.knowledge), unknowns(leak)
+
+        def solve(problem: Problem) -> LabelRecovery:
+            return solve_one(
+                problem,
+                models=models,
+                unknown=unknown,
+                tolerance=self.tolerance,
+                is_nonnegative=network.has_nonnegative_features,
+            )
+
+        problem = one_example(leak, network)
+        if problem is None:
+            batch = split_batch(leak, network, generator)
+            return batch.answer([solve(part) for part in batch.problems])
+        answer = solve(problem)
+        coarser = problem.with_single_precision_labels()
+        if answer.status is not Status.RECOVERED and not problem.is_noisy:
+            # Labels may have come in float32 to a network in float64.
+            rounded = solve(coarser) if coarser.eps != problem.eps else answer
+            answer = rounded if rounded.status is Status.RECOVERED else answer
+        if answer.status is not Status.RECOVERED:
+            return answer
+        return without_second_example(answer, leak, network)
+
+
+def solve_one(
+    problem: Problem,
+    *,
+    models: list[LabelModel],
+    unknown: frozenset[Unknown],
+    tolerance: float,
+    is_nonnegative: Callable[[], bool],
+) -> LabelRecovery:
+    """Find λ and the label of one example.
+
+    Args:
+        problem: `α = c λ (p(λ) − y)`.
+        models: of labels, the simplest first.
+        unknown: what the attacker doesn't know.
+        tolerance: L∞ error that RECOVERED stays below.
+        is_nonnegative: says whether features are never negative; asked only where it matters.
+    """
+    scan = find_roots(view_few(problem, ŷ, φ), is_nonnegative)
+    tried = [fits_at(problem, models, Root(λ, 1 / λ)) for λ in scan.roots.tolist()]
+    is_explained = any(root.explaining for root in tried)
+    if Unknown.GRADIENT_SCALE in unknown and (problem.is_noisy or not is_explained):
+        given = None if problem.bias is None else scan.roots
+        scaled = scaled_roots(problem, scan.signs, given)
+        tried += [fits_at(problem, models, root, is_scaled=True) for root in scaled]
+    plausible = [label_at(problem, models[-1], Root(λ, 1 / λ)) for λ in scan.between.tolist()]
+    return decide(
+        problem,
+        [root for root in tried if root.fits],
+        unknown=unknown,
+        tolerance=tolerance,
+        certificate=scan.certificate,
+        plausible=plausible,
+    )
+
+
+def fits_at(
+    problem: Problem, models: list[LabelModel], root: Root, *, is_scaled: bool = False
+) -> Tried:
+    """Fit the label models at a root; without noise, until one explains the gradient."""
+    fits: list[Fit] = []
+    explaining: list[Fit] = []
+    for model in models:
+        fit = fit_label(problem, model, root, is_scaled=is_scaled)
+        if fit is None:
+            continue
+        fits.append(fit)
+        if explains(problem, fit):
+            explaining.append(fit)
+            if fit.surplus >= 1 and not problem.is_noisy:
+                break
+    return Tried(fits, explaining)

@@ -1,0 +1,1 @@
+"""One example behind a gradient: the rank-one problem, whose label is one scalar λ away."""

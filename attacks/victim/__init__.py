@@ -1,0 +1,1 @@
+"""A model and its gradients, as an attacker reads them."""
