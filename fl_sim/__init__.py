@@ -12,12 +12,13 @@ from attacks.registry import Entry, Registry
 
 if TYPE_CHECKING:
     from attacks.normalization import Normalization
-    from fl_sim.records import LeakageRecord
+    from fl_sim.flower.run import run
+    from fl_sim.flower.strategy import LeakageAudit, ReplyGuard
+    from fl_sim.flower.wire import LocalTraining
+    from fl_sim.leakage.judge import Truth
+    from fl_sim.leakage.records import LeakageRecord
+    from fl_sim.reported_run import run_and_report
     from fl_sim.scenario import Scenario
-    from fl_sim.scoring import Truth
-    from fl_sim.simulation import run
-    from fl_sim.strategy import LeakageAudit, ReplyGuard
-    from fl_sim.wire import LocalTraining
 
 __version__ = "0.1.0"
 
@@ -64,18 +65,28 @@ DATASETS = Registry(
     group="fl_sim.datasets",
 )
 
+ENGINES = Registry(
+    "engine",
+    {
+        "local": Entry("fl_sim.flower.engines.local:run_locally", "in this process"),
+        "ray": Entry("fl_sim.flower.engines.ray:run_on_ray", "Flower's simulation on Ray"),
+    },
+)
+
 _NAMES = {
-    "LeakageAudit": "fl_sim.strategy",
-    "LeakageRecord": "fl_sim.records",
-    "LocalTraining": "fl_sim.wire",
+    "LeakageAudit": "fl_sim.flower.strategy",
+    "LeakageRecord": "fl_sim.leakage.records",
+    "LocalTraining": "fl_sim.flower.wire",
     "Normalization": "attacks.normalization",
-    "ReplyGuard": "fl_sim.strategy",
+    "ReplyGuard": "fl_sim.flower.strategy",
     "Scenario": "fl_sim.scenario",
-    "Truth": "fl_sim.scoring",
-    "run": "fl_sim.simulation",
+    "Truth": "fl_sim.leakage.judge",
+    "run": "fl_sim.flower.run",
+    "run_and_report": "fl_sim.reported_run",
 }
 __all__ = [
     "DATASETS",
+    "ENGINES",
     "MODELS",
     "LeakageAudit",
     "LeakageRecord",
@@ -85,6 +96,7 @@ __all__ = [
     "Scenario",
     "Truth",
     "run",
+    "run_and_report",
 ]
 
 

@@ -6,40 +6,28 @@ Starting it imports neither PyTorch nor Flower: a command imports what it needs 
 from __future__ import annotations
 
 import errno
-import logging
 import os
-import re
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from enum import StrEnum
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.box import SIMPLE
-from rich.console import Console
-from rich.logging import RichHandler
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
-from typer.core import TyperCommand, TyperOption
 
 from attacks import IMAGE_ATTACKS, LABEL_ATTACKS
 from defenses import DEFENSES
-from fl_sim import DATASETS, MODELS, __version__
+from fl_sim import DATASETS, ENGINES, MODELS, __version__, run_and_report
 from fl_sim.errors import EngineError, NothingAccepted, UserError
-from fl_sim.records import read_lines
-from fl_sim.scenario_source import scenario_file, shipped_scenarios
+from fl_sim.scenario.source import scenario_file, shipped_scenarios
+from fl_sim.terminal.command import Command
+from fl_sim.terminal.display import listing, output_console, print_outcome, progress, set_logging
+from fl_sim.terminal.folders import RUNS, folder_to_resume, new_folder
 
-RUNS = Path("runs")
-USER_MISTAKE, FAILURE, INTERRUPTED = 2, 1, 130
-
-logger = logging.getLogger(__name__)
 app = typer.Typer(
     name="fl-sim", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
 )
-_progress_console = Console(stderr=True)
 
 
 class Kind(StrEnum):
@@ -57,6 +45,7 @@ class Suite(StrEnum):
 
     LABELS = "labels"
     IMAGES = "images"
+    SIMULATOR = "simulator"
 
 
 _REGISTRIES = {
@@ -65,54 +54,6 @@ _REGISTRIES = {
     Kind.MODELS: (MODELS,),
     Kind.DATASETS: (DATASETS,),
 }
-
-
-class _Command(TyperCommand):
-    """A command that tells an error in one sentence; `--debug` brings the traceback."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        debug = TyperOption(
-            param_decls=["--debug"], is_flag=True, expose_value=False, help="Show tracebacks."
-        )
-        debug.callback = _note_debug
-        self.params.append(debug)
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except (typer.Exit, typer.Abort):
-            raise
-        except (Exception, KeyboardInterrupt) as error:
-            # The reader of our output went away: typer ends quietly.
-            is_broken_pipe = isinstance(error, OSError) and error.errno == errno.EPIPE
-            if ctx.find_root().params["debug"] or is_broken_pipe:
-                raise
-            sentence, status = _explain(error)
-            notes = getattr(error, "__notes__", [])
-            typer.echo(f"fl-sim: {'; '.join([sentence, *notes])}", err=True)
-            raise typer.Exit(status) from error
-
-
-def _note_debug(ctx: Any, option: Any, wanted: bool) -> None:
-    """Take `--debug` behind a command's name as before it."""
-    if wanted:
-        ctx.find_root().params["debug"] = True
-
-
-def _explain(error: BaseException) -> tuple[str, int]:
-    """Return the sentence and the exit status of an error."""
-    if isinstance(error, UserError):
-        return str(error), USER_MISTAKE
-    if isinstance(error, KeyboardInterrupt):
-        return "interrupted", INTERRUPTED
-    if isinstance(error, EngineError | NothingAccepted):
-        return str(error), FAILURE
-    if isinstance(error, OSError) and error.strerror:
-        place = f"{error.filename}: " if error.filename else ""
-        return f"{place}{error.strerror}", FAILURE
-    cause = f"{type(error).__name__}: {error}".replace("\n", " ")
-    return f"unexpected {cause} (fl-sim --debug shows where)", FAILURE
 
 
 def _print_version(wanted: bool) -> None:
@@ -137,7 +78,7 @@ def _start(
     os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
 
-@app.command(cls=_Command)
+@app.command(cls=Command)
 def run(
     ctx: typer.Context,
     source: Annotated[str, typer.Argument(metavar="NAME|FILE")],
@@ -153,8 +94,8 @@ def run(
     engine: Annotated[
         str | None,
         typer.Option(
-            metavar="local|ray",
-            help="Replace the engine: in this process, or Flower's simulation on Ray.",
+            metavar="|".join(ENGINES),
+            help=f"Replace the engine: {', or '.join(map(ENGINES.summary, ENGINES))}.",
         ),
     ] = None,
     out: Annotated[
@@ -177,22 +118,20 @@ def run(
         scenario = Scenario.load(path, changes, seed=seed)
     # PyTorch and Flower load here, after the mistakes that can be found without them.
     from fl_sim.federation import Federation
-    from fl_sim.report import build_report
-    from fl_sim.simulation import run as simulate
 
     Federation.of(scenario)  # now, while a download can show its own progress bar
-    folder = _folder_to_resume(scenario.name, out) if resume else _new_folder(scenario.name, out)
-    _set_logging(verbose, debug=ctx.find_root().params["debug"])
+    folder = folder_to_resume(scenario.name, out) if resume else new_folder(scenario.name, out)
+    ENGINES.get(scenario.engine)  # and with it Flower, which sets its logger up on import
+    set_logging(verbose, debug=ctx.find_root().params["debug"])
     if not scenario.attack:
         typer.echo("fl-sim: the scenario has no [[attack]]: it trains, and nothing else", err=True)
-    lost: NothingAccepted | None = None
     try:
-        with _progress(scenario.rounds) as on_progress:
-            try:
-                simulate(scenario, folder, resume=resume, on_progress=on_progress)
-            except NothingAccepted as error:  # the run is complete: its report says the rest
-                lost = error
-        report = build_report(folder)
+        with progress(scenario.rounds) as on_progress:
+            path = run_and_report(scenario, folder, resume=resume, on_progress=on_progress)
+    except NothingAccepted as error:  # the run is complete: its report says the rest
+        if error.report is not None:
+            _print_run(error.report)
+        raise
     except UserError:
         with suppress(OSError):  # it isn't empty
             folder.rmdir()
@@ -201,13 +140,10 @@ def run(
         if note := _way_on(error, folder):
             error.add_note(note)
         raise
-    _print_outcome(folder)
-    typer.echo(report)
-    if lost is not None:
-        raise lost
+    _print_run(path)
 
 
-@app.command(cls=_Command)
+@app.command(cls=Command)
 def report(
     folder: Annotated[Path, typer.Argument(metavar="DIR")],
 ) -> None:
@@ -219,7 +155,7 @@ def report(
     typer.echo(build_report(folder))
 
 
-@app.command(cls=_Command)
+@app.command(cls=Command)
 def bench(
     suite: Annotated[Suite, typer.Argument()],
     quick: Annotated[
@@ -235,11 +171,14 @@ def bench(
         typer.Option(
             metavar="DIR",
             help="Where tables and figures go.",
-            show_default="benchmarks/results, with --quick runs/bench",
+            show_default="docs/results, with --quick runs/bench",
         ),
     ] = None,
 ) -> None:
-    """Benchmark attacks, and write tables (Markdown, CSV) and figures beside published results."""
+    """Benchmark attacks or the simulator, and write tables (Markdown, CSV) and figures.
+
+    Published results stand beside those of attacks.
+    """
     from fl_sim.bench.run import run_suite
     from fl_sim.bench.table import RESULTS
 
@@ -250,20 +189,20 @@ def bench(
         typer.echo(folder / f"{name}.md")
 
 
-@app.command("list", cls=_Command)
+@app.command("list", cls=Command)
 def list_entries(kind: Annotated[Kind, typer.Argument()]) -> None:
     """List names that a scenario can use, or the scenarios that come with fl-sim."""
-    console = _output_console()
+    console = output_console()
     if kind is Kind.SCENARIOS:
         purposes = {name: _first_comment(file) for name, file in shipped_scenarios().items()}
-        console.print(_listing("scenario", purposes))
+        console.print(listing("scenario", purposes))
         return
     for registry in _REGISTRIES[kind]:
         try:
             summaries = {name: registry.summary(name) for name in registry}
         except ValueError as error:  # two packages claim one name
             raise UserError(str(error)) from error
-        console.print(_listing(registry.kind, summaries))
+        console.print(listing(registry.kind, summaries))
 
 
 def main() -> None:
@@ -272,57 +211,14 @@ def main() -> None:
     app()
 
 
-def _output_console() -> Console:
-    # A pipe or a file has no width of its own; rich's 80 columns would break lines.
-    return Console(width=None if sys.stdout.isatty() else 160)
-
-
-def _listing(heading: str, summaries: dict[str, str]) -> Table:
-    table = Table(box=SIMPLE, pad_edge=False)
-    table.add_column(heading, no_wrap=True)
-    table.add_column("what it is")
-    for name, summary in summaries.items():
-        table.add_row(name, summary)
-    return table
-
-
 def _first_comment(file: Traversable) -> str:
     return file.read_text(encoding="utf-8").split("\n", 1)[0].removeprefix("#").strip()
 
 
-def _numbered_folders(name: str) -> dict[int, Path]:
-    pattern = re.compile(re.escape(_folder_name(name)) + r"-(\d+)")
-    folders = RUNS.iterdir() if RUNS.is_dir() else ()
-    return {int(match[1]): p for p in folders if (match := pattern.fullmatch(p.name))}
-
-
-def _folder_name(name: str) -> str:
-    return re.sub(r"[^\w.-]+", "-", name)
-
-
-def _new_folder(name: str, out: Path | None) -> Path:
-    """Create the run folder: `out`, or `runs/<name>-<n>` with the next free n."""
-    if out is not None:
-        if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-            raise UserError(f"--out {out} exists; name a new or an empty folder, or add --resume")
-        out.mkdir(parents=True, exist_ok=True)
-        return out
-    while True:
-        folder = RUNS / f"{_folder_name(name)}-{max(_numbered_folders(name), default=0) + 1}"
-        with suppress(FileExistsError):  # another run took this number just now
-            folder.mkdir(parents=True)
-            return folder
-
-
-def _folder_to_resume(name: str, out: Path | None) -> Path:
-    """Return `out`, or the `runs/<name>-<n>` with the largest n."""
-    folders = _numbered_folders(name)
-    if out is None and not folders:
-        raise UserError(f"nothing to resume: there is no {RUNS / _folder_name(name)}-<n>")
-    folder = out or folders[max(folders)]
-    if not folder.is_dir():
-        raise UserError(f"nothing to resume: {folder} doesn't exist or isn't a folder")
-    return folder
+def _print_run(path: Path) -> None:
+    """Print what a run leaked, and last the path of its report."""
+    print_outcome(path.parent)
+    typer.echo(path)
 
 
 def _way_on(error: BaseException, folder: Path) -> str | None:
@@ -333,56 +229,6 @@ def _way_on(error: BaseException, folder: Path) -> str | None:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"the run folder is whole; free some space, then {again}"
     return None
-
-
-def _set_logging(verbose: bool, *, debug: bool) -> None:
-    """Send logs to stderr, above the progress bars; debugging, with an attack's traceback.
-
-    Flower sets its logger up when it is imported, so this comes after.
-    """
-    handler = RichHandler(console=_progress_console, show_path=False)
-    for name, quiet in (("fl_sim", logging.WARNING), ("flwr", logging.ERROR)):
-        logging.getLogger(name).handlers = [handler]
-        logging.getLogger(name).setLevel(logging.INFO if verbose else quiet)
-    if debug:
-        logging.getLogger("fl_sim").setLevel(logging.DEBUG)
-
-
-@contextmanager
-def _progress(rounds: int) -> Iterator[Callable[[int, int, int], None]]:
-    """Show rounds and clients as bars, on a terminal only; each finished round is logged."""
-    bars = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=_progress_console,
-        transient=True,
-        disable=not _progress_console.is_terminal,
-    )
-    all_rounds = bars.add_task("rounds", total=rounds)
-    this_round = bars.add_task("clients", total=None)
-
-    def on_progress(server_round: int, replies: int, clients: int) -> None:
-        is_complete = replies == clients
-        bars.update(all_rounds, completed=server_round if is_complete else server_round - 1)
-        bars.update(this_round, completed=replies, total=clients)
-        if is_complete:
-            logger.info("round %d of %d", server_round, rounds)
-
-    with bars:
-        yield on_progress
-
-
-def _print_outcome(folder: Path) -> None:
-    from fl_sim.summary import table
-
-    console = _output_console()
-    console.print(table(read_lines(folder / "leakage.jsonl")))
-    rounds = read_lines(folder / "rounds.jsonl")
-    if rounds and rounds[-1].get("accuracy") is not None:
-        last = rounds[-1]
-        console.print(f"accuracy after round {last['round']}: {last['accuracy']:.3f}")
 
 
 if __name__ == "__main__":

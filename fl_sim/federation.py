@@ -6,7 +6,6 @@ judge replays it: the truth is never on the wire.
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,10 +18,11 @@ from torch import nn
 from torch.nn.functional import one_hot
 
 from defenses import DEFENSES, Chain, ClientStep
+from fl_sim.copies import copy_model
 from fl_sim.data import Dataset, build_dataset
+from fl_sim.data.partition import split
 from fl_sim.errors import UserError
 from fl_sim.models import build_model
-from fl_sim.partition import split
 from fl_sim.scenario import Scenario
 from fl_sim.seeds import numpy_generator, torch_generator
 
@@ -87,7 +87,7 @@ class Federation:
 
     def build_model(self) -> nn.Module:
         """Return the initial network, in eval mode; the same weights at every call."""
-        return copy.deepcopy(_initial_model(self.scenario))
+        return copy_model(_initial_model(self.scenario))
 
     def sampled_clients(self, server_round: int) -> list[int]:
         """Return the clients that take part in a round, in order."""

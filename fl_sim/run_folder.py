@@ -25,7 +25,7 @@ from safetensors.numpy import load_file, save
 
 from fl_sim import __version__
 from fl_sim.errors import UserError
-from fl_sim.records import append_lines, read_lines, truncate_after
+from fl_sim.leakage.records import append_lines, read_lines, truncate_after
 from fl_sim.scenario import Scenario
 
 Arrays = dict[str, NDArray[Any]]
@@ -39,7 +39,7 @@ class Checkpoint:
     Args:
         server_round: the last committed round; 0 is the initial model.
         weights: the global model's arrays.
-        state: the strategy's, as `fl_sim.strategy.state` packs it.
+        state: the strategy's, as `fl_sim.flower.strategy.state` packs it.
     """
 
     server_round: int

@@ -9,11 +9,12 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fl_sim.errors import UserError
-from fl_sim.records import read_lines
+from fl_sim.leakage.reasons import reasons
+from fl_sim.leakage.records import read_lines
+from fl_sim.leakage.summary import AttackSummary, Record, by_round, summarize
 from fl_sim.report import numbers, text
 from fl_sim.report.examples import image_pairs, label_charts
 from fl_sim.report.figures import draw_figures
-from fl_sim.summary import AttackSummary, Record, by_round, reasons, summarize
 
 PAIRS_SHOWN, CHARTS_SHOWN, REASONS_SHOWN, ROUNDS_SHOWN = 24, 12, 20, 100
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fl_sim.leakage.summary import CLAIM_DB, AttackSummary, Record
 from fl_sim.report.numbers import NONE, count, db, epsilon, number, percent, scientific, seconds
-from fl_sim.summary import CLAIM_DB, AttackSummary, Record
 
 
 @dataclass(frozen=True)

@@ -1,22 +1,17 @@
 """What a run's leakage records add up to.
 
-A record is a line of `leakage.jsonl`, as `fl_sim.records.read_lines` returns it. An example that an
-attack failed on counts as a failure in every share and as the worst value in every median.
+A record is a line of `leakage.jsonl`, as `fl_sim.leakage.records.read_lines` returns it. An example
+that an attack failed on counts as a failure in every share and as the worst value in every median.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
-
-from rich.box import SIMPLE
-from rich.table import Table
-from rich.text import Text
 
 Record = Mapping[str, Any]
 
@@ -24,8 +19,6 @@ TOLERANCE, STRICT_TOLERANCE = 1e-2, 1e-3
 """Largest L∞ error of a label that counts as recovered."""
 CLAIM_DB = 50.0
 """Least PSNR of an image that is claimed as recovered."""
-
-_NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?(?!\w)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -108,20 +101,6 @@ class RoundLeakage:
     baseline_psnr_db: float | None
 
 
-@dataclass(frozen=True)
-class Reason:
-    """Why something wasn't recovered, and how often.
-
-    `attack` is None for a reply that couldn't be attacked. `name` is the attack's name, or "reply".
-    """
-
-    attack: int | None
-    name: str
-    status: str
-    reason: str
-    count: int
-
-
 def summarize(records: Iterable[Record]) -> list[AttackSummary]:
     """Sum up each attack, in the order of the scenario."""
     groups = _grouped(records, "attack")
@@ -134,101 +113,30 @@ def by_round(records: Iterable[Record]) -> list[RoundLeakage]:
     return [_round(attack, at, group) for (attack, at), group in sorted(groups.items())]
 
 
-def reasons(records: Iterable[Record]) -> list[Reason]:
-    """Count why labels, images and whole replies weren't recovered, the most frequent first.
+def weighed(records: Iterable[Record]) -> Iterator[tuple[Record, int]]:
+    """Yield each line with the number of examples that it stands for.
 
-    Reasons that differ only in their numbers are one; a number that differs is written as `…`.
+    That is its whole batch where it names no example and is the update's only line; beside others,
+    it is a row that was compared with no example.
     """
-    counts: Counter[tuple[int | None, str, str, str]] = Counter()
-    for record in records:
-        attack = record.get("attack")
-        for stage in ("label", "image"):
-            status = record.get(f"{stage}_status")
-            is_reply = attack is None and stage == "label"
-            if is_reply or status not in (None, "RECOVERED"):
-                name = "reply" if is_reply else record.get(f"{stage}_attack") or stage
-                reason = record.get(f"{stage}_reason") or "no reason was recorded"
-                counts[attack, name, status or "FAILED", reason] += _weight(record)
-    alike: dict[tuple[int | None, str, str, str], list[str]] = defaultdict(list)
-    totals: Counter[tuple[int | None, str, str, str]] = Counter()
-    for (attack, name, status, reason), count in counts.items():
-        key = (attack, name, status, _NUMBER.sub("…", reason))
-        alike[key].append(reason)
-        totals[key] += count
-    return [Reason(*key[:3], _merged(alike[key]), count) for key, count in totals.most_common()]
-
-
-def table(records: Iterable[Record]) -> Table:
-    """Return the closing table of a run, one row for each attack; it fits 100 columns."""
     records = list(records)
-    result = Table(box=SIMPLE, pad_edge=False, caption_justify="left")
-    result.add_column("attack", overflow="fold", max_width=24)
-    result.add_column("attacker")
-    for heading in (
-        "examples",
-        "labels\nclaimed\n(false)",
-        "labels\nright",
-        "class\nright\n(guess)",
-        "images\nclaimed\n(false)",
-        "PSNR dB\n(mean\nimage)",
-        "seconds",
-    ):
-        result.add_column(heading, justify="right")
-    summaries = summarize(records)
-    for summary in summaries:
-        has_images = summary.image_attack is not None
-        result.add_row(
-            Text(summary.title),
-            Text(summary.attacker or ""),
-            str(summary.examples),
-            f"{summary.recovered}\n({summary.false_accepts})",
-            _percent(summary.label_success),
-            f"{_percent(summary.top1)}\n({_percent(summary.baseline_top1)})",
-            f"{summary.images_recovered}\n({summary.false_images})" if has_images else "",
-            f"{_db(summary.psnr_db)}\n({_db(summary.baseline_psnr_db)})" if has_images else "",
-            f"{summary.total_seconds:.3g}",
-        )
-    unattacked = sum(record.get("attack") is None for record in records)
-    notes = [
-        *(_mass_note(summary) for summary in summaries),
-        "" if result.row_count else "no update was attacked",
-        f"{unattacked} {'reply' if unattacked == 1 else 'replies'} couldn't be attacked"
-        if unattacked
-        else "",
-    ]
-    result.caption = "; ".join(note for note in notes if note) or None
-    return result
+    lines = Counter(_update(record) for record in records)
+    for record in records:
+        stands_alone = record.get("example") is None and lines[_update(record)] == 1
+        is_batch = record.get("attack") is not None and stands_alone
+        yield record, (record.get("batch_size") or 1) if is_batch else 1
 
 
-def _mass_note(summary: AttackSummary) -> str:
-    if summary.mass_tv is None or summary.mass_tv_chance is None:
-        return ""
-    return (
-        f"{summary.title}: class mass off by {_percent(summary.mass_tv)} "
-        f"(guess: {_percent(summary.mass_tv_chance)})"
-    )
-
-
-def _merged(alike: Sequence[str]) -> str:
-    """Write reasons that differ only in numbers as one."""
-    columns = zip(*(_NUMBER.findall(reason) for reason in alike), strict=True)
-    numbers = iter([column[0] if len({*column}) == 1 else "…" for column in columns])
-    return _NUMBER.sub(lambda _: next(numbers), alike[0])
-
-
-def _weight(record: Record) -> int:
-    """Return how many examples a line stands for: its whole batch where it names no example."""
-    if record.get("attack") is None or record.get("example") is not None:
-        return 1
-    return record.get("batch_size") or 1
+def _update(record: Record) -> tuple[Any, ...]:
+    return tuple(record.get(key) for key in ("round", "client", "attack"))
 
 
 def _grouped(records: Iterable[Record], *keys: str) -> dict[tuple[Any, ...], list[Record]]:
     """Group the lines of attacks, a line once for each example that it stands for."""
     groups: dict[tuple[Any, ...], list[Record]] = defaultdict(list)
-    for record in records:
+    for record, weight in weighed(records):
         if record.get("attack") is not None:
-            groups[tuple(record[key] for key in keys)] += [record] * _weight(record)
+            groups[tuple(record[key] for key in keys)] += [record] * weight
     return groups
 
 
@@ -331,11 +239,3 @@ def _seconds(group: Sequence[Record], key: str) -> list[float]:
     """Return one time for each attacked update: every example's line repeats it."""
     times = {(record["round"], record["client"]): record.get(key) for record in group}
     return [seconds for seconds in times.values() if seconds is not None]
-
-
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.1f} %"
-
-
-def _db(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1f}"

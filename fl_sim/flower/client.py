@@ -13,16 +13,16 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.functional import cross_entropy
 
-from defenses import ClientStep
+from defenses import Chain, ClientStep, Defense
 from fl_sim.errors import UserError
 from fl_sim.federation import Federation
+from fl_sim.flower.provenance import code_hash
+from fl_sim.flower.wire import load_tensors, wire_tensors
 from fl_sim.optimizers import build_optimizer
-from fl_sim.provenance import code_hash
 from fl_sim.scenario import Scenario
-from fl_sim.scenario_source import configured_scenario
+from fl_sim.scenario.source import configured_scenario
 from fl_sim.seeds import seed_for
 from fl_sim.threads import one_thread
-from fl_sim.wire import load_tensors, wire_tensors
 
 app = ClientApp()
 
@@ -59,7 +59,8 @@ def train(message: Message, context: Context) -> Message:
 
 def to_arrays(tensors: Mapping[str, Tensor]) -> ArrayRecord:
     """Pack named tensors for the wire."""
-    return ArrayRecord({name: Array(tensor.cpu().numpy()) for name, tensor in tensors.items()})
+    arrays = {name: Array.from_numpy_ndarray(t.cpu().numpy()) for name, t in tensors.items()}
+    return ArrayRecord(arrays)
 
 
 def train_locally(
@@ -81,8 +82,12 @@ def train_locally(
     device = resolve_device(scenario.device)
     model = federation.build_model()
     load_tensors(model, received)
-    model.to(device).train(settings.mode == "train")
-    start = {name: tensor.clone() for name, tensor in wire_tensors(model, settings.mode).items()}
+    if device.type != "cpu":
+        model.to(device)
+    model.train(settings.mode == "train")
+    start = None
+    if _overrides(federation.defenses, "on_update"):
+        start = {name: t.clone() for name, t in wire_tensors(model, settings.mode).items()}
     optimizer = build_optimizer(
         settings.optimizer,
         model.parameters(),
@@ -93,31 +98,53 @@ def train_locally(
     )
     losses = []
     for step in range(settings.local_steps):
-        draws = federation.draws_of(client, server_round, step)
-        batch = federation.training_batch(client, server_round, step)
-        images, labels = batch.images.to(device), batch.labels.to(device)
-        seed = seed_for(scenario.seed, "layers", server_round, client, step)
-        with _layer_draws(model, seed):
-            loss = cross_entropy(model(images), labels)
-        names = [name for name, p in model.named_parameters() if p.requires_grad]
-        parameters = [model.get_parameter(name) for name in names]
-        # A parameter that the loss doesn't reach has a gradient of zero.
-        computed = torch.autograd.grad(loss, parameters, materialize_grads=True)
-        gradients = dict(zip(names, computed, strict=True))
+        losses.append(_protected_gradient(federation, model, (client, server_round, step)))
+        optimizer.step()
+    end = wire_tensors(model, settings.mode)
+    if start is not None:
+        draws = federation.draws_of(client, server_round, settings.local_steps)
+        update = {name: end[name].double() - start[name].double() for name in end}
+        sent = federation.defenses.on_update(update, draws)
+        if sent is not update:
+            end = {name: (start[name].double() + sent[name]).to(end[name]) for name in end}
+    return end, sum(losses) / len(losses)
+
+
+def _protected_gradient(
+    federation: Federation, model: nn.Module, place: tuple[int, int, int]
+) -> float:
+    """Leave a step's gradient, as the defenses make it, at the parameters; return the loss.
+
+    Args:
+        federation: the client's data and defenses.
+        model: at the step's weights.
+        place: (client, server round, step).
+    """
+    draws = federation.draws_of(*place)
+    batch = federation.training_batch(*place)
+    device = next(model.parameters()).device
+    images, labels = batch.images.to(device), batch.labels.to(device)
+    client, server_round, step = place
+    seed = seed_for(federation.scenario.seed, "layers", server_round, client, step)
+    with _layer_draws(model, seed):
+        loss = cross_entropy(model(images), labels)
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    # A parameter that the loss doesn't reach has a gradient of zero.
+    computed = torch.autograd.grad(loss, list(trained.values()), materialize_grads=True)
+    gradients: Mapping[str, Tensor] = dict(zip(trained, computed, strict=True))
+    if _overrides(federation.defenses, "on_gradient"):
         per_example = partial(_per_example_gradients, model, images, labels, seed)
         state = ClientStep(images, labels, model, loss.detach(), per_example)
-        protected = federation.defenses.on_gradient(state, gradients, draws)
-        for name, parameter in zip(names, parameters, strict=True):
-            parameter.grad = protected[name]
-        optimizer.step()
-        losses.append(float(loss.detach()))
-    end = wire_tensors(model, settings.mode)
-    draws = federation.draws_of(client, server_round, settings.local_steps)
-    update = {name: end[name].double() - start[name].double() for name in end}
-    sent = federation.defenses.on_update(update, draws)
-    if sent is not update:
-        end = {name: (start[name].double() + sent[name]).to(end[name]) for name in end}
-    return end, sum(losses) / len(losses)
+        gradients = federation.defenses.on_gradient(state, gradients, draws)
+    for name, parameter in trained.items():
+        parameter.grad = gradients[name]
+    return float(loss.detach())
+
+
+def _overrides(defenses: Chain, hook: str) -> bool:
+    """Say whether a defense does something in a hook; where none does, it costs nothing."""
+    own = (getattr(getattr(stage, hook), "__func__", None) for stage in defenses.stages)
+    return any(function is not getattr(Defense, hook) for function in own)
 
 
 def resolve_device(device: str) -> torch.device:

@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from attacks import GradientLeak, LabelRecovery
-from attacks.head_gradient import round_to_sum
-from attacks.network import Network
+from attacks import LabelRecovery
+from attacks.counts.head_gradient import round_to_sum
 from attacks.types import Augmentation
-from fl_sim.federation import Federation
+from fl_sim.leakage.image_scores import psnr_db
+from fl_sim.leakage.true_features import TrueFeatures
 
-PSNR_CAP_DB = 200.0
-"""PSNR of equal images."""
-SSIM_WINDOW = 11
-"""Pixels a side that SSIM needs."""
-LPIPS_SIDE = 32
-"""Pixels a side that LPIPS's network needs."""
-LPIPS_WEIGHTS = "alexnet-owt-7be5be79.pth"
-"""The file of torchvision's AlexNet, named here because importing torchvision takes seconds."""
-LARGEST_SHIFT = 3
-"""Pixels by which an image is shifted each way to register it."""
+__all__ = [
+    "Baseline",
+    "Judge",
+    "Truth",
+    "describe_label",
+    "describe_labels",
+    "instances_recovered",
+    "pair_examples",
+    "psnr_db",
+    "score_labels",
+    "score_mass",
+    "total_variation",
+]
+
 IMAGE_SHARE = 1e-2
 """How much an image's mean square error counts beside a label's L1 error when rows are paired."""
 AUGMENTED = 1e-6
@@ -65,12 +67,17 @@ class Baseline:
     class_images: Tensor | None = None
 
     @classmethod
-    def of(cls, federation: Federation) -> Baseline:
-        """Take all from the test data, which the server holds anyway."""
-        dataset = federation.dataset
-        images, labels = dataset.test_images.double(), dataset.test_labels
-        counts = torch.bincount(labels, minlength=dataset.num_classes).double()
-        by_class = [images[labels == k].mean(dim=0) for k in range(dataset.num_classes)]
+    def of(cls, images: Tensor, labels: Tensor, *, classes: int) -> Baseline:
+        """Take all from data that the server holds anyway.
+
+        Args:
+            images: (M, C, H, W), pixels in [0, 1].
+            labels: (M,), in 0..K-1.
+            classes: K.
+        """
+        images = images.double()
+        counts = torch.bincount(labels, minlength=classes).double()
+        by_class = [images[labels == k].mean(dim=0) for k in range(classes)]
         return cls(
             images.mean(dim=0),
             int(torch.mode(labels).values),
@@ -91,6 +98,20 @@ class Baseline:
             if guess.isfinite().all():
                 fields["baseline_class_psnr_db"] = psnr_db(guess, true_image)
         return fields
+
+
+class Judge(Protocol):
+    """Who holds the truth: the simulator. A deployment has none."""
+
+    @property
+    def baseline(self) -> Baseline:
+        """What an attacker guesses who sees no update."""
+
+    def truth(self, client: int, server_round: int) -> Truth:
+        """Return what the client trained on in the round's first step."""
+
+    def label_mass(self, client: int, server_round: int) -> Tensor:
+        """Return the sum (K,) of the labels that the client trained on in all the round's steps."""
 
 
 def describe_label(label: Tensor) -> Augmentation:
@@ -122,22 +143,30 @@ def _named(pair: bool, smoothing: float, mixing: float) -> Augmentation:
 
 def pair_examples(
     recovery: LabelRecovery, truth: Truth, rows: int, images: Tensor | None = None
-) -> list[int]:
+) -> list[int | None]:
     """Return, for each of the recovered rows, the example that it is compared with.
 
     A batch has no order in a gradient: rows are paired so that the labels' total L1 distance is
     least (Hungarian method), that of the images where labels are missing or alike. Rows of NaN
-    take what is left, in order.
+    take what is left, in order. Rows beyond the number of examples are compared with none: those
+    that fit worst. Examples beyond the number of rows are left out.
 
     Args:
         recovery: with labels (R, K) or none.
         truth: (B, ...).
         rows: R.
         images: (R, C, H, W), as recovered; None if there are none.
+
+    Example:
+        >>> from attacks import Status
+        >>> recovery = LabelRecovery(Status.RECOVERED, labels=torch.eye(3)[[2, 0]])
+        >>> pair_examples(recovery, Truth(torch.rand(3, 1, 4, 4), torch.eye(3)), 2)
+        [2, 0]
     """
-    if rows == 1 or (recovery.labels is None and images is None):
-        return list(range(rows))
-    cost = np.zeros((rows, len(truth.labels)))
+    examples = len(truth.labels)
+    if rows == examples == 1 or (recovery.labels is None and images is None):
+        return [row if row < examples else None for row in range(rows)]
+    cost = np.zeros((rows, examples))
     if recovery.labels is not None:
         distance = torch.cdist(recovery.labels.double(), truth.labels.double(), p=1)
         cost += distance.nan_to_num(2.0 * truth.labels.shape[1]).numpy()
@@ -148,43 +177,54 @@ def pair_examples(
         cost += IMAGE_SHARE * torch.stack(squares).nan_to_num(1.0).numpy()
     row, column = linear_sum_assignment(cost)
     pairs = dict(zip(row.tolist(), column.tolist(), strict=True))
-    return [pairs[index] for index in range(rows) if index in pairs]
+    return [pairs.get(index) for index in range(rows)]
 
 
 def score_labels(
-    recovery: LabelRecovery, truth: Truth, pairs: Sequence[int], leak: GradientLeak
+    recovery: LabelRecovery,
+    truth: Truth,
+    pairs: Sequence[int | None],
+    true_features: TrueFeatures,
 ) -> list[dict[str, Any]]:
     """Return the label fields of a record for each recovered row.
 
     Args:
         recovery: with labels (R, K).
         truth: (B, ...).
-        pairs: for each row, the example that it is compared with.
-        leak: whose network gives the true features.
+        pairs: for each row, the example that it is compared with; None for none.
+        true_features: of the network that was attacked.
+
+    Returns:
+        Fields for each row; none for a row that is compared with none.
     """
     assert recovery.labels is not None
-    images, labels = truth.images[list(pairs)], truth.labels[list(pairs)].double()
-    error = (recovery.labels.double() - labels).abs().numpy()
-    hits = (recovery.labels.argmax(dim=1) == labels.argmax(dim=1)).tolist()
-    fields: list[dict[str, Any]] = []
-    for row, true in enumerate(describe_labels(labels)):
-        scores: dict[str, Any] = {"true_augmentation": true.type}
-        if np.isfinite(error[row]).all():
-            scores["label_linf"] = float(error[row].max())
-            scores["label_l1"] = float(error[row].sum())
-            scores["label_top1"] = hits[row]
+    rows = [row for row, example in enumerate(pairs) if example is not None]
+    chosen = torch.tensor(rows, dtype=torch.int64)
+    examples = torch.tensor([pairs[row] for row in rows], dtype=torch.int64)
+    labels = truth.labels.index_select(0, examples).double()
+    recovered = recovery.labels.index_select(0, chosen)
+    error = (recovered.double() - labels).abs().numpy()
+    hits = (recovered.argmax(dim=1) == labels.argmax(dim=1)).tolist()
+    fields: list[dict[str, Any]] = [{} for _ in pairs]
+    for index, (row, true) in enumerate(zip(rows, describe_labels(labels), strict=True)):
+        scores = fields[row]
+        scores["true_augmentation"] = true.type
+        if np.isfinite(error[index]).all():
+            scores["label_linf"] = float(error[index].max())
+            scores["label_l1"] = float(error[index].sum())
+            scores["label_top1"] = hits[index]
         found = recovery.augmentations[row] if recovery.augmentations else None
         if found is not None:
             scores["smoothing_error"] = abs(found.smoothing - true.smoothing)
             if found.mixing is not None and true.mixing is not None:
                 scores["mixing_error"] = abs(found.mixing - true.mixing)
-        fields.append(scores)
-    if recovery.features is not None and recovery.features.isfinite().any():
-        features = Network(leak).double_features(images)
-        distance = (recovery.features - features).norm(dim=1) / features.norm(dim=1)
-        for scores, value in zip(fields, distance.tolist(), strict=True):
+    if rows and recovery.features is not None and recovery.features.isfinite().any():
+        features = true_features(truth.images.index_select(0, examples))
+        found_features = recovery.features.index_select(0, chosen)
+        distance = (found_features - features).norm(dim=1) / features.norm(dim=1)
+        for row, value in zip(rows, distance.tolist(), strict=True):
             if np.isfinite(value):
-                scores["feature_error"] = value
+                fields[row]["feature_error"] = value
     return fields
 
 
@@ -220,82 +260,3 @@ def instances_recovered(mass: Tensor, true_mass: Tensor, examples: int) -> float
     """Return the share of `examples` whose classes two masses (K,), rounded to counts, agree on."""
     counts = [round_to_sum(part.double().numpy(), examples) for part in (mass, true_mass)]
     return float(np.minimum(*counts).sum() / examples)
-
-
-def score_image(image: Tensor, true_image: Tensor) -> dict[str, Any]:
-    """Return the image fields of a record, for one image (C, H, W) against the true one.
-
-    Nothing for an image that wasn't recovered: its line counts as a failure.
-    """
-    if not image.isfinite().all():
-        return {}
-    fields: dict[str, Any] = {
-        "psnr_db": psnr_db(image, true_image),
-        "psnr_registered_db": registered_psnr_db(image, true_image),
-    }
-    if min(image.shape[1:]) >= SSIM_WINDOW:
-        from torchmetrics.functional.image import structural_similarity_index_measure
-
-        similarity = structural_similarity_index_measure(
-            image[None].double(), true_image[None].double(), data_range=1.0
-        )
-        assert isinstance(similarity, Tensor)
-        fields["ssim"] = float(similarity)
-    fields["lpips_reason"] = lpips_obstacle(image)
-    if fields["lpips_reason"] is None:
-        fields["lpips"] = lpips(image, true_image)
-    return fields
-
-
-def lpips_obstacle(image: Tensor) -> str | None:
-    """Say why LPIPS can't be computed for an image (C, H, W); None if it can.
-
-    Its AlexNet's weights don't ship with any package. They are looked for where torch.hub keeps
-    them, and never downloaded.
-    """
-    if min(image.shape[1:]) < LPIPS_SIDE or image.shape[0] not in (1, 3):
-        return f"LPIPS needs 1 or 3 channels of at least {LPIPS_SIDE} × {LPIPS_SIDE} pixels"
-    if (Path(torch.hub.get_dir()) / "checkpoints" / LPIPS_WEIGHTS).exists():
-        return None
-    return f"LPIPS needs the weights {LPIPS_WEIGHTS}, which aren't in torch.hub's checkpoints"
-
-
-def lpips(image: Tensor, true_image: Tensor) -> float:
-    """Return the learned perceptual distance (lower is better) by AlexNet, of (C, H, W) images.
-
-    R. Zhang et al., "The unreasonable effectiveness of deep features as a perceptual metric",
-    CVPR 2018, arXiv 1801.03924. A grey image counts as a colour one.
-    """
-    from torchmetrics.functional.image import learned_perceptual_image_patch_similarity
-
-    one, other = (part.float().expand(3, -1, -1)[None] for part in (image, true_image))
-    return float(learned_perceptual_image_patch_similarity(one, other, "alex", normalize=True))
-
-
-def registered_psnr_db(image: Tensor, true_image: Tensor) -> float:
-    """Return the PSNR after the best shift of up to 3 pixels each way, cyclic, in dB.
-
-    What convolutions recover may be a pixel off, which a viewer wouldn't mind.
-
-    Args:
-        image: (C, H, W), pixels in [0, 1].
-        true_image: likewise.
-    """
-    height, width = (min(LARGEST_SHIFT, (side - 1) // 2) for side in image.shape[1:])
-    reach = itertools.product(range(-height, height + 1), range(-width, width + 1))
-    moved = torch.stack([image.double().roll(shift, dims=(1, 2)) for shift in reach])
-    errors = (moved - true_image.double()).square().mean(dim=(1, 2, 3))
-    return psnr_db(moved[errors.argmin()], true_image)
-
-
-def psnr_db(image: Tensor, true_image: Tensor) -> float:
-    """Return the peak signal-to-noise ratio in dB (higher is better), 200 for equal images.
-
-    Args:
-        image: (C, H, W), pixels in [0, 1].
-        true_image: likewise.
-    """
-    from torchmetrics.functional.image import peak_signal_noise_ratio
-
-    value = peak_signal_noise_ratio(image.double(), true_image.double(), data_range=1.0)
-    return min(float(value), PSNR_CAP_DB)

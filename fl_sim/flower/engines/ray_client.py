@@ -10,7 +10,7 @@ import ray
 from flwr.server.superlink.fleet.vce.backend import raybackend
 from flwr.simulation.ray_transport.ray_actor import VirtualClientEngineActor
 
-from fl_sim.client import app
+from fl_sim.flower.client import app
 
 __all__ = ["app"]
 

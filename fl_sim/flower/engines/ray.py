@@ -17,7 +17,7 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -26,13 +26,13 @@ import psutil
 from fl_sim import __version__
 from fl_sim.errors import EngineError, UserError
 from fl_sim.federation import Federation
-from fl_sim.processes import is_alive, marked_processes, stopped_at_exit
-from fl_sim.provenance import PACKAGES, package_folder
+from fl_sim.flower.engines import OnProgress, Outcome
+from fl_sim.flower.engines.processes import is_alive, marked_processes, stopped_at_exit
+from fl_sim.flower.provenance import PACKAGES, package_folder
+from fl_sim.flower.server import Server
 from fl_sim.run_folder import RunFolder
 from fl_sim.scenario import Scenario
-from fl_sim.server import Server
 
-OnProgress = Callable[[int, int, int], None]
 PORT_VARIABLE = "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT"
 BUNDLED = {".py", ".toml", ".json", ".md"}  # of what Flower allows in an app
 POLL_SECONDS = 0.5
@@ -52,8 +52,8 @@ dependencies = ["flwr[simulation]>=1.41,<1.43"]
 publisher = "fl-sim"
 
 [tool.flwr.app.components]
-serverapp = "fl_sim.server:app"
-clientapp = "fl_sim.client_ray:app"
+serverapp = "fl_sim.flower.server:app"
+clientapp = "fl_sim.flower.engines.ray_client:app"
 
 [tool.flwr.app.config]
 resume = true
@@ -67,8 +67,8 @@ def run_on_ray(
     *,
     resume: bool = False,
     on_progress: OnProgress | None = None,
-) -> None:
-    """Run a scenario as `fl_sim.simulation.run` does, with Flower's processes.
+) -> Outcome:
+    """Run a scenario with Flower's processes; an `Engine`, whose server writes to this disk.
 
     Args:
         scenario: what to run.
@@ -91,7 +91,7 @@ def run_on_ray(
         _write_app(temporary / "app", config)
         with RunFolder.open(out, scenario, resume=resume) as folder:
             if folder.last_round() == scenario.rounds:
-                return
+                return Outcome.of(folder)
         log = temporary / "log"
         with stopped_at_exit(temporary, _environment(temporary, port)) as start:
             # The working folder is empty: Ray's workers import from there before the app.
@@ -99,6 +99,7 @@ def run_on_ray(
             _follow(flwr, temporary, _Progress(scenario, folder, on_progress))
             if folder.last_round() != scenario.rounds:
                 raise _failure(log.read_text(errors="replace"), folder)
+    return Outcome.of(folder)
 
 
 def _free_port() -> int:

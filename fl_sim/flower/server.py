@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,21 +15,21 @@ from torch.nn.functional import cross_entropy
 
 from attacks import Knowledge, Normalization
 from defenses import Chain
-from fl_sim.audit import AttackPlan, Finding, ReplayJudge
-from fl_sim.client import resolve_device, to_arrays
 from fl_sim.errors import UserError
 from fl_sim.federation import Federation
+from fl_sim.flower.client import resolve_device, to_arrays
+from fl_sim.flower.provenance import code_hash
+from fl_sim.flower.round_ledger import Measured, RoundLedger
+from fl_sim.flower.strategy import LeakageAudit, ReplyGuard, build_strategy
+from fl_sim.flower.strategy.state import pack_state, restore_state
+from fl_sim.flower.wire import LocalTraining, load_tensors, wire_tensors
+from fl_sim.leakage.plan import AttackPlan
 from fl_sim.privacy import epsilon
-from fl_sim.provenance import code_hash
-from fl_sim.records import LeakageRecord
+from fl_sim.replay_judge import ReplayJudge
 from fl_sim.run_folder import RunFolder
 from fl_sim.scenario import Attack, Scenario
-from fl_sim.scenario_source import configured_scenario
-from fl_sim.scoring import Baseline
-from fl_sim.strategy import LeakageAudit, ReplyGuard, build_strategy
-from fl_sim.strategy.state import pack_state, restore_state
+from fl_sim.scenario.source import configured_scenario
 from fl_sim.threads import one_thread
-from fl_sim.wire import LocalTraining, load_tensors, wire_tensors
 
 app = ServerApp()
 QUERY_TIMEOUT_SECONDS = 120.0
@@ -50,7 +47,7 @@ def main(grid: Grid, context: Context) -> None:
 
 
 class Server:
-    """One run: the strategy and its wrappers, the global model's evaluation, and the commits."""
+    """One run: the strategy and its wrappers, and the global model's evaluation."""
 
     def __init__(self, scenario: Scenario, folder: RunFolder) -> None:
         self.scenario = scenario
@@ -60,42 +57,49 @@ class Server:
         resolve_device(scenario.device)  # likewise
         self.plans = [_plan(attack, self.federation.defenses) for attack in scenario.attack]
         self.strategy = build_strategy(scenario.server.strategy, scenario.server.options)
-        self._findings: list[Finding] = []
-        self._quarantined: list[LeakageRecord] = []
-        self._guard: ReplyGuard | None = None
-        self._committed = -1
-        self._started = time.perf_counter()
 
     def run(self, grid: Grid) -> None:
         """Train from the start, or from where a killed run was."""
         scenario = self.scenario
-        checkpoint = self.folder.restore()
-        offset = 0
-        arrays = to_arrays(wire_tensors(self.federation.build_model(), scenario.client.mode))
-        if checkpoint is not None:
-            offset = self._committed = checkpoint.server_round
-            arrays = ArrayRecord({k: Array(v) for k, v in checkpoint.weights.items()})
-            if offset < scenario.rounds:
-                restore_state(self.strategy, checkpoint.state)
-        if offset >= scenario.rounds:
+        committed, arrays = self._start()
+        offset = max(committed, 0)
+        if offset == scenario.rounds:
             return
+        ledger = RoundLedger(
+            self.folder, defenses=self._defenses(), images=scenario.images, committed=committed
+        )
         clients = _identify(grid, scenario.data.clients)
-        self._guard = ReplyGuard(
-            self._audited(clients) if self.plans else self.strategy,
+        guard = ReplyGuard(
+            self._audited(clients, ledger) if self.plans else self.strategy,
             clients=clients,
             sample=self.federation.sampled_clients,
-            on_quarantine=self._quarantine,
+            on_quarantine=ledger.add_quarantined,
             round_offset=offset,
             accepted_before=self.folder.accepted_replies(),
         )
-        self._guard.start(
-            grid,
-            arrays,
-            num_rounds=scenario.rounds - offset,
-            evaluate_fn=partial(self._finish_round, offset),
-        )
 
-    def _audited(self, clients: Mapping[int, int]) -> Strategy:
+        def finish_round(round_since: int, arrays: ArrayRecord) -> MetricRecord:
+            measured = self._measure(offset + round_since, arrays, guard.accepted)
+            weights = {name: array.numpy() for name, array in arrays.items()}
+            state = pack_state(self.strategy)
+            ledger.commit(offset + round_since, measured, weights, state)
+            return MetricRecord({"accuracy": measured.accuracy, "loss": measured.loss})
+
+        rounds = scenario.rounds - offset
+        guard.start(grid, arrays, num_rounds=rounds, evaluate_fn=finish_round)
+
+    def _start(self) -> tuple[int, ArrayRecord]:
+        """Return the last committed round, -1 before the initial model is, and what follows it."""
+        checkpoint = self.folder.restore()
+        if checkpoint is None:
+            model = self.federation.build_model()
+            return -1, to_arrays(wire_tensors(model, self.scenario.client.mode))
+        if checkpoint.server_round < self.scenario.rounds:
+            restore_state(self.strategy, checkpoint.state)
+        weights = {name: Array(array) for name, array in checkpoint.weights.items()}
+        return checkpoint.server_round, ArrayRecord(weights)
+
+    def _audited(self, clients: Mapping[int, int], ledger: RoundLedger) -> Strategy:
         """Put the audit around the strategy."""
         return LeakageAudit(
             self.strategy,
@@ -104,59 +108,17 @@ class Server:
             training=_training(self.scenario),
             input_shape=self.federation.dataset.input_shape,
             normalization=Normalization.of_range(0, 1),  # models normalise themselves
-            log=self._remember,
+            log=ledger.add_findings,
             clients=clients,
             defenses=self._defenses(),
-            judge=ReplayJudge(self.federation, Baseline.of(self.federation)),
+            judge=ReplayJudge.of(self.federation),
             seed=self.scenario.seed,
         )
 
-    def _finish_round(self, offset: int, round_since: int, arrays: ArrayRecord) -> MetricRecord:
-        """Evaluate the global model, write the round's records and commit it."""
-        server_round = offset + round_since
+    def _measure(self, server_round: int, arrays: ArrayRecord, replies: int) -> Measured:
+        """Evaluate the global model at the end of a round."""
         accuracy, loss = self._evaluate(arrays)
-        if server_round > self._committed:
-            self._write_findings(server_round)
-            line = {
-                "round": server_round,
-                "accuracy": accuracy,
-                "loss": loss if np.isfinite(loss) else None,
-                "epsilon": self._epsilon(server_round),
-                "replies": 0 if self._guard is None else self._guard.accepted,
-                "quarantined": len(self._quarantined),
-                "seconds": time.perf_counter() - self._started,
-            }
-            weights = {name: array.numpy() for name, array in arrays.items()}
-            self.folder.commit(line, weights, pack_state(self.strategy))
-        self._findings, self._quarantined = [], []
-        self._started = time.perf_counter()
-        return MetricRecord({"accuracy": accuracy, "loss": loss})
-
-    def _write_findings(self, server_round: int) -> None:
-        """Write the round's records, ordered by (client, attack, example), and its images."""
-        records = [finding.record for finding in self._findings] + self._quarantined
-        records.sort(key=lambda r: (r.client or 0, r.attack or 0, r.example or 0))
-        if records:
-            self.folder.log([record.to_json() for record in records])
-        shown = [finding for finding in self._findings if finding.tensors]
-        for finding in _from_all_clients(shown)[: self.scenario.images]:
-            r = finding.record
-            name = f"r{server_round:04d}-c{r.client:04d}-a{r.attack}-e{r.example or 0}.npz"
-            arrays: dict[str, Any] = {k: t.float().numpy() for k, t in finding.tensors.items()}
-            np.savez(self.folder.images / name, **arrays)
-
-    def _remember(self, server_round: int, findings: list[Finding]) -> None:
-        self._findings = findings
-
-    def _quarantine(self, server_round: int, client: int, reason: str) -> None:
-        self._quarantined.append(
-            LeakageRecord(
-                round=server_round,
-                client=client,
-                defenses=self._defenses(),
-                label_reason=f"reply left out: {reason}",
-            )
-        )
+        return Measured(accuracy, loss, self._epsilon(server_round), replies)
 
     def _evaluate(self, arrays: ArrayRecord) -> tuple[float, float]:
         """Return accuracy and mean loss on the server's test images."""
@@ -192,18 +154,6 @@ class Server:
 
     def _defenses(self) -> str:
         return "+".join(stage.name for stage in self.scenario.defense) or "none"
-
-
-def _from_all_clients(findings: list[Finding]) -> list[Finding]:
-    """Order findings so that the first few come from as many clients as there are."""
-    places: Counter[tuple[int | None, int | None]] = Counter()
-    turns = []
-    for finding in findings:
-        whose = finding.record.client, finding.record.attack
-        turns.append(places[whose])
-        places[whose] += 1
-    order = sorted(range(len(findings)), key=turns.__getitem__)  # it is stable
-    return [findings[index] for index in order]
 
 
 def _plan(attack: Attack, defenses: Chain) -> AttackPlan:

@@ -17,8 +17,8 @@ from flwr.serverapp.strategy.result import Result
 from flwr.supercore.run import Run
 
 from fl_sim.errors import NothingAccepted
-from fl_sim.strategy.reply import Expected, align, problem_of
-from fl_sim.strategy.wrapper import Wrapper
+from fl_sim.flower.strategy.reply import Expected, align, problem_of
+from fl_sim.flower.strategy.wrapper import Wrapper
 
 logger = logging.getLogger(__name__)
 LONGEST_REASON = 300

@@ -9,7 +9,7 @@ import numpy as np
 from flwr.serverapp.strategy import Strategy
 
 from fl_sim.errors import UserError
-from fl_sim.strategy.wrapper import Wrapper
+from fl_sim.flower.strategy.wrapper import Wrapper
 
 
 def pack_state(strategy: Strategy) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -55,7 +56,15 @@ def configured_scenario(run_config: Mapping[str, Any]) -> Scenario:
 
     source = str(run_config["scenario"])
     if source.startswith("{"):
-        return Scenario.parse(json.loads(source))
+        return _resolved(source)
     changes = str(run_config.get("set", "")).split(";")
     with scenario_file(source) as path:
         return Scenario.load(path, [change for change in changes if change.strip()])
+
+
+@lru_cache(maxsize=4)
+def _resolved(text: str) -> Scenario:
+    """Validate a resolved scenario once, not for every message of a run."""
+    from fl_sim.scenario import Scenario
+
+    return Scenario.parse(json.loads(text))

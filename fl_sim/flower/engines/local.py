@@ -1,10 +1,10 @@
-"""Run a scenario: in this process, by a Flower grid that calls the ClientApp, or on an engine."""
+"""Run a scenario in this process, by a Flower grid that calls the ClientApp."""
 
 from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict, UserConfig
@@ -14,55 +14,39 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from fl_sim import client, server
 from fl_sim.errors import NothingAccepted
 from fl_sim.federation import Federation
+from fl_sim.flower import client, server
+from fl_sim.flower.engines import OnProgress, Outcome
+from fl_sim.flower.run import run
 from fl_sim.run_folder import RunFolder
 from fl_sim.scenario import Scenario
 
+__all__ = ["LocalGrid", "run", "run_locally"]
+
 logger = logging.getLogger(__name__)
-OnProgress = Callable[[int, int, int], None]
 
 
-def run(
+def run_locally(
     scenario: Scenario,
     out: Path,
     *,
     resume: bool = False,
     on_progress: OnProgress | None = None,
-) -> None:
-    """Run a scenario and write its run folder; the report is made from that afterwards.
-
-    Args:
-        scenario: what to run.
-        out: a folder that is new or empty, or holds this run when `resume` is set.
-        resume: go on after the last committed round; a folder without a run starts one.
-        on_progress: called with (server round, replies so far, clients in the round).
-
-    Raises:
-        UserError: the scenario can't be run, or the folder holds something else.
-        EngineError: the engine's processes ended before the last round.
-        NothingAccepted: no client's reply could be used in any round; the run is complete.
-    """
-    if scenario.engine == "ray":
-        from fl_sim.simulation_ray import run_on_ray  # psutil, only where it is needed
-
-        run_on_ray(scenario, out, resume=resume, on_progress=on_progress)
-    else:
-        Federation.of(scenario)
-        config: UserConfig = {
-            "scenario": scenario.to_json(),
-            "out": str(out.absolute()),
-            "resume": resume,
-        }
-        grid = LocalGrid(client.app, scenario.data.clients, config, on_progress)
+) -> Outcome:
+    """Run a scenario in this process; an `Engine`, which tells of every reply."""
+    Federation.of(scenario)
+    config: UserConfig = {
+        "scenario": scenario.to_json(),
+        "out": str(out.absolute()),
+        "resume": resume,
+    }
+    grid = LocalGrid(client.app, scenario.data.clients, config, on_progress)
+    try:
         server.app(grid, Context(1, 0, {}, RecordDict(), dict(config)))
-    # The server said so where it ran; another process, or an earlier one, may have.
-    if RunFolder(out).lost_all_replies():
-        raise NothingAccepted(
-            "no reply was accepted in any round, so the model is the initial one; the report says "
-            "why"
-        )
+    except NothingAccepted as error:  # it knows the commonest reason
+        return Outcome(out, str(error))
+    return Outcome.of(RunFolder(out))
 
 
 class LocalGrid(Grid):

@@ -18,10 +18,14 @@ from torch import Tensor, nn
 
 from attacks import GradientLeak, Normalization, Status
 from attacks.intake import plain_model, plain_names
-from fl_sim.audit import AttackPlan, Finding, Judge, audit_leak
-from fl_sim.records import LeakageRecord, append_lines
-from fl_sim.strategy.wrapper import Wrapper
-from fl_sim.wire import LocalTraining, gradient_leak, load_tensors
+from fl_sim.flower.strategy.wrapper import Wrapper
+from fl_sim.flower.wire import LocalTraining, gradient_leak, load_tensors
+from fl_sim.leakage.audit import audit_leak
+from fl_sim.leakage.findings import Finding
+from fl_sim.leakage.judge import Judge
+from fl_sim.leakage.plan import AttackPlan
+from fl_sim.leakage.records import LeakageRecord, append_lines
+from fl_sim.leakage.true_features import TrueFeatures
 
 logger = logging.getLogger(__name__)
 Log = Callable[[int, list[Finding]], None]
@@ -99,6 +103,7 @@ class LeakageAudit(Wrapper):
         self._sent: dict[int, ArrayRecord] = {}
         self._metrics: dict[int, dict[str, Any]] = {}
         self._loaded: tuple[ArrayRecord, nn.Module] | None = None
+        self._features: tuple[nn.Module, TrueFeatures] | None = None
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -155,7 +160,14 @@ class LeakageAudit(Wrapper):
                 findings.append(Finding(record))
             else:
                 known = dataclasses.replace(leak, knowledge=plan.knowledge)
-                findings += audit_leak(known, plan, here, seed=self.seed, judge=self.judge)
+                findings += audit_leak(
+                    known,
+                    plan,
+                    here,
+                    seed=self.seed,
+                    judge=self.judge,
+                    true_features=self._features_of(leak),
+                )
         return findings
 
     def _translate(self, server_round: int, reply: Message) -> GradientLeak | str:
@@ -187,6 +199,12 @@ class LeakageAudit(Wrapper):
             load_tensors(model, _tensors(received))
             self._loaded = (received, model.eval())
         return self._loaded[1]
+
+    def _features_of(self, leak: GradientLeak) -> TrueFeatures:
+        """Return the true features of a leak's model; traced once for all that share it."""
+        if self._features is None or self._features[0] is not leak.model:
+            self._features = (leak.model, TrueFeatures(leak))
+        return self._features[1]
 
     def _arrays(self, content: RecordDict) -> ArrayRecord:
         """Return the record with the most of the model's arrays; an empty one without any."""

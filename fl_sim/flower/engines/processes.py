@@ -60,7 +60,7 @@ def stopped_at_exit(folder: Path, environment: Mapping[str, str]) -> Iterator[St
         started.append(process)
         return process
 
-    command = [sys.executable, "-m", "fl_sim.processes", str(folder)]
+    command = [sys.executable, "-m", "fl_sim.flower.engines.processes", str(folder)]
     # A session of its own, so that Ctrl-C in a terminal doesn't end it before its work.
     watcher = subprocess.Popen(
         command, stdin=subprocess.PIPE, env=dict(environment), start_new_session=True

@@ -1,0 +1,1 @@
+"""What talks to Flower; nothing else imports it."""

@@ -1,0 +1,140 @@
+"""What belongs to a round of training until it is committed, and the order in which it is."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fl_sim.leakage.findings import Finding
+from fl_sim.leakage.records import LeakageRecord
+from fl_sim.run_folder import Arrays, RunFolder
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the server measures at the end of a round.
+
+    Args:
+        accuracy: on the test images, in [0, 1].
+        loss: mean on the test images; it may be infinite or NaN.
+        epsilon: ε in nats so far; None without a guarantee.
+        replies: number of replies that the round was made of.
+    """
+
+    accuracy: float
+    loss: float
+    epsilon: float | None
+    replies: int
+
+
+class RoundLedger:
+    """Holds a round's findings, the replies left out and its start until the round is committed.
+
+    The order is that of `fl_sim.run_folder`: records and images first, then the checkpoint, last
+    the line that commits the round.
+
+    Args:
+        folder: of the run.
+        defenses: the clients', in words, for the records.
+        images: most findings of a round whose images are kept.
+        committed: the last round that an earlier, interrupted run has committed; -1 for none.
+    """
+
+    def __init__(
+        self, folder: RunFolder, *, defenses: str, images: int, committed: int = -1
+    ) -> None:
+        self._folder = folder
+        self._defenses = defenses
+        self._images = images
+        self._committed = committed
+        self._open()
+
+    def _open(self) -> None:
+        self._findings: list[Finding] = []
+        self._left_out: list[LeakageRecord] = []
+        self._started = time.perf_counter()
+
+    def add_findings(self, server_round: int, findings: Sequence[Finding]) -> None:
+        """Take what an audit found in the round."""
+        self._findings += findings
+
+    def add_quarantined(self, server_round: int, client: int, reason: str) -> None:
+        """Take a reply that was left out."""
+        self._left_out.append(
+            LeakageRecord(
+                round=server_round,
+                client=client,
+                defenses=self._defenses,
+                label_reason=f"reply left out: {reason}",
+            )
+        )
+
+    def commit(
+        self, server_round: int, measured: Measured, weights: Arrays, state: Mapping[str, Any]
+    ) -> None:
+        """Write the round down, unless it is already, and open the next one.
+
+        Args:
+            server_round: 0 for the initial model.
+            measured: of the global model.
+            weights: the global model's arrays.
+            state: the strategy's, as `fl_sim.flower.strategy.state` packs it.
+        """
+        if server_round > self._committed:  # a resumed run starts at the end of a round
+            self._write(server_round, measured, weights, state)
+            self._committed = server_round
+        self._open()
+
+    def _write(
+        self, server_round: int, measured: Measured, weights: Arrays, state: Mapping[str, Any]
+    ) -> None:
+        self._write_records()
+        self._write_images(server_round)
+        line = {
+            "round": server_round,
+            "accuracy": measured.accuracy,
+            "loss": measured.loss if math.isfinite(measured.loss) else None,
+            "epsilon": measured.epsilon,
+            "replies": measured.replies,
+            "quarantined": len(self._left_out),
+            "seconds": time.perf_counter() - self._started,
+        }
+        self._folder.commit(line, weights, state)
+
+    def _write_records(self) -> None:
+        """Write the round's records, ordered by (client, attack, example)."""
+        records = [finding.record for finding in self._findings] + self._left_out
+        if records:
+            self._folder.log([record.to_json() for record in sorted(records, key=_place)])
+
+    def _write_images(self, server_round: int) -> None:
+        shown = [finding for finding in self._findings if finding.record.example is not None]
+        for finding in _from_all_clients(shown)[: self._images]:
+            r = finding.record
+            name = f"r{server_round:04d}-c{r.client:04d}-a{r.attack}-e{r.example}.npz"
+            arrays: dict[str, Any] = {k: t.float().numpy() for k, t in finding.tensors.items()}
+            np.savez(self._folder.images / name, **arrays)
+
+
+def _place(record: LeakageRecord) -> tuple[int, int, bool, int]:
+    """Return what orders the records of a round; rows without an example come last."""
+    example = record.example
+    return record.client or 0, record.attack or 0, example is None, example or 0
+
+
+def _from_all_clients(findings: list[Finding]) -> list[Finding]:
+    """Order findings so that the first few come from as many clients as there are."""
+    places: Counter[tuple[int | None, int | None]] = Counter()
+    turns = []
+    for finding in findings:
+        whose = finding.record.client, finding.record.attack
+        turns.append(places[whose])
+        places[whose] += 1
+    order = sorted(range(len(findings)), key=turns.__getitem__)  # it is stable
+    return [findings[index] for index in order]

@@ -1,0 +1,1 @@
+"""Attack an update, judge what comes of it, and write it down."""

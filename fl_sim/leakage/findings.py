@@ -1,0 +1,171 @@
+"""Write down what an attack's answer leaks of each example, beside the truth."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from attacks import GradientLeak, LabelRecovery, Reconstruction, Status
+from fl_sim.leakage.attack_update import Answer
+from fl_sim.leakage.image_scores import score_image
+from fl_sim.leakage.judge import Baseline, Truth, score_labels
+from fl_sim.leakage.records import LeakageRecord
+from fl_sim.leakage.true_features import TrueFeatures
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Finding:
+    """A record, and what it is about.
+
+    Args:
+        record: the line for `leakage.jsonl`.
+        tensors: "label" (K,), "image" (C, H, W) as recovered and "true_label", "true_image",
+            as far as there are any.
+    """
+
+    record: LeakageRecord
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def write_findings(
+    leak: GradientLeak,
+    answer: Answer,
+    place: LeakageRecord,
+    *,
+    truth: Truth | None = None,
+    baseline: Baseline | None = None,
+    pairs: Sequence[int | None] = (),
+    true_features: TrueFeatures | None = None,
+) -> list[Finding]:
+    """Write an answer's records, scored where the truth is at hand.
+
+    An image that can't be scored is FAILED, with the reason.
+
+    Args:
+        leak: what was attacked.
+        answer: of a plan's attacks.
+        place: a record with round, client, attack and what else is known beforehand.
+        truth: what the client trained on; None leaves the scores empty.
+        baseline: what an attacker guesses who sees no update; given with the truth.
+        pairs: for each of the answer's rows, the true example that it is compared with, None for a
+            row that is compared with none; given with the truth.
+        true_features: of the leak's model; None traces it anew.
+
+    Returns:
+        One finding for each row, ordered by example, those without one last; a single one where
+        the answer has no rows.
+    """
+    shared = _shared_fields(answer, leak, place)
+    if not answer.rows:
+        return [Finding(shared)]
+    if truth is None or baseline is None:
+        return [_finding(shared, answer, row, {"example": row}) for row in range(answer.rows)]
+    scores: list[dict[str, Any]] = [{} for _ in pairs]
+    if answer.labels.labels is not None:
+        scores = score_labels(answer.labels, truth, pairs, true_features or TrueFeatures(leak))
+    findings = []
+    for row, example in enumerate(pairs):
+        if example is None:
+            findings.append(_finding(shared, answer, row, {}))
+            continue
+        fields = {"example": example} | scores[row]
+        fields |= _compare(answer.image, row, truth, example, baseline)
+        true = {"true_label": truth.labels[example], "true_image": truth.images[example]}
+        findings.append(_finding(shared, answer, row, fields, true))
+    return sorted(findings, key=_by_example)
+
+
+def _shared_fields(answer: Answer, leak: GradientLeak, place: LeakageRecord) -> LeakageRecord:
+    """Return the record of a place with what an answer says of all its examples."""
+    labels, image = answer.labels, answer.image
+    return dataclasses.replace(
+        place,
+        batch_size=leak.batch_size or labels.batch_size,
+        label_status=labels.status.value,
+        label_reason=labels.reason,
+        label_seconds=answer.label_seconds,
+        image_status=None if image is None else image.status.value,
+        image_reason=None if image is None else image.reason,
+        image_seconds=answer.image_seconds,
+    )
+
+
+def _by_example(finding: Finding) -> tuple[bool, int]:
+    example = finding.record.example
+    return example is None, example or 0
+
+
+def _finding(
+    shared: LeakageRecord,
+    answer: Answer,
+    row: int,
+    fields: Mapping[str, Any],
+    true: Mapping[str, Tensor] | None = None,
+) -> Finding:
+    values = {**_answer(answer.labels, answer.image, row), **fields}
+    record = dataclasses.replace(shared, **values)
+    return Finding(record, _tensors(answer.labels, answer.image, row) | dict(true or {}))
+
+
+def _answer(labels: LabelRecovery, image: Reconstruction | None, row: int) -> dict[str, Any]:
+    """Return the fields of a record that an attack's answer fills for one row."""
+    fields = _verdict("label", labels, row)
+    fields["gradient_scale"] = labels.gradient_scale
+    if labels.certificate is not None:
+        fields["label_certificate"] = float(labels.certificate[row])
+    found = labels.augmentations[row] if labels.augmentations else None
+    if found is not None:
+        fields["augmentation"] = found.type
+        fields["smoothing"] = found.smoothing
+        fields["mixing"] = found.mixing
+    if image is not None:
+        fields |= _verdict("image", image, row)
+        if image.images is not None and image.images[row].isfinite().all():
+            fields["image_low"], fields["image_high"] = image.pixel_range
+    return fields
+
+
+def _verdict(kind: str, answer: LabelRecovery | Reconstruction, row: int) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    if answer.statuses:
+        fields[f"{kind}_status"] = answer.statuses[row].value
+    if answer.reasons:
+        fields[f"{kind}_reason"] = answer.reasons[row]
+    if answer.residual is not None:
+        fields[f"{kind}_residual"] = float(answer.residual[row])
+    return fields
+
+
+def _tensors(labels: LabelRecovery, image: Reconstruction | None, row: int) -> dict[str, Tensor]:
+    tensors = {}
+    if labels.labels is not None:
+        tensors["label"] = labels.labels[row]
+    if image is not None and image.images is not None:
+        tensors["image"] = image.images[row]
+    return tensors
+
+
+def _compare(
+    image: Reconstruction | None, row: int, truth: Truth, example: int, baseline: Baseline
+) -> dict[str, Any]:
+    """Return the image's scores and the guesses of an attacker who saw no update."""
+    fields: dict[str, Any] = {"baseline_top1": int(truth.labels[example].argmax()) == baseline.top1}
+    if image is None:
+        return fields
+    try:
+        true_image = truth.images[example].double()
+        fields |= baseline.scores(true_image, truth.labels[example])
+        if image.images is not None and image.pixel_range == (0.0, 1.0):
+            fields |= score_image(image.images[row].double(), true_image)
+    except Exception as error:  # of a truth that a third party tells
+        logger.warning("scoring an image raised %s: %s", type(error).__name__, error)
+        fields["image_status"] = Status.FAILED.value
+        fields["image_reason"] = f"scoring raised {type(error).__name__}: {error}"
+    return fields

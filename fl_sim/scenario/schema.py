@@ -1,0 +1,152 @@
+"""A scenario: everything that determines a run, read from TOML and validated."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from fl_sim import ENGINES
+from fl_sim.errors import UserError
+from fl_sim.scenario.changes import change, parse_change
+from fl_sim.scenario.errors import describe
+from fl_sim.scenario.sections import (
+    Attack,
+    Client,
+    Data,
+    DefenseStage,
+    Model,
+    Positive,
+    Privacy,
+    Section,
+    Server,
+)
+
+_ENGINES = " or ".join(repr(name) for name in ENGINES)
+_NOT_IN_RECORDS = {"name", "images", "engine"}
+
+
+class Scenario(Section):
+    """A whole run. Build one with `load`, or from keyword arguments."""
+
+    name: str = "scenario"
+    seed: int = Field(0, ge=0, lt=2**63, description="a whole number from 0 to 2**63 - 1")
+    rounds: Positive = 10
+    engine: str = Field("local", description=_ENGINES)
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|cuda(:\d+)?|mps)\z",
+        description='"auto", "cpu", "cuda", "cuda:N" or "mps"',
+    )
+    images: Annotated[int, Field(ge=0)] = 20
+    data: Data = Data()
+    model: Model = Model()
+    client: Client = Client()
+    server: Server = Server()
+    privacy: Privacy = Privacy()
+    defense: list[DefenseStage] = Field([], description="tables, each headed [[defense]]")
+    attack: list[Attack] = Field([], description="tables, each headed [[attack]]")
+
+    @field_validator("engine")
+    @classmethod
+    def _known_engine(cls, name: str) -> str:
+        if name not in ENGINES:
+            raise ValueError(f"must be {_ENGINES}, found {name!r}")
+        return name
+
+    @model_validator(mode="after")
+    def _attacked_clients_exist(self) -> Scenario:
+        last = self.data.clients - 1
+        for index, attack in enumerate(self.attack):
+            beyond = [] if attack.clients == "all" else [n for n in attack.clients if n > last]
+            if beyond:
+                raise ValueError(
+                    f"attack.{index}.clients: must be at most {last}, found {beyond[0]}"
+                )
+        return self
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> Scenario:
+        """Validate a mapping.
+
+        Raises:
+            UserError: names the first key that is wrong, the rule and the value found.
+        """
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            raise UserError(describe(error, cls)) from error
+
+    @classmethod
+    def load(
+        cls, path: Path, overrides: Sequence[str] = (), *, seed: int | None = None
+    ) -> Scenario:
+        """Read a TOML file, with `key.path=value` overrides.
+
+        Raises:
+            UserError: the file is missing or isn't TOML, or a key or value is wrong.
+        """
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # with a BOM or without
+        except OSError as error:
+            raise UserError(f"scenario {path} can't be read: {error.strerror}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise UserError(f"scenario {path} isn't valid TOML: {error}") from error
+        values.setdefault("name", path.stem)
+        for override in overrides:
+            try:
+                change(values, *parse_change(override))
+            except UserError as error:
+                raise UserError(f"--set {error}") from error
+        if seed is not None:
+            values["seed"] = seed
+        return cls.parse(values)
+
+    def with_changes(self, changes: Mapping[str, object]) -> Scenario:
+        """Return another scenario, in which some values are others.
+
+        Args:
+            changes: key path -> value, as `--set` takes them; a number in a path indexes a list.
+
+        Raises:
+            UserError: a path leads nowhere, or a value is wrong.
+
+        Example:
+            >>> scenario = Scenario.parse({"defense": [{"name": "label-smoothing"}]})
+            >>> other = scenario.with_changes({"client.lr": 0.05, "defense.0.smoothing": 0.2})
+            >>> other.client.lr, other.defense[0].parameters, scenario.client.lr
+            (0.05, {'smoothing': 0.2}, 0.1)
+        """
+        values = self.model_dump()
+        for path, value in changes.items():
+            change(values, path, copy.deepcopy(value))
+        return type(self).parse(values)
+
+    def to_json(self) -> str:
+        """Return the resolved scenario as canonical JSON."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True)
+
+    def determining(self) -> dict[str, Any]:
+        """Return, as plain values, all that determines the records."""
+        return self.model_dump(mode="json", exclude=_NOT_IN_RECORDS)
+
+    def digest(self) -> str:
+        """Return a hash of all that determines the records.
+
+        It doesn't depend on the name, the number of images kept, or the engine.
+        """
+        values = self.determining()
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Scenario) and self.to_json() == other.to_json()
+
+    def __hash__(self) -> int:
+        # Of what costs nothing to read: memories of scenarios are asked for every message.
+        return hash((self.seed, self.rounds, self.data.name, self.data.clients, self.model.name))

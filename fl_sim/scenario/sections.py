@@ -1,0 +1,188 @@
+"""The tables of a scenario."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
+
+from attacks import IMAGE_ATTACKS, LABEL_ATTACKS, Registry
+from attacks.registry import nearest
+from defenses import DEFENSES
+from fl_sim import DATASETS, MODELS
+from fl_sim.optimizers import Name as Optimizer
+
+STRATEGIES = ("fedavg", "fedadam", "krum")
+
+
+def _plain(options: dict[str, Any]) -> dict[str, Any]:
+    try:
+        json.dumps(options, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            "must hold finite numbers, strings, booleans, or lists and tables of them, "
+            f"found {options}"
+        ) from error
+    return options
+
+
+Positive = Annotated[int, Field(ge=1)]
+Options = Annotated[dict[str, Any], AfterValidator(_plain)]
+
+
+class Section(BaseModel):
+    """A table: frozen, without unknown keys, and without conversions of types."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def _registered(name: str, registry: Registry) -> str:
+    if name not in registry and ":" not in name:
+        raise ValueError(f"unknown {registry.kind} {name!r}{nearest(name, registry)}")
+    return name
+
+
+class Data(Section):
+    """`[data]`: the data set and how it is split over clients."""
+
+    name: str = "mnist-5k"
+    clients: Positive = 10
+    partition: Literal["iid", "dirichlet", "pathological"] = "iid"
+    alpha: Annotated[float, Field(gt=0)] = 0.5
+    classes: Positive = 2
+    test_examples: Positive | None = Field(default=None, description="a whole number of at least 1")
+    options: Options = {}
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        return _registered(name, DATASETS)
+
+
+class Model(Section):
+    """`[model]`: the network."""
+
+    name: str = "fcn4"
+    bias: bool = False
+    options: Options = {}
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        return _registered(name, MODELS)
+
+
+class Client(Section):
+    """`[client]`: local training."""
+
+    fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    batch_size: Positive = 1
+    local_steps: Positive = 1
+    lr: Annotated[float, Field(gt=0)] = 0.1
+    optimizer: Optimizer = "sgd"
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    nesterov: bool = False
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    mode: Literal["eval", "train"] = "eval"
+
+    @model_validator(mode="after")
+    def _momentum_fits(self) -> Client:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov needs a momentum above 0, found 0.0")
+        if self.momentum > 0 and self.optimizer != "sgd":
+            raise ValueError(
+                f"momentum is SGD's, found {self.momentum:g} with optimizer {self.optimizer!r}"
+            )
+        return self
+
+
+class Server(Section):
+    """`[server]`: the strategy that aggregates, with its options."""
+
+    strategy: str = "fedavg"
+    options: Options = {}
+
+    @field_validator("strategy")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in STRATEGIES and ":" not in name:
+            raise ValueError(f"unknown strategy {name!r}{nearest(name, list(STRATEGIES))}")
+        return name
+
+
+class DefenseStage(BaseModel):
+    """One `[[defense]]`: a name, and the defense's own parameters beside it."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True, allow_inf_nan=False)
+    name: str
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        return _registered(name, DEFENSES)
+
+    @model_validator(mode="after")
+    def _builds(self) -> DefenseStage:
+        if self.name in DEFENSES:
+            DEFENSES.build(self.name, **self.parameters)
+        _plain(self.parameters)
+        return self
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The defense's keyword arguments."""
+        return dict(self.model_extra or {})
+
+
+class Privacy(Section):
+    """`[privacy]`: how ε is stated."""
+
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+
+
+class Every(Section):
+    """`{ every = n }`: rounds n, 2n, 3n and so on."""
+
+    every: Positive
+
+
+class Attack(Section):
+    """One `[[attack]]`: who is attacked when, by what."""
+
+    label: str = "soft-label"
+    image: str | None = None
+    attacker: Literal["unaware", "aware"] = "unaware"
+    rounds: Literal["all"] | list[Positive] | Every = Field(
+        "all", description='"all", a list of round numbers (from 1) or { every = n }'
+    )
+    clients: Literal["all"] | list[Annotated[int, Field(ge=0)]] = Field(
+        "all", description='"all" or a list of client numbers (from 0)'
+    )
+    label_options: Options = {}
+    image_options: Options = {}
+
+    @field_validator("label")
+    @classmethod
+    def _known_label(cls, name: str) -> str:
+        return _registered(name, LABEL_ATTACKS)
+
+    @field_validator("image")
+    @classmethod
+    def _known_image(cls, name: str | None) -> str | None:
+        return None if name is None else _registered(name, IMAGE_ATTACKS)
+
+    def covers(self, server_round: int, client: int) -> bool:
+        """Say whether this attack runs on a client in a round."""
+        if isinstance(self.rounds, Every):
+            in_round = server_round % self.rounds.every == 0
+        else:
+            in_round = self.rounds == "all" or server_round in self.rounds
+        return in_round and (self.clients == "all" or client in self.clients)

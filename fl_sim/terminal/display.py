@@ -1,0 +1,87 @@
+"""What the command line shows: tables on standard output, logs and progress on standard error."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from fl_sim.leakage.records import read_lines
+
+logger = logging.getLogger(__name__)
+_PROGRESS_CONSOLE = Console(stderr=True)
+
+
+def output_console() -> Console:
+    """Return a console on standard output."""
+    # A pipe or a file has no width of its own; rich's 80 columns would break lines.
+    return Console(width=None if sys.stdout.isatty() else 160)
+
+
+def listing(heading: str, summaries: Mapping[str, str]) -> Table:
+    """Return a table of names and what they are."""
+    table = Table(box=SIMPLE, pad_edge=False)
+    table.add_column(heading, no_wrap=True)
+    table.add_column("what it is")
+    for name, summary in summaries.items():
+        table.add_row(name, summary)
+    return table
+
+
+def set_logging(verbose: bool, *, debug: bool) -> None:
+    """Send logs to stderr, above the progress bars; debugging, with an attack's traceback.
+
+    Flower sets its logger up when it is imported, so this comes after.
+    """
+    handler = RichHandler(console=_PROGRESS_CONSOLE, show_path=False)
+    for name, quiet in (("fl_sim", logging.WARNING), ("flwr", logging.ERROR)):
+        logging.getLogger(name).handlers = [handler]
+        logging.getLogger(name).setLevel(logging.INFO if verbose else quiet)
+    if debug:
+        logging.getLogger("fl_sim").setLevel(logging.DEBUG)
+
+
+@contextmanager
+def progress(rounds: int) -> Iterator[Callable[[int, int, int], None]]:
+    """Show rounds and clients as bars, on a terminal only; each finished round is logged."""
+    bars = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=_PROGRESS_CONSOLE,
+        transient=True,
+        disable=not _PROGRESS_CONSOLE.is_terminal,
+    )
+    all_rounds = bars.add_task("rounds", total=rounds)
+    this_round = bars.add_task("clients", total=None)
+
+    def on_progress(server_round: int, replies: int, clients: int) -> None:
+        is_complete = replies == clients
+        bars.update(all_rounds, completed=server_round if is_complete else server_round - 1)
+        bars.update(this_round, completed=replies, total=clients)
+        if is_complete:
+            logger.info("round %d of %d", server_round, rounds)
+
+    with bars:
+        yield on_progress
+
+
+def print_outcome(folder: Path) -> None:
+    """Print what a run leaked, and its last accuracy."""
+    from fl_sim.leakage.table import table
+
+    console = output_console()
+    console.print(table(read_lines(folder / "leakage.jsonl")))
+    rounds = read_lines(folder / "rounds.jsonl")
+    if rounds and rounds[-1].get("accuracy") is not None:
+        last = rounds[-1]
+        console.print(f"accuracy after round {last['round']}: {last['accuracy']:.3f}")
