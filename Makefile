@@ -31,9 +31,9 @@ lint: $(DEVELOP) ## Check format, lint and types only
 	$(BIN)/mypy
 
 bench: $(INSTALLED) ## Run all benchmarks and write their tables: hours
-	$(BIN)/python -m benchmarks
 	$(BIN)/fl-sim bench labels
 	$(BIN)/fl-sim bench images
+	$(BIN)/fl-sim bench simulator
 
 clean: ## Remove caches and build outputs; runs/ and .venv stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

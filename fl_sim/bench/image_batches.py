@@ -19,13 +19,14 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from attacks import IMAGE_ATTACKS, LABEL_ATTACKS, GradientLeak, LabelRecovery, Status
-from attacks.label_refit import refit_from_images
-from attacks.network import Network
+from attacks.dense.refit import refit_from_images
+from attacks.victim.network import Network
 from fl_sim.bench.training import trained
-from fl_sim.bench.victims import SentAs, draw_batch, leak_of, untrained
+from fl_sim.bench.victims import draw_batch, untrained
 from fl_sim.data import Dataset, build_dataset
+from fl_sim.leakage.judge import Truth, pair_examples, psnr_db
 from fl_sim.models import Normalize
-from fl_sim.scoring import Truth, pair_examples, psnr_db
+from fl_sim.testing.leaks import SentAs, leak_of
 
 TITLE = "Images of whole batches from fully connected networks by `analytic`"
 NOTES = (
@@ -169,7 +170,7 @@ def given_labels(
 ) -> LabelRecovery:
     """Return what a label attack would answer, with relative errors of all that it recovers."""
     size = len(truth.labels)
-    features = Network(leak).double_features(truth.images)
+    features = Network.of(leak).double_features(truth.images)
     has_bias = any(name.endswith("bias") for name in leak.gradients)
     scale = 0.0 if has_bias else error  # a bias leaves no scale to be wrong
     draws = torch.randn(size, 1, generator=generator, dtype=torch.float64)

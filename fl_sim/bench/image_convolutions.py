@@ -1,4 +1,4 @@
-"""Images from convolutional networks by `r-gap`: networks, updates, training, and its rank rule.
+"""Images from convolutional networks: networks, updates, training, and the rank rule.
 
 Each example is attacked alone, from the label that `soft-label` recovers. `rule` is what the count
 of equations says beforehand; where it says no, the attack is also told to try nevertheless, and
@@ -19,17 +19,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
-from attacks import GradientLeak, LabelRecovery, Reconstruction, Status
-from attacks.r_gap import RGAP
-from attacks.soft_label import SoftLabelRecovery
+from attacks import GradientLeak, ImageAttack, LabelRecovery, Reconstruction, Status
+from attacks.images.r_gap import RGAP
+from attacks.images.relu_fit import ReLUFit
+from attacks.labels.soft_label import SoftLabelRecovery
 from fl_sim.bench.training import accuracy
-from fl_sim.bench.victims import SentAs, augment, dataset, draw_batch, leak_of, untrained
+from fl_sim.bench.victims import augment, dataset, draw_batch, untrained
+from fl_sim.leakage.judge import psnr_db
 from fl_sim.models import Normalize
-from fl_sim.scoring import psnr_db
 from fl_sim.seeds import numpy_generator
+from fl_sim.testing.leaks import SentAs, leak_of
 
-TITLE = "Images of single examples from convolutional networks by `r-gap`"
+TITLE = "Images of single examples from convolutional networks"
 NOTES = (
+    "`lenet`, whose activations are invertible, by `r-gap`; networks with ReLU by `relu-fit`.",
     "PSNR in dB; an image that wasn't found counts as minus infinity, and is never left out. "
     "Published: R-GAP 49.0 dB on CIFAR-10 (breaching's notebook), hard label, with a bias.",
 )
@@ -182,19 +185,22 @@ def _row(setting: Setting, victims: Iterable[tuple[GradientLeak, Tensor]]) -> di
     scores, claims, seconds = [], [], []
     labels_found, rules, statuses = 0, Counter[str](), Counter[str]()
     classes = 0
+    attack: ImageAttack = RGAP()
+    trying: ImageAttack = RGAP(respects_rank=False)
+    if setting.network != "lenet":
+        attack, trying = ReLUFit(), ReLUFit(respects_rank=False, starts=1)
     for leak, image in victims:
         start = time.process_time()
         labels = SoftLabelRecovery()(leak, generator=torch.Generator())
         labels_found += labels.status is Status.RECOVERED
-        found = RGAP()(leak, labels, generator=torch.Generator().manual_seed(0))
+        found = attack(leak, labels, generator=torch.Generator().manual_seed(0))
         seconds.append(time.process_time() - start)
         statuses[found.status.value] += 1
         rule = _rule(labels, found)
         rules[rule] += 1
         tried = found
         if rule == "no":
-            attack = RGAP(respects_rank=False, starts=1)
-            tried = attack(leak, labels, generator=torch.Generator().manual_seed(0))
+            tried = trying(leak, labels, generator=torch.Generator().manual_seed(0))
         scores.append(_psnr(tried, image))
         if found.status is Status.RECOVERED:
             claims.append(scores[-1])

@@ -22,17 +22,18 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from attacks import GradientLeak, LabelRecovery, Status
-from attacks.batch.interior_point import solve_by_simplex
 from attacks.batch.rest import peel
 from attacks.batch.sharpen import sharpen
 from attacks.batch.subspace import find_subspace
-from attacks.network import Network
-from attacks.soft_label import SoftLabelRecovery
+from attacks.labels.soft_label import SoftLabelRecovery
+from attacks.numerics.interior_point import solve_by_simplex
+from attacks.victim.network import Network
 from fl_sim.bench.training import trained
-from fl_sim.bench.victims import AUGMENTATIONS, SentAs, dataset, draw_batch, leak_of, untrained
+from fl_sim.bench.victims import AUGMENTATIONS, dataset, draw_batch, untrained
 from fl_sim.data import Dataset
 from fl_sim.models import Normalize
 from fl_sim.seeds import torch_generator
+from fl_sim.testing.leaks import SentAs, leak_of
 
 TITLE = "Every example's soft label and feature from the gradient of a whole batch by `soft-label`"
 NOTES = (
@@ -99,7 +100,8 @@ def _rows_of(cell: Cell, quick: bool, seed: int) -> Iterator[dict[str, object]]:
     model, images, labels = _victim(cell, seed)
     for precision in PRECISIONS:
         for told in (True,) if quick or cell.batch >= 128 else (True, False):
-            leak = leak_of(model, images, labels, sent_as=precision, told=told)
+            size = len(images) if told else None
+            leak = leak_of(model, images, labels, sent_as=precision, batch_size=size)
             features = _features(model, images)
             start = time.perf_counter()
             answer = SoftLabelRecovery()(leak, generator=torch_generator(seed, "attack"))
@@ -219,7 +221,7 @@ def _row(
 def _prototype_row(cell: Cell, leak: GradientLeak, seed: int) -> dict[str, object]:
     """Measure random objectives, one HiGHS program each; rays are accepted for their zeros."""
     start = time.perf_counter()
-    space = find_subspace(leak, Network(leak))
+    space = find_subspace(leak, Network.of(leak))
     rest = peel(space, np.empty((0, cell.classes)))
     region = rest.region(space)
     draws = np.random.default_rng(seed)
@@ -234,7 +236,7 @@ def _prototype_row(cell: Cell, leak: GradientLeak, seed: int) -> dict[str, objec
             break
     seconds = time.perf_counter() - start
     _, images, _ = _victim(cell, seed)
-    truth = _features(leak.model, images).numpy()[:, space.source.live] / space.columns
+    truth = _features(leak.model, images).numpy()[:, space.live] / space.columns
     truth /= np.linalg.norm(truth, axis=1, keepdims=True)
     near = [np.linalg.norm(truth - ray.direction, axis=1).min() for ray in rays]
     true = int((np.array(near) < STRICT).sum())

@@ -11,7 +11,7 @@ import torch
 from matplotlib.figure import Figure
 
 from attacks import Status
-from attacks.soft_label import SoftLabelRecovery
+from attacks.labels.soft_label import SoftLabelRecovery
 from fl_sim.bench.labels import DATA, Cell, head_leaks
 from fl_sim.bench.victims import AUGMENTATIONS
 from fl_sim.seeds import numpy_generator

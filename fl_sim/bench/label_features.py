@@ -22,10 +22,11 @@ from scipy.optimize import minimize, minimize_scalar
 from scipy.special import softmax, xlogy
 
 from attacks import GradientLeak
-from attacks.network import Network
-from attacks.particle_swarm import particle_swarm
+from attacks.numerics.particle_swarm import particle_swarm
+from attacks.victim.network import Network
 from fl_sim.bench.training import trained
-from fl_sim.bench.victims import dataset, draw_batch, leak_of, untrained
+from fl_sim.bench.victims import dataset, draw_batch, untrained
+from fl_sim.testing.leaks import leak_of
 
 TITLE = "Label features and one-dimensional searches: how often each pair finds the label"
 NOTES = ("Noise-free float32 gradients of LeNet; the augmentation is told.",)
@@ -59,7 +60,7 @@ class Problem:
     @classmethod
     def of(cls, leak: GradientLeak) -> Problem:
         """Take the last layer's gradient out of a leak; all its rows are multiples of one."""
-        network = Network(leak)
+        network = Network.of(leak)
         gradient = leak.gradients[f"{network.head_name}.weight"].double().numpy()
         row = gradient[np.linalg.norm(gradient, axis=1).argmax()]
         alpha = gradient @ row / (row @ row)

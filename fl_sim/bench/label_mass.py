@@ -19,15 +19,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, one_hot
+from torch.nn.functional import one_hot
 
 from attacks import LABEL_ATTACKS, GradientLeak, LabelAttack
-from attacks.head_gradient import Auxiliary
+from attacks.counts.head_gradient import Auxiliary
 from fl_sim.bench.training import trained
 from fl_sim.bench.victims import augment, dataset, untrained
 from fl_sim.data import Dataset
-from fl_sim.scoring import instances_recovered, total_variation
+from fl_sim.leakage.judge import instances_recovered, total_variation
 from fl_sim.seeds import numpy_generator, torch_generator
+from fl_sim.testing import gradients_of
 
 TITLE = (
     "Label mass of batches and updates: total variation (TV, lower is better) and instances "
@@ -241,17 +242,14 @@ def _leak(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]], lr: float)
     if is_one:
         moved.requires_grad_(False)
         head.requires_grad_(True)
-    wanted = [weight for weight in weights if weight.requires_grad]
     gradients: dict[str, Tensor] = {}
     for images, labels in batches:
-        computed = torch.autograd.grad(cross_entropy(moved(images), labels), wanted)
+        gradients = gradients_of(moved, images, labels)
         if is_one:
-            kept = [n for n, w in zip(names, weights, strict=True) if w.requires_grad]
-            gradients = dict(zip(kept, computed, strict=True))
             break
         with torch.no_grad():
-            for weight, gradient in zip(weights, computed, strict=True):
-                weight.sub_(lr * gradient)
+            for name, weight in moved.named_parameters():
+                weight.sub_(lr * gradients[name])
     if not is_one:
         pairs = zip(names, model.parameters(), weights, strict=True)
         gradients = {

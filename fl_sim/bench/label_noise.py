@@ -19,13 +19,16 @@ from numpy.typing import NDArray
 from torch import nn
 
 from attacks import Knowledge, Status
-from attacks.label_fit import softmax
-from attacks.label_scan import Scan, predicted_label
-from attacks.last_layer import LastLayer
-from attacks.network import Network
-from attacks.soft_label import SoftLabelRecovery
-from fl_sim.bench.victims import dataset, draw_batch, leak_of, untrained
+from attacks.labels.soft_label import SoftLabelRecovery, ŷ, φ
+from attacks.numerics.softmax import softmax
+from attacks.one_example.problem import Problem
+from attacks.one_example.scan import Scan
+from attacks.one_example.view import view_few
+from attacks.victim.gradients import as_double
+from attacks.victim.network import Network
+from fl_sim.bench.victims import dataset, draw_batch, untrained
 from fl_sim.seeds import torch_generator
+from fl_sim.testing.leaks import leak_of
 
 TITLE = "Soft labels under Gaussian noise on the gradient: median L∞ errors, and the bound"
 NOTES = (
@@ -83,9 +86,9 @@ def _trial(
     leak = dataclasses.replace(leak, gradients={name: noisy}, lr=1.0, knowledge=told)
     truth = label[0].double().numpy()
     recovery = SoftLabelRecovery()(leak, generator=torch.Generator())
-    network = Network(leak)
+    network = Network.of(leak)
     feature = network.double_features(image)[0].numpy()
-    bound = _bound(network.head.weight.detach().double().numpy(), feature, truth, sigma)
+    bound = _bound(as_double(network.head.weight), feature, truth, sigma)
     found = {"bound": float(bound.max()), "status": recovery.status}
     if recovery.labels is not None and recovery.labels.isfinite().all():
         error = np.abs(recovery.labels[0].numpy() - truth)
@@ -95,17 +98,17 @@ def _trial(
         worst = int(bound.argmax())
         found["covered"] = bool(error[worst] <= WITHIN_95 * std[worst])
     try:
-        layer = LastLayer.of(leak, network)
+        problem = Problem.of(leak, network)
     except Exception:
         return found
-    for estimate, (alpha, g) in {
-        "rank one": (layer.alpha, layer.g),
+    for estimate, (α, g) in {
+        "rank one": (problem.α, problem.g),
         "one row": _one_row(noisy.numpy()),
     }.items():
-        other = dataclasses.replace(layer, alpha=alpha, g=g)
-        scan = Scan.of(other).of_sign(other.sign_of_features())
+        other = dataclasses.replace(problem, α=α, g=g)
+        scan = Scan.of(view_few(other, ŷ, φ)).of_sign(other.sign_of_features())
         if len(scan.roots):
-            found[estimate] = float(np.abs(predicted_label(other, scan.roots[:1])[0] - truth).max())
+            found[estimate] = float(np.abs(ŷ(other, scan.roots[:1])[0] - truth).max())
     return found
 
 

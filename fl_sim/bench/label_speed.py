@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from attacks import GradientLeak, Knowledge
-from attacks.soft_label import SoftLabelRecovery
-from attacks.soft_label_pso import ScalarProblem, SoftLabelPSO
+from attacks.labels.soft_label import SoftLabelRecovery
+from attacks.labels.soft_label_pso import ScalarProblem, SoftLabelPSO
 from fl_sim.bench.labels import Cell, head_leaks
+from fl_sim.testing import gradients_of
 
 TITLE = (
     "`soft-label` beside the first stage of `soft-label-pso` (L-BFGS from both signs) and beside "
@@ -124,8 +124,7 @@ def _large(classes: int, width: int, number: int, seed: int) -> list[GradientLea
         if index % 2:
             label = torch.zeros(1, classes)
             label[0, index % classes], label[0, (index + 1) % classes] = 0.6, 0.4
-        loss = cross_entropy(model(image[None]), label)
-        head = model.get_parameter("3.weight")
-        gradients = {"3.weight": torch.autograd.grad(loss, head)[0]}
+        gradients = gradients_of(model, image[None], label)
+        del gradients["1.weight"]  # the last layer's is enough
         leaks.append(GradientLeak(model, gradients, batch_size=1, input_shape=(1, 8, 8)))
     return leaks

@@ -10,9 +10,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from fl_sim.records import read_lines
+from fl_sim.flower.run import run
+from fl_sim.leakage.records import read_lines
 from fl_sim.scenario import Scenario
-from fl_sim.simulation import run
 
 TITLE = (
     "Soft labels over rounds of federated training: 20 clients, each with an update of one "

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from attacks import LABEL_ATTACKS, GradientLeak, Knowledge, Status
-from attacks.network import Network
+from attacks.victim.network import Network
 from fl_sim.bench.training import trained
 from fl_sim.bench.victims import dataset, draw_batch, untrained
 from fl_sim.seeds import torch_generator
+from fl_sim.testing import gradients_of
 
 TITLE = (
     "Soft labels from the float32 gradient of one example; the augmentation isn't told "
@@ -113,14 +113,11 @@ def head_leaks(
     network = Network(blank)
     features = torch.cat([network.features(part) for part in torch.split(images, FORWARD_AT_ONCE)])
     head, prefix = network.head, network.head_name
-    parameters = {f"{prefix}.{name}": value for name, value in head.named_parameters()}
     leaks = []
     for feature, label in zip(features, labels, strict=True):
-        loss = cross_entropy(head(feature[None]), label[None])
-        gradients = torch.autograd.grad(loss, list(parameters.values()))
-        leaks.append(
-            dataclasses.replace(blank, gradients=dict(zip(parameters, gradients, strict=True)))
-        )
+        own = gradients_of(head, feature[None], label[None])
+        gradients = {f"{prefix}.{name}": gradient for name, gradient in own.items()}
+        leaks.append(dataclasses.replace(blank, gradients=gradients))
     return leaks, labels
 
 

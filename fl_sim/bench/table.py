@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path("benchmarks") / "results"
+RESULTS = Path("docs") / "results"
 """Where tables go unless told otherwise: from a checkout, beside those it came with."""
 
 

@@ -1,23 +1,20 @@
-"""Victims: real images, augmented labels, networks with and without training, and their leaks."""
+"""Victims: real images, augmented labels, and networks without training."""
 
 from __future__ import annotations
 
 import functools
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, one_hot
+from torch.nn.functional import one_hot
 
-from attacks import GradientLeak, Knowledge
 from defenses.label_smoothing import smooth_labels
 from defenses.mixup import mix_halves
 from fl_sim.data import Dataset, build_dataset
 from fl_sim.models import build_model
 from fl_sim.seeds import numpy_generator
 
-SentAs = Literal["float64", "float32", "update"]
 AUGMENTATIONS = ("hard", "label-smoothing", "mixup", "mixup+label-smoothing")
 SMOOTHING = (0.0, 0.5)
 """The interval from which ε is drawn, uniformly; mixing is drawn from Beta(1, 1)."""
@@ -102,46 +99,3 @@ def augment(
     if "smoothing" in augmentation:
         labels = smooth_labels(labels, smoothing)
     return images.float(), labels.float()
-
-
-def leak_of(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    sent_as: SentAs = "float32",
-    lr: float = 0.1,
-    told: bool = True,
-    knowledge: Knowledge | None = None,
-) -> GradientLeak:
-    """Return what a server sees of one SGD step on a batch.
-
-    Args:
-        model: the network, float32.
-        images: (B, C, H, W), pixels in [0, 1].
-        labels: (B, K).
-        sent_as: a "float64" gradient of the network in float64, a "float32" gradient, or an
-            "update": float32 weights after a step at `lr`.
-        lr: of an update.
-        told: whether the server knows B.
-        knowledge: what it knows of the defenses.
-    """
-    dtype = torch.float64 if sent_as == "float64" else torch.float32
-    model = model.to(dtype)
-    parameters = dict(model.named_parameters())
-    loss = cross_entropy(model(images.to(dtype)), labels.to(dtype))
-    computed = torch.autograd.grad(loss, list(parameters.values()))
-    gradients = dict(zip(parameters, (g.detach() for g in computed), strict=True))
-    if sent_as == "update":
-        for name, weight in parameters.items():
-            sent = weight.detach() - lr * gradients[name]
-            gradients[name] = (weight.detach().double() - sent.double()) / lr
-    return GradientLeak(
-        model,
-        gradients,
-        batch_size=len(images) if told else None,
-        input_shape=(images.shape[1], images.shape[2], images.shape[3]),
-        lr=lr if sent_as == "update" else None,
-        update_dtype=torch.float32 if sent_as == "update" else None,
-        knowledge=knowledge or Knowledge(),
-    )

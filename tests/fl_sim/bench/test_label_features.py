@@ -18,7 +18,8 @@ from fl_sim.bench.label_features import (
     objective_of,
     rows,
 )
-from fl_sim.bench.victims import dataset, draw_batch, leak_of, untrained
+from fl_sim.bench.victims import dataset, draw_batch, untrained
+from fl_sim.testing import leak_of
 
 COUNT = 4
 

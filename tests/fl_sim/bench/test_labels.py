@@ -47,7 +47,7 @@ def test_the_bound_is_that_of_a_numerical_fisher_information() -> None:
 
 
 def test_noise_leaves_errors_near_the_bound() -> None:
-    """Twenty trials a row: the full figure is in benchmarks/results."""
+    """Twenty trials a row: the full figure is in docs/results."""
     found = list(label_noise.rows(quick=True, seed=0))
     for row in found:
         assert row["false accepts"] == 0

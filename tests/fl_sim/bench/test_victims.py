@@ -10,8 +10,9 @@ from torch.nn.functional import cross_entropy
 
 from fl_sim.bench import training
 from fl_sim.bench.training import trained
-from fl_sim.bench.victims import AUGMENTATIONS, SentAs, dataset, draw_batch, leak_of, untrained
-from fl_sim.scoring import describe_labels
+from fl_sim.bench.victims import AUGMENTATIONS, dataset, draw_batch, untrained
+from fl_sim.leakage.judge import describe_labels
+from fl_sim.testing.leaks import SentAs, leak_of
 
 
 @pytest.mark.parametrize("augmentation", AUGMENTATIONS)
@@ -39,7 +40,7 @@ def test_a_leak_is_the_gradient_of_the_mean_loss(sent_as: SentAs) -> None:
     data = dataset("mnist-5k")
     model = untrained("mlp", data)
     images, labels = draw_batch(data, 3, "mixup", seed=1)
-    leak = leak_of(model, images, labels, sent_as=sent_as, told=False)
+    leak = leak_of(model, images, labels, sent_as=sent_as, batch_size=None)
     assert leak.batch_size is None
     assert (leak.update_dtype is torch.float32) == (sent_as == "update")
     exact = leak.model.double()
