@@ -10,20 +10,30 @@ keyword arguments. It builds its own small cases from fixed seeds, leaves the gl
 they were, and raises `ConformanceError`: one sentence that begins with the plug-in and the rule.
 `fl_sim.testing.rules.Rule` lists the rules; our own attacks, defenses, models and data sets keep to
 them too. They catch mistakes, not malice: no check sees what a plug-in does on other inputs.
+
+For a plug-in's own tests, `leak_of` makes what a server sees of a step, `draw_label` an augmented
+label, `build_seeded` a network; `check_no_claim` says that an answer claims nothing, and why.
 """
 
 from __future__ import annotations
 
+from fl_sim.testing.answer import check_no_claim
 from fl_sim.testing.attack import check_image_attack, check_label_attack
 from fl_sim.testing.defense import check_defense
+from fl_sim.testing.leaks import build_seeded, draw_label, gradients_of, leak_of
 from fl_sim.testing.parts import check_dataset, check_model
 from fl_sim.testing.rules import ConformanceError
 
 __all__ = [
     "ConformanceError",
+    "build_seeded",
     "check_dataset",
     "check_defense",
     "check_image_attack",
     "check_label_attack",
     "check_model",
+    "check_no_claim",
+    "draw_label",
+    "gradients_of",
+    "leak_of",
 ]

@@ -13,7 +13,7 @@ from torch import Tensor
 from attacks import LabelRecovery, Reconstruction, Status
 from attacks.types import Augmentation
 from fl_sim.testing.cases import SHAPE, Case
-from fl_sim.testing.rules import Rule, Subject
+from fl_sim.testing.rules import ConformanceError, Rule, Subject
 
 LABEL_ERROR = 1e-2
 """L∞ error of a label that RECOVERED stays below, or an attack's own tolerance if it is less."""
@@ -21,6 +21,26 @@ IMAGE_ERROR = 1e-5
 """Mean square error of an image at 50 dB, which RECOVERED stays below."""
 MASS_ERROR = 1e-3
 """Relative error of a label mass's sum: float32 sums are within 1e-5."""
+
+
+def check_no_claim(answer: LabelRecovery | Reconstruction, reason: str = "") -> None:
+    """Check that an answer calls nothing RECOVERED, as a whole or row by row, and says why.
+
+    Args:
+        answer: of any attack.
+        reason: words that its reason must hold.
+
+    Raises:
+        ConformanceError: something is called RECOVERED, or the reason is another.
+    """
+    statuses = (answer.status, *answer.statuses)
+    if Status.RECOVERED in statuses:
+        rule = f"nothing may be RECOVERED, found {', '.join(statuses)}"
+        raise ConformanceError("the answer", Rule.HONEST, rule)
+    reasons = [answer.reason, *answer.reasons]
+    if not all(reasons) or reason not in str(answer.reason):
+        rule = f"its reasons must be there, the first with {reason!r}, found {reasons}"
+        raise ConformanceError("the answer", Rule.WELL_FORMED, rule)
 
 
 def check_label_answer(subject: Subject, case: Case, answer: Any) -> None:

@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy
 from attacks import GradientLeak, Knowledge, LabelRecovery, Status
 from defenses.label_smoothing import smooth_labels
 from fl_sim.models import Normalize
+from fl_sim.testing.leaks import build_seeded, gradients_of
 
 SHAPE = (1, 6, 6)
 CLASSES = 6
@@ -178,21 +179,22 @@ def batch(rows: int, classes: int = CLASSES, *, seed: int) -> tuple[Tensor, Tens
 
 def network(kind: str, *, seed: int = 0, classes: int = CLASSES) -> nn.Module:
     """Build a small network in eval mode, and leave PyTorch's global generator alone."""
-    with torch.random.fork_rng(devices=[]):
-        # Not torch.manual_seed, which would move the generators of all devices.
-        torch.default_generator.manual_seed(seed)
-        bias = kind == "fully connected with biases"
-        if kind == "convolutional":
-            body = [nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Flatten()]
-            layers = [*body, nn.Linear(144, classes)]
-        else:
-            linear = [nn.Linear(36, 32, bias=bias), nn.ReLU(), nn.Linear(32, 20, bias=bias)]
-            layers = [nn.Flatten(), *linear, nn.ReLU(), nn.Linear(20, classes, bias=bias)]
-        if kind == "two-headed":
-            layers[-1] = _TwoHeads(20, classes)
-        if kind == "headless":
-            layers.append(nn.LogSoftmax(dim=1))
-        return nn.Sequential(Normalize((0.5,), (0.25,)), *layers).eval()
+    return build_seeded(partial(_network, kind, classes), seed=seed)
+
+
+def _network(kind: str, classes: int) -> nn.Module:
+    bias = kind == "fully connected with biases"
+    if kind == "convolutional":
+        body = [nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Flatten()]
+        layers = [*body, nn.Linear(144, classes)]
+    else:
+        linear = [nn.Linear(36, 32, bias=bias), nn.ReLU(), nn.Linear(32, 20, bias=bias)]
+        layers = [nn.Flatten(), *linear, nn.ReLU(), nn.Linear(20, classes, bias=bias)]
+    if kind == "two-headed":
+        layers[-1] = _TwoHeads(20, classes)
+    if kind == "headless":
+        layers.append(nn.LogSoftmax(dim=1))
+    return nn.Sequential(Normalize((0.5,), (0.25,)), *layers).eval()
 
 
 class _TwoHeads(nn.Module):
@@ -212,21 +214,20 @@ def _case(
     """Compute a leak: a gradient at 0 steps, otherwise the weight update of so many SGD steps."""
     model = network(kind, classes=labels.shape[1])
     images, _ = batch(len(labels), seed=3)
-    names, weights = zip(*model.named_parameters(), strict=True)
     trained = copy.deepcopy(model)
-    path = list(trained.parameters())
-    gradients: tuple[Tensor, ...] = ()
+    path = dict(trained.named_parameters())
+    gradients: dict[str, Tensor] = {}
     for _ in range(max(steps, 1)):
-        gradients = torch.autograd.grad(cross_entropy(trained(images), labels), path)
+        gradients = gradients_of(trained, images, labels)
         with torch.no_grad():
-            for weight, gradient in zip(path, gradients, strict=True):
-                weight.sub_(LR * gradient)
+            for part, weight in path.items():
+                weight.sub_(LR * gradients[part])
     if steps:
-        pairs = zip(weights, path, strict=True)
-        gradients = tuple((old.detach().double() - new.detach()) / LR for old, new in pairs)
+        start = {part: weight.detach().double() for part, weight in model.named_parameters()}
+        gradients = {part: (start[part] - weight.detach()) / LR for part, weight in path.items()}
     leak = GradientLeak(
         model,
-        dict(zip(names, gradients, strict=True)),
+        gradients,
         len(labels),
         SHAPE,
         local_steps=max(steps, 1),

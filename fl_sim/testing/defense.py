@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 from attacks import Knowledge
 from defenses import DEFENSES, ClientStep, Defense
 from fl_sim.testing.cases import CLASSES, SHAPE, batch, network
+from fl_sim.testing.leaks import gradients_of
 from fl_sim.testing.rules import (
     ConformanceError,
     Rule,
@@ -107,7 +108,7 @@ class _Exam:
         images, labels = batch(ROWS, seed=5)
         step = _full_step(images, labels)
         assert step.model is not None
-        gradients = _gradients(step.model, images, labels)
+        gradients = gradients_of(step.model, images, labels)
         watched = {"the images": images, "the labels": labels, "the model": step.model}
         for kind, given in (("", gradients), (" of zeros", _zeros(gradients))):
             self._check_tensors(
@@ -119,7 +120,7 @@ class _Exam:
 
     def on_update(self) -> None:
         """Check the weight difference's names, shapes and types."""
-        gradients = _gradients(network("fully connected"), *batch(ROWS, seed=5))
+        gradients = gradients_of(network("fully connected"), *batch(ROWS, seed=5))
         update = {name: -0.1 * part.double() for name, part in gradients.items()}
         for kind, given in (("", update), (" of zeros", _zeros(update))):
             self._check_tensors(
@@ -261,12 +262,6 @@ def _full_step(images: Tensor, labels: Tensor) -> ClientStep:
 
     mean = cross_entropy(model(images), labels).detach()
     return ClientStep(images, labels, model, mean, per_example)
-
-
-def _gradients(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    names = [name for name, _ in model.named_parameters()]
-    loss = cross_entropy(model(images), labels)
-    return dict(zip(names, torch.autograd.grad(loss, list(model.parameters())), strict=True))
 
 
 def _zeros(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

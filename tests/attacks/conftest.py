@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
-from attacks import GradientLeak, Knowledge
+from attacks import GradientLeak
+from fl_sim.testing import build_seeded, draw_label, leak_of
+from fl_sim.testing.leaks import SentAs
 
 SHAPE = (1, 12, 12)
 
@@ -36,11 +37,10 @@ def fully_connected(
     shape: tuple[int, int, int] = SHAPE,
     hidden: int = 32,
 ) -> nn.Sequential:
-    """Build n-64-hidden-K with He initialisation, on pixels shifted by half."""
+    """Build n-64-hidden-K with PyTorch's initialisation, on pixels shifted by half."""
     pixels = int(np.prod(shape))
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return nn.Sequential(
+    return build_seeded(
+        lambda: nn.Sequential(
             _Shift(),
             nn.Flatten(),
             nn.Linear(pixels, 64, bias=bias),
@@ -48,7 +48,9 @@ def fully_connected(
             nn.Linear(64, hidden, bias=bias),
             activation(),
             nn.Linear(hidden, classes, bias=bias),
-        )
+        ),
+        seed=seed,
+    )
 
 
 class _Shift(nn.Module):
@@ -56,65 +58,23 @@ class _Shift(nn.Module):
         return (images - 0.5) / 0.25
 
 
-def augmented_label(classes: int, kind: str, generator: np.random.Generator) -> Tensor:
-    """Draw a label (1, K), with ε ~ U(0.01, 0.5) and mixing ~ U(0.05, 0.95)."""
-    label = np.zeros(classes)
-    a, b = generator.choice(classes, 2, replace=False)
-    mixing = generator.uniform(0.05, 0.95)
-    epsilon = generator.uniform(0.01, 0.5)
-    if "mixup" in kind:
-        label[a], label[b] = mixing, 1 - mixing
-    else:
-        label[a] = 1
-    if "smoothing" in kind:
-        label = (1 - epsilon) * label + epsilon / classes
-    return torch.from_numpy(label)[None]
-
-
-def leak_of(
+def victim_of(
     model: nn.Module,
     label: Tensor,
     *,
-    sent_as: str = "update",
+    sent_as: SentAs = "update",
     seed: int = 0,
-    lr: float = 0.1,
-    noise_std: float = 0.0,
-    factor: float = 1.0,
     shape: tuple[int, int, int] = SHAPE,
-    knowledge: Knowledge | None = None,
-    **fields: Any,
+    **options: Any,
 ) -> Victim:
-    """Return what a server sees of one step on random images.
-
-    It is sent as an "update" (float32 weights) or as a "float32" or "float64" gradient. An update
-    is multiplied by `factor`, as by clipping, and gets Gaussian noise of `noise_std`.
-    """
+    """Return what a server sees of one step on random images; see `leak_of`."""
     generator = torch.Generator().manual_seed(seed)
-    precision = torch.float64 if sent_as == "float64" else torch.float32
-    model = model.to(precision)
-    image = torch.rand(len(label), *shape, generator=generator).to(precision)
-    parameters = dict(model.named_parameters())
-    loss = cross_entropy(model(image), label.to(precision))
-    computed = torch.autograd.grad(loss, list(parameters.values()))
-    gradients = dict(zip(parameters, computed, strict=True))
-    options: dict[str, Any] = {}
-    if sent_as == "update":
-        options = {"lr": lr, "update_dtype": torch.float32}
-        for name, weight in parameters.items():
-            noise = noise_std * torch.randn(weight.shape, generator=generator)
-            sent = (weight - lr * factor * gradients[name] + noise).detach()
-            gradients[name] = (weight.detach().double() - sent.double()) / lr
-    leak = GradientLeak(
-        model,
-        gradients,
-        batch_size=len(label),
-        input_shape=shape,
-        knowledge=knowledge or Knowledge(),
-        **{**options, **fields},
-    )
+    images = torch.rand(len(label), *shape, generator=generator)
+    images = images.to(torch.float64 if sent_as == "float64" else torch.float32)
+    leak = leak_of(model, images, label, sent_as=sent_as, generator=generator, **options)
     with torch.no_grad():
-        feature = model[:-1](image) if isinstance(model, nn.Sequential) else image
-    return Victim(leak, image, label, feature)
+        feature = model[:-1](images) if isinstance(model, nn.Sequential) else images
+    return Victim(leak, images, label, feature)
 
 
 @pytest.fixture
@@ -126,10 +86,10 @@ def make_model() -> Callable[..., nn.Sequential]:
 @pytest.fixture
 def make_label() -> Callable[[int, str, np.random.Generator], Tensor]:
     """Draws an augmented label."""
-    return augmented_label
+    return draw_label
 
 
 @pytest.fixture
 def make_victim() -> Callable[..., Victim]:
     """Returns a leak and the truth behind it."""
-    return leak_of
+    return victim_of

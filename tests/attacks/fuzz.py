@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss, one_hot
+from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss, one_hot
 
 from attacks import GradientLeak
+from defenses.label_smoothing import smooth_labels
+from fl_sim.testing import gradients_of
 
 Gradients = dict[str, Tensor]
 SIDE = 8
@@ -114,20 +116,11 @@ def labels_of(draw: Draw, count: int, classes: int) -> Tensor:
     kind = draw.of("hard", "smooth", "mixed")
     if kind == "smooth":
         epsilon = draw.numpy.uniform(0.02, 0.5)
-        return (1 - epsilon) * first + epsilon / classes
+        return smooth_labels(first, epsilon)
     if kind == "mixed":
         share = draw.numpy.uniform(0.02, 0.98)
         return share * first + (1 - share) * second
     return first
-
-
-def gradients_of(
-    model: nn.Module, images: Tensor, labels: Tensor, loss: Callable[..., Tensor] = cross_entropy
-) -> Gradients:
-    """The gradient of a mean loss."""
-    names, weights = zip(*model.named_parameters(), strict=True)
-    value = loss(model(images), labels.to(images.dtype))
-    return dict(zip(names, torch.autograd.grad(value, weights), strict=True))
 
 
 @dataclass(frozen=True)

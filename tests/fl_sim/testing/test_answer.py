@@ -11,6 +11,7 @@ import torch
 
 from attacks import LabelRecovery, Status
 from attacks.types import Augmentation
+from fl_sim.testing import ConformanceError, check_no_claim
 from fl_sim.testing.answer import check_label_answer
 from fl_sim.testing.cases import Case, hard_cases, ordinary_cases, perfect_recovery
 from fl_sim.testing.rules import Subject
@@ -146,3 +147,24 @@ def test_nothing_may_be_claimed_of_gradients_that_say_nothing(fails: Fails) -> N
     case = CASES["gradients that are zero"]
     words = "which nothing in the leak determines"
     fails(check_label_answer, SUBJECT, case, answer(case), rule="honest", words=words)
+
+
+@pytest.mark.parametrize(
+    ("answer", "rule"),
+    [
+        (LabelRecovery(RECOVERED), "honest"),
+        (LabelRecovery(FAILED, "no", statuses=(FAILED, RECOVERED)), "honest"),
+        (LabelRecovery(FAILED), "well-formed"),
+        (LabelRecovery(FAILED, "no", statuses=(FAILED,), reasons=(None,)), "well-formed"),
+        (LabelRecovery(FAILED, "it gave up"), "well-formed"),
+    ],
+)
+def test_an_answer_that_claims_or_does_not_say_why_is_told(
+    answer: LabelRecovery, rule: str
+) -> None:
+    with pytest.raises(ConformanceError, match=f"the answer must be {rule}: "):
+        check_no_claim(answer, "no")
+
+
+def test_an_answer_that_claims_nothing_passes() -> None:
+    check_no_claim(LabelRecovery(FAILED, "no luck", statuses=(FAILED,), reasons=("no",)), "luck")

@@ -42,7 +42,7 @@ def test_our_label_attacks_conform(name: str) -> None:
 
 @pytest.mark.parametrize(
     "attack",
-    ["attacks.idlg:IDLG", LABEL_ATTACKS["idlg"], LABEL_ATTACKS.build("idlg")],
+    ["attacks.labels.idlg:IDLG", LABEL_ATTACKS["idlg"], LABEL_ATTACKS.build("idlg")],
     ids=["module:attr", "class", "object"],
 )
 def test_a_plug_in_may_be_named_or_given(attack: Any) -> None:
