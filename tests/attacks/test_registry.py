@@ -235,5 +235,5 @@ def test_every_attack_states_the_loss_that_it_assumes(registry: Registry) -> Non
     for name in registry:
         text = " ".join((registry[name].__doc__ or "").split())
         assert re.search(r"The loss (is assumed to be|may be) [^.]*(cross-entropy|logits)", text), (
-            name
+            f"{name}: its class's docstring must say 'The loss is assumed to be the cross-entropy'"
         )

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from attacks import GradientLeak, ImageAttack, Knowledge, LabelAttack, LabelRecovery, Status
-from attacks.network import Network
-from attacks.types import NotApplicable, Reconstruction, require_one_example
+from attacks.types import NotApplicable, Reconstruction
+from attacks.victim.network import Network
+from attacks.victim.require import require_one_example
 
 
 def linear(weight: Tensor) -> nn.Linear:

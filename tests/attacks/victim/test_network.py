@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from attacks import IMAGE_ATTACKS, LABEL_ATTACKS, GradientLeak, LabelRecovery, Reconstruction
-from attacks.network import Network
 from attacks.types import NotApplicable
+from attacks.victim.network import Network
+from fl_sim.testing import gradients_of
 
 SHAPE = (1, 8, 8)
 LABEL = torch.tensor([3])
@@ -137,15 +138,14 @@ def image(seed: int = 0) -> Tensor:
     return torch.rand(1, *SHAPE, generator=torch.Generator().manual_seed(seed))
 
 
-def gradients_of(
+def own_gradients(
     model: nn.Module, loss: Callable[..., Tensor] = F.cross_entropy
 ) -> dict[str, Tensor]:
-    names, weights = zip(*model.named_parameters(), strict=True)
-    return dict(zip(names, torch.autograd.grad(loss(model(image()), LABEL), weights), strict=True))
+    return gradients_of(model, image(), LABEL, loss)
 
 
 def leak_of(model: nn.Module, gradients: Any = None, **options: Any) -> GradientLeak:
-    given = gradients_of(model) if gradients is None else gradients
+    given = own_gradients(model) if gradients is None else gradients
     return GradientLeak(model, given, **{"batch_size": 1, "input_shape": SHAPE} | options)
 
 
@@ -180,14 +180,14 @@ def test_what_ends_in_logits_is_read(build: Callable[[], nn.Module]) -> None:
 
 def test_log_softmax_has_the_same_cross_entropy() -> None:
     model = mlp(10, nn.LogSoftmax(1))
-    leak = leak_of(model, gradients_of(model, F.nll_loss))
+    leak = leak_of(model, own_gradients(model, F.nll_loss))
     assert label_of(leak).status == "RECOVERED"
 
 
 @pytest.mark.parametrize("whole", [True, False])
 def test_a_compiled_model_is_the_one_inside(whole: bool) -> None:
     model = mlp()
-    gradients = gradients_of(model)
+    gradients = own_gradients(model)
     if whole:
         wrapped: nn.Module = Wrapped(model)
         named = {f"_orig_mod.{name}": g for name, g in gradients.items()}
@@ -205,13 +205,13 @@ def test_a_compiled_model_is_the_one_inside(whole: bool) -> None:
 def test_torchscript_is_refused_in_a_sentence() -> None:
     model = mlp()
     with pytest.raises(TypeError, match="TorchScript"):
-        leak_of(torch.jit.script(model), gradients_of(model))
+        leak_of(torch.jit.script(model), own_gradients(model))
 
 
 @pytest.mark.slow
 def test_torch_compile_is_one_of_these() -> None:
     model = mlp()
-    gradients = gradients_of(model)
+    gradients = own_gradients(model)
     compiled = torch.compile(model)
     named = {f"_orig_mod.{name}": g for name, g in gradients.items()}
     assert label_of(leak_of(compiled, named)).status == "RECOVERED"
@@ -269,7 +269,7 @@ def test_what_ends_otherwise_is_named(
     build: Callable[[], nn.Module], loss: Callable[..., Tensor] | None, sentence: str
 ) -> None:
     model = build()
-    leak = leak_of(model, gradients_of(model, loss or F.cross_entropy))
+    leak = leak_of(model, own_gradients(model, loss or F.cross_entropy))
     with pytest.raises(NotApplicable, match=sentence):
         Network(leak)
     answer = label_of(leak)
@@ -290,7 +290,7 @@ def test_images_of_other_layers_are_refused_in_a_sentence(
     leak = leak_of(build())
     labels = label_of(leak)
     assert labels.status == "RECOVERED"
-    for name in ("analytic", "r-gap"):
+    for name in ("analytic", "r-gap", "relu-fit"):
         found = IMAGE_ATTACKS[name]()(leak, labels, generator=torch.Generator())
         assert found.status == "NOT_APPLICABLE"
     assert re.search(sentence, image_of(leak, labels).reason or "")
@@ -311,14 +311,14 @@ GRADIENTS: dict[str, Callable[[Tensor], Any]] = {
 @pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
 def test_gradients_of_any_make_are_read(kind: str) -> None:
     model = mlp()
-    leak = leak_of(model, {n: GRADIENTS[kind](g) for n, g in gradients_of(model).items()})
+    leak = leak_of(model, {n: GRADIENTS[kind](g) for n, g in own_gradients(model).items()})
     assert all(type(g) is Tensor and g.layout is torch.strided for g in leak.gradients.values())
     assert label_of(leak).status == "RECOVERED"
 
 
 def test_a_list_is_in_the_parameters_order() -> None:
     model = mlp()
-    as_list = list(gradients_of(model).values())
+    as_list = list(own_gradients(model).values())
     for given in (as_list, tuple(as_list)):
         assert label_of(leak_of(model, given)).status == "RECOVERED"
     model[1].weight.requires_grad_(False)
@@ -333,7 +333,7 @@ def test_a_list_is_in_the_parameters_order() -> None:
 
 def test_none_is_a_parameter_without_a_gradient() -> None:
     model = mlp()
-    gradients = {**gradients_of(model), "1.bias": None}
+    gradients = {**own_gradients(model), "1.bias": None}
     leak = leak_of(model, gradients)
     assert "1.bias" not in leak.gradients
     assert label_of(leak).status == "RECOVERED"
@@ -357,7 +357,7 @@ def test_a_gradient_that_cannot_be_read_is_named(
     made: Callable[[Tensor], Any], error: type[Exception], sentence: str
 ) -> None:
     model = mlp()
-    gradients = gradients_of(model)
+    gradients = own_gradients(model)
     with pytest.raises(error, match=f"gradient '1.bias' {sentence}"):
         leak_of(model, {**gradients, "1.bias": made(gradients["1.bias"])})
 
@@ -365,7 +365,7 @@ def test_a_gradient_that_cannot_be_read_is_named(
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")  # still how users have them
 def test_quantised_gradients_are_read_as_what_they_are() -> None:
     model = mlp()
-    gradients = gradients_of(model)
+    gradients = own_gradients(model)
     made = torch.quantize_per_tensor(gradients["1.bias"], 1e-4, 0, torch.qint8)
     leak = leak_of(model, {**gradients, "1.bias": made})
     assert torch.equal(leak.gradients["1.bias"], made.dequantize())
@@ -405,7 +405,7 @@ def test_a_model_that_cannot_be_read_is_named(
 def test_another_loss_is_named(name: str, loss: Callable[..., Tensor]) -> None:
     model = mlp()
     answer = LABEL_ATTACKS[name]()(
-        leak_of(model, gradients_of(model, loss)), generator=torch.Generator()
+        leak_of(model, own_gradients(model, loss)), generator=torch.Generator()
     )
     assert answer.status in ("NOT_IDENTIFIABLE", "NOT_APPLICABLE")
     assert "don't sum to 0" in (answer.reason or "")
@@ -415,6 +415,6 @@ def test_another_loss_is_named(name: str, loss: Callable[..., Tensor]) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_sixteen_bits_are_not_called_saturation(dtype: torch.dtype) -> None:
     model = mlp()
-    coarse = {name: g.to(dtype) for name, g in gradients_of(model).items()}
+    coarse = {name: g.to(dtype) for name, g in own_gradients(model).items()}
     answer = label_of(leak_of(model, coarse))
     assert answer.status == "RECOVERED" or "the rounding to 16 bits" in (answer.reason or "")

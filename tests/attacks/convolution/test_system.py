@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d
 
-from attacks import layer_system
-from attacks.layer_system import LayerSystem, by_channel
-from attacks.least_squares import cgls
-from attacks.stages import Activation, Stage
+from attacks.convolution import system as layer_system
+from attacks.convolution.stages import Stage
+from attacks.convolution.system import LayerSystem, by_channel
+from attacks.numerics.cgls import cgls
+from attacks.victim.activation import SIGMOID
 
 CASES = [
     # kernel, stride, padding, dilation
@@ -31,8 +32,7 @@ def stage_of(case: tuple[tuple[int, int], ...]) -> Stage:
     out = conv2d(draw(1, 3, 11, 10), weight, None, stride, padding, dilation)
     channels, height, width = out.shape[1:]
     shapes = (3, 11, 10), (channels, height, width)
-    sigmoid = Activation("sigmoid")
-    return Stage("0", weight, None, stride, padding, dilation, sigmoid, *shapes, 1.0)
+    return Stage("0", weight, None, stride, padding, dilation, SIGMOID, *shapes, 1.0)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from attacks import Status
-from attacks.bias_ratio import BiasRatio
-from attacks.idlg import IDLG
+from attacks.labels.bias_ratio import BiasRatio
+from attacks.labels.idlg import IDLG
+from fl_sim.testing import check_no_claim
 
 Build = Callable[..., Any]
 
@@ -37,7 +38,7 @@ def test_bias_ratio_claims_no_scaled_gradient(
         victim = make_victim(make_model(10, bias=True, seed=seed), label, factor=0.5)
         recovery = BiasRatio()(victim.leak, generator=torch.Generator())
         assert recovery.status is Status.NOT_IDENTIFIABLE
-        assert recovery.reason
+        check_no_claim(recovery)
 
 
 def test_bias_ratio_needs_a_bias(make_model: Build, make_label: Build, make_victim: Build) -> None:
@@ -57,6 +58,7 @@ def test_idlg_finds_the_class_but_claims_no_label(
         victim = make_victim(make_model(10, seed=seed), label, seed=seed)
         recovery = IDLG()(victim.leak, generator=torch.Generator())
         assert recovery.status is Status.NOT_IDENTIFIABLE
+        check_no_claim(recovery)
         assert recovery.labels is not None
         assert recovery.labels.sum() == recovery.labels.max() == 1
         assert recovery.labels.argmax() == label.argmax()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from attacks.rank_one import SAMPLE, Errors, rank_one, sample_columns
+from attacks.one_example.rank_one import SAMPLE, Errors, rank_one, sample_columns
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

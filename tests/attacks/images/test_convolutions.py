@@ -1,4 +1,4 @@
-"""`r-gap`: exact images of convolutional networks, and no claim that isn't kept."""
+"""`r-gap` and `relu-fit`: exact images of convolutional networks, no claim that isn't kept."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from attacks import GradientLeak, LabelRecovery, Reconstruction, Status
-from attacks.r_gap import RGAP
-from attacks.soft_label import SoftLabelRecovery
-from fl_sim.testing import check_image_attack
+from attacks.convolution.inversion import ChainInversion
+from attacks.images.r_gap import RGAP
+from attacks.images.relu_fit import ReLUFit
+from attacks.labels.soft_label import SoftLabelRecovery
+from fl_sim.testing import check_image_attack, check_no_claim, gradients_of
 
 Build = Callable[..., Any]
 GREY, COLOUR = (1, 12, 12), (3, 12, 12)
@@ -82,9 +84,19 @@ def lenet(**options: Any) -> nn.Sequential:
     return convolutional(SMOOTH, nn.Sigmoid, kernel=5, spread=0.5, **options)
 
 
-def invert(leak: GradientLeak, attack: RGAP | None = None) -> tuple[LabelRecovery, Reconstruction]:
+def attack_on(model: nn.Module, **options: Any) -> ChainInversion:
+    """Return the attack whose network this is."""
+    smooth = (nn.Sigmoid, nn.Tanh, nn.ELU, nn.Softplus)
+    if any(isinstance(module, smooth) for module in model.modules()):
+        return RGAP(**{k: v for k, v in options.items() if k == "respects_rank"})
+    return ReLUFit(**options)
+
+
+def invert(
+    leak: GradientLeak, attack: ChainInversion | None = None
+) -> tuple[LabelRecovery, Reconstruction]:
     labels = SoftLabelRecovery()(leak, generator=torch.Generator())
-    attack = attack or RGAP()
+    attack = attack or attack_on(leak.model)
     return labels, attack(leak, labels, generator=torch.Generator().manual_seed(0))
 
 
@@ -93,8 +105,9 @@ def psnr_db(found: Reconstruction, truth: Tensor) -> float:
     return float(-10 * (found.images - truth.double()).square().mean().log10())
 
 
-def test_keeps_to_the_rules_of_attacks() -> None:
-    check_image_attack("r-gap")
+@pytest.mark.parametrize("name", ["r-gap", "relu-fit"])
+def test_keeps_to_the_rules_of_attacks(name: str) -> None:
+    check_image_attack(name)
 
 
 @pytest.mark.parametrize("kind", ["label-smoothing", "mixup"])
@@ -106,6 +119,8 @@ def test_keeps_to_the_rules_of_attacks() -> None:
         (lenet, 80, 65),
         (functools.partial(lenet, shape=GREY, bias=True), 80, 65),
         (functools.partial(convolutional, SMOOTH, nn.Tanh, kernel=5), 80, 65),
+        (functools.partial(convolutional, SMOOTH, nn.ELU, kernel=5), 80, 65),
+        (functools.partial(convolutional, SMOOTH, nn.Softplus, kernel=5), 80, 65),
         (functools.partial(convolutional, RELU, nn.ReLU), 120, 115),
         (functools.partial(convolutional, RELU, nn.ReLU, bias=True, classes=100), 120, 115),
         (functools.partial(convolutional, RELU, nn.ReLU, shape=GREY), 120, 115),
@@ -187,7 +202,7 @@ def test_counts_equations_beforehand(
     assert sentence in str(found.reason)
     assert found.images is not None
     assert found.images.isnan().all()
-    _, tried = invert(leak, RGAP(respects_rank=False, iterations=3, starts=1))
+    _, tried = invert(leak, attack_on(model, respects_rank=False, iterations=3, starts=1))
     assert tried.status is not Status.RECOVERED
 
 
@@ -216,7 +231,10 @@ HEAD = (nn.Flatten(), nn.Linear(3 * 144, 10))
         ([nn.Conv2d(3, 3, 3, padding=1), nn.GELU(), *HEAD], "GELU"),
         ([nn.Conv2d(3, 3, 3, padding=1, groups=3), nn.ReLU(), *HEAD], "one group"),
         ([nn.Conv2d(3, 3, 3, padding=1, padding_mode="circular"), nn.ReLU(), *HEAD], "padding"),
-        ([nn.AvgPool2d(3, 1, 1), nn.Conv2d(3, 3, 3, padding=1), nn.ReLU(), *HEAD], "each pixel"),
+        (
+            [nn.AvgPool2d(3, 1, 1), nn.Conv2d(3, 3, 3, padding=1), nn.ReLU(), *HEAD],
+            "linear on the pixels",
+        ),
     ],
 )
 def test_names_what_it_cannot_invert(
@@ -282,7 +300,7 @@ def test_needs_a_whole_label_recovery(
     leak = a_victim(make_victim, make_label).leak
     labels = SoftLabelRecovery()(leak, generator=torch.Generator())
     labels = dataclasses.replace(labels, **change)
-    found = RGAP()(leak, labels, generator=torch.Generator())
+    found = ReLUFit()(leak, labels, generator=torch.Generator())
     assert found.status is status
     assert sentence in str(found.reason)
 
@@ -295,8 +313,8 @@ def test_a_wrong_feature_is_not_claimed(make_label: Build, make_victim: Build) -
     x = labels.features
     for wrong in (1.5 * x, 1.001 * x, x.flip(1), x + x.roll(1)):
         claimed = dataclasses.replace(labels, features=wrong)
-        found = RGAP(starts=1)(victim.leak, claimed, generator=torch.Generator())
-        assert found.status is not Status.RECOVERED or psnr_db(found, victim.image) >= 50
+        found = ReLUFit(starts=1)(victim.leak, claimed, generator=torch.Generator())
+        check_no_claim(found)
 
 
 def test_a_local_minimum_of_the_fit_is_no_claim() -> None:
@@ -308,12 +326,10 @@ def test_a_local_minimum_of_the_fit_is_no_claim() -> None:
             convolution, head = nn.Conv2d(1, 4, 3, bias=False), nn.Linear(144, 5, bias=False)
         model = nn.Sequential(convolution, nn.ReLU(), nn.Flatten(), head).double()
         image = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(seed)).double()
-        names, weights = zip(*model.named_parameters(), strict=True)
-        loss = nn.functional.cross_entropy(model(image), torch.tensor([seed % 5]))
-        gradients = dict(zip(names, torch.autograd.grad(loss, weights), strict=True))
+        gradients = gradients_of(model, image, torch.tensor([seed % 5]))
         leak = GradientLeak(model, gradients, 1, (1, 8, 8))
         labels = SoftLabelRecovery()(leak, generator=torch.Generator())
-        found = RGAP()(leak, labels, generator=torch.Generator().manual_seed(0))
+        found = ReLUFit()(leak, labels, generator=torch.Generator().manual_seed(0))
         if found.status == Status.RECOVERED:
             claimed += 1
             assert found.images is not None
@@ -338,9 +354,8 @@ def test_parallel_examples_are_not_claimed(
         left, sizes, right = torch.linalg.svd(gradients[head].double(), full_matrices=False)
         gradients[head] = sizes[0] * torch.outer(left[:, 0], right[0])
         leak = dataclasses.replace(victim.leak, gradients=gradients, batch_size=None)
-        labels, found = invert(leak, RGAP(starts=1))
-        assert found.status is not Status.RECOVERED
-        assert found.reason
+        labels, found = invert(leak, attack_on(leak.model, starts=1))
+        check_no_claim(found)
         assert labels.labels is None or len(labels.labels) == 1
 
 
@@ -372,7 +387,7 @@ def test_needs_one_step_on_one_example(
     leak = a_victim(make_victim, make_label).leak
     labels = SoftLabelRecovery()(leak, generator=torch.Generator())
     several = dataclasses.replace(leak, **fields)
-    found = RGAP()(several, labels, generator=torch.Generator())
+    found = ReLUFit()(several, labels, generator=torch.Generator())
     assert found.status is Status.NOT_APPLICABLE
     assert sentence in str(found.reason)
 
@@ -418,4 +433,31 @@ def test_needs_the_convolutions_gradients(
 )
 def test_parameters_have_ranges(options: dict[str, Any], rule: str) -> None:
     with pytest.raises(ValueError, match=rule):
-        RGAP(**options)
+        ReLUFit(**options)
+
+
+def test_the_recursion_takes_leaky_relu_too(make_label: Build, make_victim: Build) -> None:
+    model = convolutional(SMOOTH, LEAKY, kernel=5)
+    label = make_label(10, "label-smoothing", np.random.default_rng(10))
+    victim = make_victim(model, label, shape=COLOUR)
+    _, found = invert(victim.leak, RGAP())
+    assert found.status is Status.RECOVERED, found.reason
+    assert psnr_db(found, victim.image) > 65
+
+
+@pytest.mark.parametrize(
+    ("attack", "model", "sentence"),
+    [
+        (RGAP(), convolutional(RELU, nn.ReLU), "hides what goes into it, and the recursion"),
+        (ReLUFit(), lenet(), "r-gap takes such networks"),
+        (ReLUFit(), convolutional((), nn.ReLU, hidden=16), "no convolution"),
+    ],
+    ids=["r-gap on ReLU", "relu-fit on sigmoids", "relu-fit on linear layers"],
+)
+def test_each_names_the_other(
+    attack: ChainInversion, model: nn.Module, sentence: str, make_label: Build, make_victim: Build
+) -> None:
+    label = make_label(10, "label-smoothing", np.random.default_rng(11))
+    _, found = invert(make_victim(model, label, shape=COLOUR).leak, attack)
+    assert found.status is Status.NOT_APPLICABLE
+    assert sentence in str(found.reason)

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from attacks.particle_swarm import WORST, Array, particle_swarm
+from attacks.numerics.particle_swarm import WORST, Array, particle_swarm
 
 FRESH = """
 import logging, os, torch
 before = list(logging.root.handlers), logging.root.level
-from attacks.particle_swarm import particle_swarm
+from attacks.numerics.particle_swarm import particle_swarm
 generator = torch.Generator().manual_seed(0)
 particle_swarm(abs, -1.0, 2.0, particles=5, iterations=3, generator=generator)
 assert (list(logging.root.handlers), logging.root.level) == before
@@ -68,7 +68,7 @@ def test_an_objective_that_raises_leaves_the_process_as_it_was() -> None:
 
 def test_writes_no_file_prints_nothing_and_leaves_logging_alone(tmp_path: Path) -> None:
     """In a process of its own, because pyswarms takes over logging when it is imported, too."""
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     done = subprocess.run(
         [sys.executable, "-c", FRESH],
         cwd=tmp_path,

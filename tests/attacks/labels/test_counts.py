@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
 from attacks import LABEL_ATTACKS, GradientLeak, Normalization, Status
-from attacks.gradinversion_labels import GradInversionLabels
-from attacks.head_gradient import Auxiliary, round_to_sum
-from attacks.ilrg import ILRG
-from attacks.label_mass import LabelMass
-from attacks.llg import LLG, give_out
-from attacks.loss_check import largest_projection
-from attacks.network import Network
+from attacks.counts.head_gradient import Auxiliary, round_to_sum
+from attacks.labels.gradinversion_labels import GradInversionLabels
+from attacks.labels.ilrg import ILRG
+from attacks.labels.label_mass import LabelMass
+from attacks.labels.llg import LLG, give_out
+from attacks.victim.loss import largest_projection
+from attacks.victim.network import Network
 from fl_sim.testing import check_label_attack
 
 SHAPE = (1, 12, 12)

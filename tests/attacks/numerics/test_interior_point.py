@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from attacks.batch.interior_point import Slice, solve_by_simplex, solve_programs
+from attacks.numerics.interior_point import Slice, solve_by_simplex, solve_programs
 
 SIZES = [(2, 12), (5, 40), (20, 160)]
 

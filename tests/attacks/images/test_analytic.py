@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from attacks import LabelRecovery, Reconstruction, Status
-from attacks.analytic import AnalyticInversion
-from attacks.soft_label import SoftLabelRecovery
+from attacks.images.analytic import AnalyticInversion
+from attacks.labels.soft_label import SoftLabelRecovery
 
 Build = Callable[..., Any]
 COLOUR = (3, 8, 8)

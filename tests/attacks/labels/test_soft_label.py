@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from attacks import GradientLeak, Knowledge, LabelRecovery, Status
-from attacks.label_scan import Scan, predicted_label, tie_variance
-from attacks.last_layer import LastLayer
-from attacks.network import Network
-from attacks.soft_label import SoftLabelRecovery
+from attacks.labels.soft_label import SoftLabelRecovery, ŷ, φ
+from attacks.one_example.problem import Problem
+from attacks.one_example.scan import Scan
+from attacks.one_example.view import view_few
+from attacks.victim.network import Network
+from fl_sim.testing import check_no_claim
 
 KINDS = ("hard", "label-smoothing", "mixup", "mixup+label-smoothing")
 ATTACK = SoftLabelRecovery()
@@ -225,15 +227,15 @@ def test_the_sum_rule_holds_for_every_scale(
 ) -> None:
     """The paper's necessary condition: that the label sums to 1 selects nothing; ties do."""
     victim = make_victim(make_model(10), make_label(10, "mixup", np.random.default_rng(7)))
-    layer = LastLayer.of(victim.leak, Network(victim.leak))
-    sign = layer.sign_of_features()
-    scales = sign * np.geomspace(1, 1e4, 50) * np.abs(layer.alpha).sum()
-    labels = predicted_label(layer, scales)
+    problem = Problem.of(victim.leak, Network.of(victim.leak))
+    sign = problem.sign_of_features()
+    λ = sign * np.geomspace(1, 1e4, 50) * np.abs(problem.α).sum()
+    labels = ŷ(problem, λ)
     assert np.allclose(labels.sum(axis=1), 1, atol=1e-12)
-    assert tie_variance(scales, labels).min() > 1e-12
-    scan = Scan.of(layer).of_sign(sign)
+    assert φ(λ, labels).min() > 1e-12
+    scan = Scan.of(view_few(problem, ŷ, φ)).of_sign(sign)
     root = scan.roots[:1]
-    assert tie_variance(root, predicted_label(layer, root))[0] < 1e-10
+    assert φ(root, ŷ(problem, root))[0] < 1e-10
     assert scan.certificate is not None
     assert scan.certificate > 1e3
 
@@ -243,7 +245,7 @@ def test_an_unaugmented_label_is_not_claimed(make_model: Build, make_victim: Bui
     for seed in range(20):
         label = torch.from_numpy(draws.dirichlet(np.ones(10)))[None]
         victim = make_victim(make_model(10, bias=seed % 2 == 0, seed=seed), label, seed=seed)
-        assert recover(victim.leak).status is Status.NOT_IDENTIFIABLE
+        check_no_claim(recover(victim.leak), "no augmented label explains the gradient")
 
 
 def test_two_examples_said_to_be_one_are_not_claimed(
@@ -257,8 +259,7 @@ def test_two_examples_said_to_be_one_are_not_claimed(
             leak = dataclasses.replace(victim.leak, batch_size=said)
             recovery = recover(leak)
             if said == 1:
-                assert recovery.status in (Status.NOT_APPLICABLE, Status.NOT_IDENTIFIABLE)
-                assert recovery.reason
+                check_no_claim(recovery)
             for row, status in enumerate(recovery.statuses):
                 if status is Status.RECOVERED:
                     assert recovery.labels is not None
@@ -266,18 +267,28 @@ def test_two_examples_said_to_be_one_are_not_claimed(
                     assert off.min() < 1e-2
 
 
+@pytest.mark.parametrize("factor", [30, 300, 3000])
 def test_a_saturated_network_leaves_the_label_uncertain(
-    make_model: Build, make_label: Build, make_victim: Build
+    factor: float, make_model: Build, make_label: Build, make_victim: Build
 ) -> None:
+    """The largest logit leads by some units, by tens and by hundreds, beyond which p is hard."""
     draws = np.random.default_rng(10)
+    recoveries = []
     for seed in range(10):
         model = make_model(10, seed=seed)
         with torch.no_grad():
-            model[-1].weight.mul_(30)  # logits in the hundreds
+            model[-1].weight.mul_(factor)
         victim = make_victim(model, make_label(10, "label-smoothing", draws), seed=seed)
-        recovery = recover(victim.leak)
+        recoveries.append(recovery := recover(victim.leak))
         if recovery.status is Status.RECOVERED:
             assert error_of(recovery, victim.label) < 1e-2
+        elif factor != 300:
+            check_no_claim(recovery, "float rounding (the network is saturated")
+            assert recovery.label_std is not None
+            assert recovery.label_std.isfinite().all()
+    recovered = sum(recovery.status is Status.RECOVERED for recovery in recoveries)
+    # At 300 one of ten has two labels that fit.
+    assert recovered == {30: 7, 300: 0, 3000: 0}[factor]
 
 
 @pytest.mark.parametrize("tolerance", [0.0, 1.0, -1.0])
@@ -303,7 +314,7 @@ def test_a_clipped_gradient_is_recovered_with_its_scale(
             recovered += 1
             assert error_of(recovery, label) < 1e-2
             assert recovery.gradient_scale == pytest.approx(factor, rel=1e-2)
-    assert recovered >= 14  # measured: 99 % over thousands, in benchmarks/results
+    assert recovered >= 14  # measured: 99 % over thousands, in docs/results
 
 
 def test_single_precision_labels_in_a_double_precision_network(
@@ -336,7 +347,7 @@ def test_single_rows_that_were_scaled_are_not_claimed(
                 -1, *[1] * (gradients[name].ndim - 1)
             )
         recovery = recover(dataclasses.replace(victim.leak, gradients=gradients))
-        assert recovery.status is Status.NOT_IDENTIFIABLE
+        check_no_claim(recovery)
 
 
 @pytest.mark.parametrize("size", [1e-80, 1e-15, 1e15, 1e62])
