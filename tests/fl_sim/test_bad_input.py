@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from fl_sim import run_folder
+from fl_sim.flower.run import run
 from fl_sim.run_folder import RunFolder
 from fl_sim.scenario import Scenario
-from fl_sim.simulation import run
 
 FlSim = Callable[..., Any]
 Tiny = Callable[..., Scenario]

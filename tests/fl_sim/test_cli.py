@@ -45,8 +45,8 @@ class FakeSimulation:
         *,
         resume: bool = False,
         on_progress: Callable[[int, int, int], None] | None = None,
-    ) -> None:
-        """Stand in for `fl_sim.simulation.run`."""
+    ) -> Path:
+        """Stand in for `fl_sim.flower.run.run`."""
         self.scenarios.append(scenario)
         self.folders.append(out)
         self.resumed.append(resume)
@@ -59,6 +59,7 @@ class FakeSimulation:
         record = {"round": scenario.rounds, "accuracy": 0.8125}
         (out / "rounds.jsonl").write_text(json.dumps(record) + "\n")
         (out / "leakage.jsonl").write_text('{"round": 1}\n{"round": 2}\n')
+        return out
 
 
 @pytest.fixture
@@ -66,9 +67,9 @@ def simulation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeSimulatio
     monkeypatch.chdir(tmp_path)
     fake = FakeSimulation()
     stand_ins: dict[str, Any] = {
-        "fl_sim.simulation": SimpleNamespace(run=fake.run),
+        "fl_sim.flower.run": SimpleNamespace(run=fake.run),
         "fl_sim.report": SimpleNamespace(build_report=lambda out: out / "report.html"),
-        "fl_sim.summary": SimpleNamespace(table=lambda records: f"{len(records)} records"),
+        "fl_sim.leakage.table": SimpleNamespace(table=lambda records: f"{len(records)} records"),
     }
     for name, module in stand_ins.items():
         monkeypatch.setitem(sys.modules, name, module)
@@ -252,7 +253,8 @@ def test_list_shows_every_name_with_its_summary(kind: str, names: list[str]) -> 
     rows = {
         line.split()[0]: line.split()[1:] for line in result.stdout.splitlines() if line.split()
     }
-    assert all(len(rows[name]) > 3 for name in names)
+    for name in names:
+        assert len(rows[name]) > 3, f"{name}: a summary has at least four words, found {rows[name]}"
 
 
 def test_version() -> None:

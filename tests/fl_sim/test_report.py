@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from fl_sim.errors import UserError
-from fl_sim.records import LeakageRecord
+from fl_sim.leakage.records import LeakageRecord
+from fl_sim.leakage.summary import summarize
 from fl_sim.report import build_report, numbers, text
 from fl_sim.report.examples import Key, _spread
-from fl_sim.summary import summarize
 
 ROUNDS = 3
 HOSTILE = "<script>alert('x')</script>$x^{&"

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from attacks import GradientLeak, ImageAttack, LabelAttack, LabelRecovery, Reconstruction, Status
-from attacks.types import NotApplicable, require_one_example
+from attacks.types import NotApplicable
+from attacks.victim.require import require_one_example
 from defenses import ClientStep, Defense
 from defenses.base import Gradients
 from fl_sim.data import Dataset

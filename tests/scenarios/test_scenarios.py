@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from fl_sim.scenario import Attack, Client, Data, Model, Privacy, Scenario, Server
+from fl_sim.scenario import Attack, Scenario
+from fl_sim.scenario.sections import Client, Data, Model, Privacy, Server
 
 FOLDER = Path(__file__).parents[2] / "scenarios"
 FILES = sorted(FOLDER.glob("*.toml"))

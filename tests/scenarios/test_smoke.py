@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from fl_sim import DATASETS, MODELS
-from fl_sim.records import read_lines
+from fl_sim.flower.run import run
+from fl_sim.leakage.records import read_lines
 from fl_sim.scenario import Scenario
-from fl_sim.simulation import run
 
 SCENARIOS = sorted((Path(__file__).parents[2] / "scenarios").glob("*.toml"))
 BATCH_SIZES = (2, 4, 8, 9, 16, 32)

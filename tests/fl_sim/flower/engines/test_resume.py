@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fl_sim import client, run_folder
-from fl_sim.client import train_locally
-from fl_sim.records import append_lines
+from fl_sim import run_folder
+from fl_sim.flower import client
+from fl_sim.flower.client import train_locally
+from fl_sim.flower.run import run
+from fl_sim.leakage.records import append_lines
 from fl_sim.run_folder import RunFolder
 from fl_sim.scenario import Scenario
-from fl_sim.simulation import run
 
 Tiny = Callable[..., Scenario]
 Outcome = dict[str, str | bytes]

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from fl_sim.processes import marked_processes, stop, stopped_at_exit
+from fl_sim.flower.engines.processes import marked_processes, stop, stopped_at_exit
 
 # A process that ignores the kind way, and its child in a session of its own, where no signal to a
 # group reaches.
@@ -67,7 +67,7 @@ def test_a_kill_of_the_run_stops_its_processes(tmp_path: Path) -> None:
     script = f"""
 import os, sys, time
 from pathlib import Path
-from fl_sim.processes import stopped_at_exit
+from fl_sim.flower.engines.processes import stopped_at_exit
 folder = Path({str(folder)!r})
 with stopped_at_exit(folder, os.environ) as start:
     start([sys.executable, "-c", {STUBBORN!r}], log=folder / "log")

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from fl_sim.errors import UserError
-from fl_sim.scenario import Attack, Data, Every, Scenario
+from fl_sim.scenario import Attack, Scenario
+from fl_sim.scenario.sections import Data, Every
 
 DESIGN = """
 seed = 7
@@ -203,65 +204,6 @@ def test_names_of_ones_own_are_left_to_the_run() -> None:
     own = "their_package.things:Thing"
     values = {"data": {"name": own}, "model": {"name": own}, "server": {"strategy": own}}
     Scenario.parse(values | {"defense": [{"name": own, "x": 1}], "attack": [{"label": own}]})
-
-
-@pytest.mark.parametrize(
-    ("override", "key", "value"),
-    [
-        ("rounds=3", ("rounds",), 3),
-        ("client.lr = 0.5", ("client", "lr"), 0.5),
-        ("client.nesterov=false", ("client", "nesterov"), False),
-        ("server.strategy=fedadam", ("server", "strategy"), "fedadam"),
-        ('server.strategy="fedadam"', ("server", "strategy"), "fedadam"),
-        ("defense.0.smoothing=[0, 0.25]", ("defense", 0, "smoothing"), [0, 0.25]),
-        ("defense=[]", ("defense",), []),
-        ("defense=[{name='mixup', alpha=2}]", ("defense", 0, "alpha"), 2),
-        ("attack.1.rounds={every = 3}", ("attack", 1, "rounds", "every"), 3),
-        ("data.options.root=a=b", ("data", "options", "root"), "a=b"),
-        ("name=", ("name",), ""),
-    ],
-)
-def test_overrides(
-    tmp_path: Path, override: str, key: tuple[str | int, ...], value: object
-) -> None:
-    found: Any = Scenario.load(write(tmp_path, DESIGN), [override]).model_dump()
-    for part in key:
-        found = found[part]
-    assert found == value
-
-
-@pytest.mark.parametrize(
-    ("override", "sentence"),
-    [
-        ("rounds", "--set must be key.path=value, found 'rounds'"),
-        ("=3", "--set must be key.path=value, found '=3'"),
-        ("data..clients=3", "--set must be key.path=value, found 'data..clients=3'"),
-        ("rounds.x=1", "--set rounds.x: rounds must be a table, found 10"),
-        ("data.clients.x.y=1", "--set data.clients.x.y: data.clients must be a table, found 10"),
-        (
-            "defense.2.alpha=1",
-            "--set defense.2.alpha: '2' must be the number of an entry of defense, counted from 0; "
-            "it has 2",
-        ),
-        (
-            "attack.last.label=idlg",
-            "--set attack.last.label: 'last' must be the number of an entry",
-        ),
-        ("clint.lr=2", "unknown key 'clint'; did you mean 'client'?"),
-        ("client.lrr=2", "unknown key 'client.lrr'; did you mean 'lr'?"),
-        ("rounds=ten", "rounds: must be a whole number, found 'ten'"),
-        ("rounds=1\nseed=2", "rounds: must be a whole number, found '1\\nseed=2'"),
-    ],
-)
-def test_a_wrong_override_is_one_sentence(tmp_path: Path, override: str, sentence: str) -> None:
-    with pytest.raises(UserError) as caught:
-        Scenario.load(write(tmp_path, DESIGN), [override])
-    assert str(caught.value).startswith(sentence)
-
-
-def test_an_override_of_a_defense_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"'0' must be the number of an entry of defense, .* has 0"):
-        Scenario.load(write(tmp_path, "rounds = 1"), ["defense.0.name=mixup"])
 
 
 @pytest.mark.parametrize(

@@ -15,15 +15,16 @@ from flwr.clientapp import ClientApp
 from safetensors.numpy import load_file
 from torch.nn.functional import cross_entropy
 
-from fl_sim import client, server
 from fl_sim.errors import UserError
 from fl_sim.federation import Federation
+from fl_sim.flower import client, server
+from fl_sim.flower.engines.local import LocalGrid
+from fl_sim.flower.run import run
+from fl_sim.flower.server import Server
+from fl_sim.flower.wire import load_tensors, wire_tensors
 from fl_sim.privacy import epsilon
 from fl_sim.run_folder import RunFolder
 from fl_sim.scenario import Scenario
-from fl_sim.server import Server
-from fl_sim.simulation import LocalGrid, run
-from fl_sim.wire import load_tensors, wire_tensors
 
 Tiny = Callable[..., Scenario]
 

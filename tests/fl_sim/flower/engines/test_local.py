@@ -18,12 +18,13 @@ from flwr.clientapp import ClientApp
 from safetensors.numpy import load_file
 from torch import Tensor
 
-from fl_sim import client
-from fl_sim.client import train_locally
 from fl_sim.federation import Federation
+from fl_sim.flower import client
+from fl_sim.flower.client import train_locally
+from fl_sim.flower.engines.local import LocalGrid
+from fl_sim.flower.run import run
+from fl_sim.flower.wire import wire_tensors
 from fl_sim.scenario import Scenario
-from fl_sim.simulation import LocalGrid, run
-from fl_sim.wire import wire_tensors
 
 Tiny = Callable[..., Scenario]
 OutcomeOf = Callable[[Path], dict[str, str | bytes]]

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torchmetrics.functional.image
 from torch import Tensor, nn
 
 from attacks import GradientLeak, LabelRecovery, Status
 from attacks.types import Augmentation
-from fl_sim.scoring import (
-    LPIPS_WEIGHTS,
-    PSNR_CAP_DB,
+from fl_sim.leakage.judge import (
     Baseline,
     Truth,
     describe_label,
     describe_labels,
     pair_examples,
-    psnr_db,
-    registered_psnr_db,
-    score_image,
     score_labels,
     score_mass,
 )
+from fl_sim.leakage.true_features import TrueFeatures
 
 NAN = float("nan")
 SMOOTHED = (0.925, 0.025, 0.025, 0.025)
@@ -82,13 +76,25 @@ def test_rows_are_paired_so_that_the_total_distance_is_least() -> None:
     assert pair_examples(recovery_of(rows), truth_of(torch.eye(4)[:2]), 2) == [1, 0]
 
 
+def test_rows_and_examples_need_not_be_equally_many() -> None:
+    truth = truth_of(torch.eye(4)[[3, 1, 0]])
+    # The second row fits none: the third and the fourth are nearer.
+    rows = torch.tensor([[0, 0, 0, 1.0], [0, 0, 1, 0], [1, 0, 0, 0], [0, 1, 0, 0]])
+    assert pair_examples(recovery_of(rows), truth, 4) == [0, None, 2, 1]
+    rows[2] = NAN
+    assert pair_examples(recovery_of(rows), truth, 4) == [0, 2, None, 1]
+    assert pair_examples(recovery_of(rows[3:]), truth, 1) == [1]
+    assert pair_examples(recovery_of(None), truth, 4) == [0, 1, 2, None]
+    assert pair_examples(recovery_of(None), truth, 1, truth.images[2:]) == [2]
+
+
 @pytest.mark.parametrize("missing", [(0,), (1, 3), (0, 1, 2, 3)])
 def test_rows_that_were_not_recovered_take_what_is_left(missing: tuple[int, ...]) -> None:
     order = [2, 0, 3, 1]
     rows = torch.eye(4)[order]
     rows[list(missing)] = NAN
     pairs = pair_examples(recovery_of(rows), truth_of(torch.eye(4)), 4)
-    assert sorted(pairs) == [0, 1, 2, 3]
+    assert {*pairs} == {0, 1, 2, 3}
     assert all(pairs[row] == order[row] for row in range(4) if row not in missing)
 
 
@@ -139,7 +145,8 @@ class Head(nn.Module):
 
 
 def scores_of(recovery: LabelRecovery, truth: Truth, pairs: list[int]) -> list[dict[str, Any]]:
-    return score_labels(recovery, truth, pairs, GradientLeak(Head(), {}, len(pairs), (1, 4, 4)))
+    leak = GradientLeak(Head(), {}, len(pairs), (1, 4, 4))
+    return score_labels(recovery, truth, pairs, TrueFeatures(leak))
 
 
 def test_scores_compare_each_row_with_its_example() -> None:
@@ -180,43 +187,6 @@ def test_a_missing_mixing_is_no_error_of_it() -> None:
     assert scores["smoothing_error"] == 0
 
 
-def test_psnr() -> None:
-    image = torch.rand(3, 12, 12, generator=torch.Generator().manual_seed(0)) / 2
-    assert psnr_db(image, image) == PSNR_CAP_DB == 200
-    # A mean squared error of 0.01 and 1e-6, by definition; float32 pixels.
-    assert psnr_db(image + 0.1, image) == pytest.approx(20, abs=1e-4)
-    assert psnr_db(image + 1e-3, image) == pytest.approx(60, abs=1e-2)
-    assert psnr_db(image.double() + 1e-12, image.double()) == 200
-
-
-def test_an_image_is_scored_by_psnr_and_ssim() -> None:
-    image = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0))
-    scores = score_image(image, image)
-    assert "LPIPS needs" in scores.pop("lpips_reason")
-    assert scores == {
-        "psnr_db": 200,
-        "psnr_registered_db": 200,
-        "ssim": pytest.approx(1, abs=1e-12),
-    }
-    noise = torch.randn(3, 16, 16, generator=torch.Generator().manual_seed(1))
-    noisy = [score_image((image + s * noise).clamp(0, 1), image)["ssim"] for s in (0.05, 0.5)]
-    assert 1 > noisy[0] > 0.9 > noisy[1] > 0
-
-
-@pytest.mark.parametrize(("height", "width"), [(10, 16), (16, 10), (1, 1)])
-def test_a_tiny_image_has_no_ssim(height: int, width: int) -> None:
-    image = torch.zeros(1, height, width)
-    assert score_image(image, image).keys().isdisjoint({"ssim", "lpips"})
-    assert "ssim" in score_image(torch.zeros(1, 11, 11), torch.zeros(1, 11, 11))
-
-
-def test_an_image_that_was_not_recovered_has_no_score() -> None:
-    image = torch.zeros(1, 12, 12)
-    partly = image.clone()
-    partly[0, 0, 0] = NAN
-    assert score_image(partly, image) == {}
-
-
 @pytest.mark.parametrize(
     ("mass", "true", "expected"),
     [
@@ -241,16 +211,6 @@ def test_a_mass_is_scored_beside_chance(
         assert scores["mass_irec_chance"] == pytest.approx(round(true[0]) / 4)
 
 
-def test_a_shifted_image_is_registered() -> None:
-    image = torch.rand(3, 12, 12, generator=torch.Generator().manual_seed(0))
-    for shift in ((0, 0), (3, -2), (-1, 0)):
-        moved = image.roll(shift, dims=(1, 2))
-        assert registered_psnr_db(moved, image) == 200
-        assert psnr_db(moved, image) < 10 or shift == (0, 0)
-    assert registered_psnr_db(image.roll(4, dims=1), image) < 10
-    assert registered_psnr_db(image[:, :1, :1], image[:, :1, :1]) == 200
-
-
 def test_baselines_are_the_mean_image_and_that_of_the_class() -> None:
     true_image = torch.full((1, 2, 2), 0.5)
     classes = torch.stack([torch.full((1, 2, 2), value) for value in (0.6, 0.51, NAN)])
@@ -264,30 +224,3 @@ def test_baselines_are_the_mean_image_and_that_of_the_class() -> None:
     assert baseline.scores(true_image, torch.eye(3)[2]).keys() == {"baseline_psnr_db"}
     unknown = Baseline(baseline.image, 0, baseline.mass)
     assert unknown.scores(true_image, torch.eye(3)[1]).keys() == {"baseline_psnr_db"}
-
-
-def test_lpips_needs_weights_that_are_at_hand(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from torchvision.models import AlexNet_Weights
-
-    assert AlexNet_Weights.DEFAULT.url.endswith(f"/{LPIPS_WEIGHTS}")
-    image = torch.rand(1, 32, 32, generator=torch.Generator().manual_seed(0))
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    scores = score_image(image, image)
-    assert "lpips" not in scores
-    assert LPIPS_WEIGHTS in scores["lpips_reason"]
-
-    def distance(one: Tensor, other: Tensor, net: str, *, normalize: bool) -> Tensor:
-        assert one.shape == other.shape == (1, 3, 32, 32)
-        assert (net, normalize) == ("alex", True)  # pixels in [0, 1]
-        return (one - other).abs().mean()
-
-    name = "learned_perceptual_image_patch_similarity"
-    monkeypatch.setattr(torchmetrics.functional.image, name, distance)
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / LPIPS_WEIGHTS).touch()
-    scores = score_image(image, image / 2)
-    assert scores["lpips"] == pytest.approx(float(image.mean() / 2), rel=1e-6)
-    assert scores["lpips_reason"] is None
-    assert "32 × 32" in score_image(image[:, :31], image[:, :31])["lpips_reason"]

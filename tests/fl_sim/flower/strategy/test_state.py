@@ -13,10 +13,10 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAdam, FedAvg, Strategy
 
 from fl_sim.errors import UserError
-from fl_sim.simulation import LocalGrid
-from fl_sim.strategy import ReplyGuard
-from fl_sim.strategy.state import pack_state, restore_state
-from fl_sim.strategy.wrapper import Wrapper
+from fl_sim.flower.engines.local import LocalGrid
+from fl_sim.flower.strategy import ReplyGuard
+from fl_sim.flower.strategy.state import pack_state, restore_state
+from fl_sim.flower.strategy.wrapper import Wrapper
 
 OPTIONS: dict[str, Any] = {
     "fraction_evaluate": 0.0,

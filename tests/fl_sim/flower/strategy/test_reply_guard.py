@@ -16,9 +16,9 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAdam, FedAvg, QFedAvg, Strategy
 
 from fl_sim.errors import NothingAccepted
-from fl_sim.simulation import LocalGrid
-from fl_sim.strategy import ReplyGuard, Wrapper
-from fl_sim.strategy.build import build_strategy
+from fl_sim.flower.engines.local import LocalGrid
+from fl_sim.flower.strategy import ReplyGuard, Wrapper
+from fl_sim.flower.strategy.build import build_strategy
 
 SENT = {"weight": np.arange(6, dtype=np.float32).reshape(2, 3), "bias": np.zeros(2, np.float32)}
 Reply = Callable[[], RecordDict]

@@ -10,9 +10,11 @@ import pytest
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian, Krum, Strategy
 
 from fl_sim.errors import UserError
-from fl_sim.scenario import STRATEGIES, Scenario
-from fl_sim.simulation import OnProgress, run
-from fl_sim.strategy import build_strategy
+from fl_sim.flower.engines import OnProgress
+from fl_sim.flower.run import run
+from fl_sim.flower.strategy import build_strategy
+from fl_sim.scenario import Scenario
+from fl_sim.scenario.sections import STRATEGIES
 
 Tiny = Callable[..., Scenario]
 OutcomeOf = Callable[[Path], dict[str, str | bytes]]

@@ -11,13 +11,13 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from fl_sim import client
-from fl_sim.client import resolve_device, to_arrays, train_locally
 from fl_sim.errors import UserError
 from fl_sim.federation import Federation
+from fl_sim.flower import client
+from fl_sim.flower.client import resolve_device, to_arrays, train_locally
+from fl_sim.flower.engines.local import LocalGrid
+from fl_sim.flower.wire import load_tensors, wire_tensors
 from fl_sim.scenario import Scenario
-from fl_sim.simulation import LocalGrid
-from fl_sim.wire import load_tensors, wire_tensors
 
 Tiny = Callable[..., Scenario]
 Tensors = Mapping[str, Tensor]

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from attacks import GradientLeak
+from fl_sim.flower.wire import LocalTraining, gradient_leak, load_tensors, wire_tensors
 from fl_sim.optimizers import build_optimizer
-from fl_sim.wire import LocalTraining, gradient_leak, load_tensors, wire_tensors
 
 SHAPE = (1, 5, 8)
 

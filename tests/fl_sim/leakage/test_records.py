@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fl_sim.records import SCHEMA, LeakageRecord, append_lines, read_lines, truncate_after
+from fl_sim.leakage.records import SCHEMA, LeakageRecord, append_lines, read_lines, truncate_after
 
 WHOLE = '{"round": 1, "reason": "ε"}\n{"round": 2}\n'
 

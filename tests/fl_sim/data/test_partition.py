@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fl_sim.data.partition import split
 from fl_sim.errors import UserError
-from fl_sim.partition import split
 
 LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(10), 40))
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -15,19 +17,20 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
-from torch import Tensor, nn
+from torch import nn
 
-from attacks import GradientLeak, Knowledge, LabelRecovery, Reconstruction, Status
-from fl_sim import client
-from fl_sim.audit import AttackPlan, Finding, ReplayJudge, audit_leak
-from fl_sim.client import to_arrays, train_locally
+from attacks import GradientLeak, Knowledge, LabelRecovery, Status
 from fl_sim.federation import Federation
-from fl_sim.records import LeakageRecord
+from fl_sim.flower import client
+from fl_sim.flower.client import to_arrays
+from fl_sim.flower.engines.local import LocalGrid
+from fl_sim.flower.run import run
+from fl_sim.flower.strategy import LeakageAudit, ReplyGuard
+from fl_sim.flower.wire import LocalTraining, wire_tensors
+from fl_sim.leakage.findings import Finding
+from fl_sim.leakage.plan import AttackPlan
+from fl_sim.leakage.records import LeakageRecord
 from fl_sim.scenario import Scenario
-from fl_sim.scoring import Baseline
-from fl_sim.simulation import LocalGrid, run
-from fl_sim.strategy import LeakageAudit, ReplyGuard
-from fl_sim.wire import LocalTraining, gradient_leak, wire_tensors
 
 Tiny = Callable[..., Scenario]
 OutcomeOf = Callable[[Path], dict[str, str | bytes]]
@@ -47,127 +50,6 @@ def test_the_audit_changes_no_bit_of_the_training(
     assert not (tmp_path / "without" / "leakage.jsonl").exists()
     names = {"rounds.jsonl", "checkpoint/round-00003.safetensors", "checkpoint/round-00003.json"}
     assert {n: audited[n] for n in names} == {n: plain[n] for n in names}
-
-
-class Audited:
-    """One leak of client 1, from training on two examples, and the judge."""
-
-    def __init__(self, tiny: Tiny, *overrides: str) -> None:
-        scenario = tiny(*overrides)
-        self.federation = Federation.of(scenario)
-        model = self.federation.build_model()
-        sent, _ = train_locally(scenario, 1, 2, wire_tensors(model, "eval"))
-        size = scenario.client.batch_size
-        training = LocalTraining(lr=scenario.client.lr, batch_size=size)
-        self.leak = gradient_leak(model, sent, training, input_shape=(1, 4, 4))
-        self.judge = ReplayJudge(self.federation, Baseline.of(self.federation))
-
-    def findings(self, plan: AttackPlan, **options: Any) -> list[Finding]:
-        """Run a plan."""
-        place = LeakageRecord(round=2, client=1, attack=0, label_attack=plan.label_name)
-        return audit_leak(self.leak, plan, place, seed=0, **{"judge": self.judge} | options)
-
-
-def test_a_recovered_example_is_scored_against_the_replayed_truth(tiny: Tiny) -> None:
-    audited = Audited(tiny)
-    [finding] = audited.findings(AttackPlan.by_name(*FORMULA))
-    record, truth = finding.record, audited.judge.truth(1, 2)
-    assert (record.round, record.client, record.example, record.batch_size) == (2, 1, 0, 1)
-    assert record.label_status == record.image_status == "RECOVERED"
-    assert record.label_linf is not None
-    assert record.label_linf < 1e-2
-    assert record.psnr_db is not None
-    assert record.baseline_psnr_db is not None
-    assert record.psnr_db > 50 > record.baseline_psnr_db
-    assert torch.equal(finding.tensors["true_image"], truth.images[0])
-    assert torch.equal(finding.tensors["true_label"], truth.labels[0])
-    assert finding.tensors["image"].shape == (1, 4, 4)
-
-
-def test_without_a_judge_there_are_no_scores(tiny: Tiny) -> None:
-    [finding] = Audited(tiny).findings(AttackPlan.by_name(*FORMULA), judge=None)
-    record = finding.record
-    assert (record.label_status, record.image_status) == ("RECOVERED", "RECOVERED")
-    scores = ("label_linf", "label_top1", "psnr_db", "baseline_psnr_db", "true_augmentation")
-    assert [getattr(record, name) for name in scores] == [None] * 5
-    assert finding.tensors.keys() == {"label", "image"}
-
-
-def zeros(*shape: int) -> Tensor:
-    return torch.zeros(shape, dtype=torch.float64)
-
-
-def labelled(labels: Tensor | None = None, **fields: Any) -> LabelRecovery:
-    return LabelRecovery(Status.NOT_CONVERGED, "for a test", labels, **fields)
-
-
-LABEL_ANSWERS: dict[str, tuple[Any, str]] = {
-    "nothing": (None, "TypeError: the answer must be a LabelRecovery, found NoneType"),
-    "a tensor": (zeros(2, 4), "TypeError: the answer must be a LabelRecovery, found Tensor"),
-    "too few rows": (labelled(zeros(1, 4)), "labels must have the shape (2, 4), found (1, 4)"),
-    "too many rows": (labelled(zeros(3, 4)), "labels must have the shape (2, 4), found (3, 4)"),
-    "other classes": (labelled(zeros(2, 5)), "labels must have the shape (2, 4), found (2, 5)"),
-    "one row": (labelled(zeros(4)), "labels must have the shape (2, 4), found (4,)"),
-    "features": (
-        labelled(zeros(2, 4), features=zeros(1, 9)),
-        "features must have the shape (2, None), found (1, 9)",
-    ),
-    "statuses": (
-        labelled(zeros(2, 4), statuses=(Status.RECOVERED,)),
-        "statuses must have 2 entries, found 1",
-    ),
-    "augmentations": (
-        labelled(zeros(2, 4), augmentations=(None,) * 3),
-        "augmentations must have 2 entries, found 3",
-    ),
-    "a mass of other classes": (
-        labelled(mass=torch.ones(5)),
-        "ValueError: mass must have the shape (4,), found (5,)",
-    ),
-    "a negative mass": (
-        labelled(mass=torch.tensor([3.0, -1.0, 0.0, 0.0])),
-        "ValueError: mass must be finite, at least 0 and not all 0, found",
-    ),
-    "lists": (labelled([[0.0] * 4] * 2), "AttributeError: "),  # type: ignore[arg-type]
-}
-IMAGE_ANSWERS: dict[str, tuple[Any, str]] = {
-    "nothing": (None, "TypeError: the answer must be a Reconstruction, found NoneType"),
-    "labels": (labelled(), "TypeError: the answer must be a Reconstruction, found LabelRecovery"),
-    "other pixels": (
-        Reconstruction(Status.NOT_CONVERGED, "for a test", zeros(2, 1, 4, 5)),
-        "ValueError: images must have the shape (2, 1, 4, 4), found (2, 1, 4, 5)",
-    ),
-    "too few": (
-        Reconstruction(Status.NOT_CONVERGED, "for a test", zeros(1, 1, 4, 4)),
-        "ValueError: images must have the shape (2, 1, 4, 4), found (1, 1, 4, 4)",
-    ),
-}
-
-
-@pytest.mark.parametrize("kind", LABEL_ANSWERS)
-def test_an_answer_of_another_form_costs_one_record(tiny: Tiny, kind: str) -> None:
-    answer, reason = LABEL_ANSWERS[kind]
-    plan = AttackPlan("mine", lambda leak, *, generator: answer)  # type: ignore[arg-type]
-    [finding] = Audited(tiny, "client.batch_size=2").findings(plan)
-    assert finding.record.label_status == "FAILED"
-    assert reason in (finding.record.label_reason or "")
-    assert finding.record.example is None
-
-
-@pytest.mark.parametrize("kind", IMAGE_ANSWERS)
-def test_an_image_of_another_form_leaves_the_label(tiny: Tiny, kind: str) -> None:
-    answer, reason = IMAGE_ANSWERS[kind]
-    plan = AttackPlan(
-        "mine",
-        lambda leak, *, generator: labelled(zeros(2, 4)),  # type: ignore[arg-type]
-        "mine",
-        lambda leak, labels, *, generator: answer,  # type: ignore[arg-type]
-    )
-    for finding in Audited(tiny, "client.batch_size=2").findings(plan):
-        assert finding.record.label_status == "NOT_CONVERGED"
-        assert finding.record.image_status == "FAILED"
-        assert finding.record.image_reason == reason
-        assert finding.record.psnr_db is None
 
 
 def test_an_attack_that_raises_costs_its_own_record(tiny: Tiny, tmp_path: Path) -> None:
@@ -222,7 +104,7 @@ def test_only_an_aware_attacker_is_told_the_defense(tiny: Tiny) -> None:
 
     def listens(leak: GradientLeak, *, generator: torch.Generator) -> LabelRecovery:
         told.append(leak.knowledge)
-        return labelled()
+        return LabelRecovery(Status.NOT_CONVERGED, "for a test")
 
     known = Knowledge(type="label-smoothing", smoothing=0.2)
     plans = [AttackPlan("a", listens), AttackPlan("b", listens, knowledge=known)]  # type: ignore[arg-type]
@@ -377,31 +259,6 @@ def test_unknown_attacks_and_options_are_found_at_once() -> None:
     assert dataclasses.is_dataclass(AttackPlan.by_name("soft-label"))
 
 
-@pytest.mark.parametrize("name", ["label-mass", "llg"])
-def test_a_mass_is_scored_against_the_labels_of_all_local_steps(tiny: Tiny, name: str) -> None:
-    scenario = tiny("client.local_steps=3", "client.batch_size=2")
-    federation = Federation.of(scenario)
-    model = federation.build_model()
-    sent, _ = train_locally(scenario, 1, 2, wire_tensors(model, "eval"))
-    training = LocalTraining(lr=scenario.client.lr, batch_size=2, local_steps=3)
-    leak = gradient_leak(model, sent, training, input_shape=(1, 4, 4))
-    judge = ReplayJudge(federation, Baseline.of(federation))
-    batches = [federation.training_batch(1, 2, step).labels for step in range(3)]
-    assert torch.equal(judge.label_mass(1, 2), torch.cat(batches).double().sum(dim=0))
-    place = LeakageRecord(round=2, client=1, attack=0, label_attack=name)
-    [finding] = audit_leak(leak, AttackPlan.by_name(name), place, seed=0, judge=judge)
-    record = finding.record
-    assert record.example is None
-    assert record.label_status == "NOT_IDENTIFIABLE"
-    assert record.mass_tv is not None
-    assert record.mass_tv_chance is not None
-    assert record.mass_irec is not None
-    assert 0 <= record.mass_tv <= 1
-    assert 0 <= record.mass_irec <= 1
-    [blind] = audit_leak(leak, AttackPlan.by_name(name), place, seed=0, judge=None)
-    assert blind.record.mass_tv is None
-
-
 def test_steps_that_a_client_reports_count(tiny: Tiny) -> None:
     def reports(steps: Any) -> Callable[[RecordDict], RecordDict]:
         def change(content: RecordDict) -> RecordDict:
@@ -481,3 +338,48 @@ def test_what_an_audit_cannot_take_is_said_at_once(options: dict[str, Any], sent
     } | options
     with pytest.raises((TypeError, ValueError), match=sentence):
         LeakageAudit(values.pop("base"), **values)
+
+
+@pytest.mark.e2e
+def test_an_audit_in_an_app_of_ones_own_loads_neither_scenarios_nor_data() -> None:
+    program = """
+import sys
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.serverapp.strategy import FedAvg
+from flwr.supercore.task_identity import TaskIdentity
+from fl_sim import LeakageAudit, LocalTraining
+
+TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
+model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 4))
+findings = []
+audit = LeakageAudit(
+    FedAvg(),
+    model=model,
+    attacks=[("soft-label", "analytic")],
+    training=LocalTraining(lr=0.1, batch_size=1),
+    input_shape=(1, 4, 4),
+    log=lambda server_round, found: findings.extend(found),
+)
+content = lambda: RecordDict({"arrays": ArrayRecord(model.state_dict())})
+message = Message(content(), dst_node_id=7, message_type="train")
+audit.base.configure_train = lambda *_: [message]
+audit.base.aggregate_train = lambda *_: (None, None)
+audit.configure_train(1, content().array_records["arrays"], ConfigRecord(), None)
+loss = torch.nn.functional.cross_entropy(model(torch.rand(1, 1, 4, 4)), torch.tensor([2]))
+loss.backward()
+torch.optim.SGD(model.parameters(), lr=0.1).step()
+message.metadata.__dict__["_message_id"] = "1"
+reply = Message(content(), reply_to=message)
+reply.metadata.__dict__["_src_node_id"] = 7
+audit.aggregate_train(1, [reply])
+(finding,) = findings
+assert finding.record.label_status == "RECOVERED", finding.record
+forbidden = (
+    "fl_sim.data", "fl_sim.federation", "fl_sim.scenario",
+    "mlxtend", "pydantic", "skimage", "torchvision",
+)
+sys.exit(" ".join(name for name in sorted(sys.modules) if name.startswith(forbidden)) or None)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from fl_sim import client
 from fl_sim.errors import UserError
-from fl_sim.provenance import PACKAGES, code_hash, hash_sources, package_folder
+from fl_sim.flower import client
+from fl_sim.flower.provenance import PACKAGES, code_hash, hash_sources, package_folder
+from fl_sim.flower.run import run
 from fl_sim.scenario import Scenario
-from fl_sim.simulation import run
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_a_hash_does_not_depend_on_the_place(
 
 def test_our_packages_are_hashed() -> None:
     assert code_hash() == hash_sources(PACKAGES)
-    assert (package_folder("fl_sim") / "client.py").exists()
+    assert (package_folder("fl_sim") / "flower" / "client.py").exists()
 
 
 def test_a_client_with_other_code_is_refused(

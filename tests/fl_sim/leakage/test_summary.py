@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from fl_sim.records import LeakageRecord
-from fl_sim.summary import Reason, by_round, reasons, summarize, table
+from fl_sim.leakage.reasons import Reason, reasons
+from fl_sim.leakage.records import LeakageRecord
+from fl_sim.leakage.summary import by_round, summarize
+from fl_sim.leakage.table import table
 
 RECOVERED, FAILED = "RECOVERED", "FAILED"
 

@@ -1,0 +1,170 @@
+"""Leaks of a simulated client, scored against the truth that its seeds replay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from attacks import LabelRecovery, Reconstruction, Status
+from fl_sim.federation import Federation
+from fl_sim.flower.client import train_locally
+from fl_sim.flower.wire import LocalTraining, gradient_leak, wire_tensors
+from fl_sim.leakage.audit import audit_leak
+from fl_sim.leakage.findings import Finding
+from fl_sim.leakage.plan import AttackPlan
+from fl_sim.leakage.records import LeakageRecord
+from fl_sim.replay_judge import ReplayJudge
+from fl_sim.scenario import Scenario
+
+Tiny = Callable[..., Scenario]
+FORMULA = ("third_party:Formula", "third_party:FormulaImage")
+
+
+class Audited:
+    """One leak of client 1, from training on two examples, and the judge."""
+
+    def __init__(self, tiny: Tiny, *overrides: str) -> None:
+        scenario = tiny(*overrides)
+        self.federation = Federation.of(scenario)
+        model = self.federation.build_model()
+        sent, _ = train_locally(scenario, 1, 2, wire_tensors(model, "eval"))
+        size = scenario.client.batch_size
+        training = LocalTraining(lr=scenario.client.lr, batch_size=size)
+        self.leak = gradient_leak(model, sent, training, input_shape=(1, 4, 4))
+        self.judge = ReplayJudge.of(self.federation)
+
+    def findings(self, plan: AttackPlan, **options: Any) -> list[Finding]:
+        """Run a plan."""
+        place = LeakageRecord(round=2, client=1, attack=0, label_attack=plan.label_name)
+        return audit_leak(self.leak, plan, place, seed=0, **{"judge": self.judge} | options)
+
+
+def test_a_recovered_example_is_scored_against_the_replayed_truth(tiny: Tiny) -> None:
+    audited = Audited(tiny)
+    [finding] = audited.findings(AttackPlan.by_name(*FORMULA))
+    record, truth = finding.record, audited.judge.truth(1, 2)
+    assert (record.round, record.client, record.example, record.batch_size) == (2, 1, 0, 1)
+    assert record.label_status == record.image_status == "RECOVERED"
+    assert record.label_linf is not None
+    assert record.label_linf < 1e-2
+    assert record.psnr_db is not None
+    assert record.baseline_psnr_db is not None
+    assert record.psnr_db > 50 > record.baseline_psnr_db
+    assert torch.equal(finding.tensors["true_image"], truth.images[0])
+    assert torch.equal(finding.tensors["true_label"], truth.labels[0])
+    assert finding.tensors["image"].shape == (1, 4, 4)
+
+
+def test_without_a_judge_there_are_no_scores(tiny: Tiny) -> None:
+    [finding] = Audited(tiny).findings(AttackPlan.by_name(*FORMULA), judge=None)
+    record = finding.record
+    assert (record.label_status, record.image_status) == ("RECOVERED", "RECOVERED")
+    scores = ("label_linf", "label_top1", "psnr_db", "baseline_psnr_db", "true_augmentation")
+    assert [getattr(record, name) for name in scores] == [None] * 5
+    assert finding.tensors.keys() == {"label", "image"}
+
+
+def zeros(*shape: int) -> Tensor:
+    return torch.zeros(shape, dtype=torch.float64)
+
+
+def labelled(labels: Tensor | None = None, **fields: Any) -> LabelRecovery:
+    return LabelRecovery(Status.NOT_CONVERGED, "for a test", labels, **fields)
+
+
+LABEL_ANSWERS: dict[str, tuple[Any, str]] = {
+    "nothing": (None, "TypeError: the answer must be a LabelRecovery, found NoneType"),
+    "a tensor": (zeros(2, 4), "TypeError: the answer must be a LabelRecovery, found Tensor"),
+    "too few rows": (labelled(zeros(1, 4)), "labels must have the shape (2, 4), found (1, 4)"),
+    "too many rows": (labelled(zeros(3, 4)), "labels must have the shape (2, 4), found (3, 4)"),
+    "other classes": (labelled(zeros(2, 5)), "labels must have the shape (2, 4), found (2, 5)"),
+    "one row": (labelled(zeros(4)), "labels must have the shape (2, 4), found (4,)"),
+    "features": (
+        labelled(zeros(2, 4), features=zeros(1, 9)),
+        "features must have the shape (2, None), found (1, 9)",
+    ),
+    "statuses": (
+        labelled(zeros(2, 4), statuses=(Status.RECOVERED,)),
+        "statuses must have 2 entries, found 1",
+    ),
+    "augmentations": (
+        labelled(zeros(2, 4), augmentations=(None,) * 3),
+        "augmentations must have 2 entries, found 3",
+    ),
+    "a mass of other classes": (
+        labelled(mass=torch.ones(5)),
+        "ValueError: mass must have the shape (4,), found (5,)",
+    ),
+    "a negative mass": (
+        labelled(mass=torch.tensor([3.0, -1.0, 0.0, 0.0])),
+        "ValueError: mass must be finite, at least 0 and not all 0, found",
+    ),
+    "lists": (labelled([[0.0] * 4] * 2), "AttributeError: "),  # type: ignore[arg-type]
+}
+IMAGE_ANSWERS: dict[str, tuple[Any, str]] = {
+    "nothing": (None, "TypeError: the answer must be a Reconstruction, found NoneType"),
+    "labels": (labelled(), "TypeError: the answer must be a Reconstruction, found LabelRecovery"),
+    "other pixels": (
+        Reconstruction(Status.NOT_CONVERGED, "for a test", zeros(2, 1, 4, 5)),
+        "ValueError: images must have the shape (2, 1, 4, 4), found (2, 1, 4, 5)",
+    ),
+    "too few": (
+        Reconstruction(Status.NOT_CONVERGED, "for a test", zeros(1, 1, 4, 4)),
+        "ValueError: images must have the shape (2, 1, 4, 4), found (1, 1, 4, 4)",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", LABEL_ANSWERS)
+def test_an_answer_of_another_form_costs_one_record(tiny: Tiny, kind: str) -> None:
+    answer, reason = LABEL_ANSWERS[kind]
+    plan = AttackPlan("mine", lambda leak, *, generator: answer)  # type: ignore[arg-type]
+    [finding] = Audited(tiny, "client.batch_size=2").findings(plan)
+    assert finding.record.label_status == "FAILED"
+    assert reason in (finding.record.label_reason or "")
+    assert finding.record.example is None
+
+
+@pytest.mark.parametrize("kind", IMAGE_ANSWERS)
+def test_an_image_of_another_form_leaves_the_label(tiny: Tiny, kind: str) -> None:
+    answer, reason = IMAGE_ANSWERS[kind]
+    plan = AttackPlan(
+        "mine",
+        lambda leak, *, generator: labelled(zeros(2, 4)),  # type: ignore[arg-type]
+        "mine",
+        lambda leak, labels, *, generator: answer,  # type: ignore[arg-type]
+    )
+    for finding in Audited(tiny, "client.batch_size=2").findings(plan):
+        assert finding.record.label_status == "NOT_CONVERGED"
+        assert finding.record.image_status == "FAILED"
+        assert finding.record.image_reason == reason
+        assert finding.record.psnr_db is None
+
+
+@pytest.mark.parametrize("name", ["label-mass", "llg"])
+def test_a_mass_is_scored_against_the_labels_of_all_local_steps(tiny: Tiny, name: str) -> None:
+    scenario = tiny("client.local_steps=3", "client.batch_size=2")
+    federation = Federation.of(scenario)
+    model = federation.build_model()
+    sent, _ = train_locally(scenario, 1, 2, wire_tensors(model, "eval"))
+    training = LocalTraining(lr=scenario.client.lr, batch_size=2, local_steps=3)
+    leak = gradient_leak(model, sent, training, input_shape=(1, 4, 4))
+    judge = ReplayJudge.of(federation)
+    batches = [federation.training_batch(1, 2, step).labels for step in range(3)]
+    assert torch.equal(judge.label_mass(1, 2), torch.cat(batches).double().sum(dim=0))
+    place = LeakageRecord(round=2, client=1, attack=0, label_attack=name)
+    [finding] = audit_leak(leak, AttackPlan.by_name(name), place, seed=0, judge=judge)
+    record = finding.record
+    assert record.example is None
+    assert record.label_status == "NOT_IDENTIFIABLE"
+    assert record.mass_tv is not None
+    assert record.mass_tv_chance is not None
+    assert record.mass_irec is not None
+    assert 0 <= record.mass_tv <= 1
+    assert 0 <= record.mass_irec <= 1
+    [blind] = audit_leak(leak, AttackPlan.by_name(name), place, seed=0, judge=None)
+    assert blind.record.mass_tv is None
