@@ -15,7 +15,6 @@ from fl_sim import DATASETS, MODELS
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("attacks", "defenses", "fl_sim", "scenarios")
 FILES = sorted(path.relative_to(ROOT) for name in PACKAGES for path in (ROOT / name).rglob("*.py"))
-FLOWER_FILES = ("client", "server", "strategy", "simulation")
 
 
 def imported_modules(source: str, package: str) -> Iterator[str]:
@@ -66,10 +65,10 @@ def test_every_form_of_import_is_seen(source: str, module: str) -> None:
 def test_imports_point_one_way(path: Path) -> None:
     imports = imports_of(path)
     forbidden = {
-        "attacks": ("flwr", "fl_sim", "defenses", "scenarios", "tests", "benchmarks"),
-        "defenses": ("flwr", "fl_sim", "scenarios", "tests", "benchmarks"),
-        "fl_sim": ("scenarios", "tests", "benchmarks"),
-        "scenarios": ("tests", "benchmarks"),
+        "attacks": ("flwr", "fl_sim", "defenses", "scenarios", "tests"),
+        "defenses": ("flwr", "fl_sim", "scenarios", "tests"),
+        "fl_sim": ("scenarios", "tests"),
+        "scenarios": ("tests",),
     }[path.parts[0]]
     assert not {module for module in imports if is_within(module, *forbidden)}
 
@@ -80,10 +79,75 @@ def test_defenses_know_only_the_registry_of_attacks(path: Path) -> None:
     assert {module for module in of_attacks if not is_within(module, "attacks.registry")} == set()
 
 
+ROOMS = {
+    "": set(),
+    "numerics": set(),
+    "victim": {""},
+    "one_example": {"", "numerics", "victim"},
+    "batch": {"", "numerics", "victim", "one_example"},
+    "counts": {"", "numerics", "victim"},
+    "dense": {"", "numerics", "victim"},
+    "convolution": {"", "numerics", "victim"},
+    "labels": {"", "numerics", "victim", "one_example", "batch", "counts"},
+    "images": {"", "numerics", "victim", "batch", "dense", "convolution"},
+}
+"""What each room of `attacks` may import from, beside itself; "" is the package's own files."""
+
+
+def room_of(module: str) -> str:
+    name = module.split(".")[1]
+    return name if name in ROOMS else ""
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if p.parts[0] == "attacks"], ids=str)
+def test_rooms_of_attacks_import_downwards(path: Path) -> None:
+    if path.name == "__init__.py" and len(path.parts) == 2:
+        return  # it offers what is in the rooms
+    room = path.parts[1] if len(path.parts) > 2 else ""
+    modules = {m for m in imports_of(path) if m.startswith("attacks.")}
+    assert {room_of(m) for m in modules} - {room} <= ROOMS[room]
+
+
+def test_no_constant_of_attacks_has_two_values() -> None:
+    values: dict[str, set[str]] = {}
+    for path in (p for p in FILES if p.parts[0] == "attacks"):
+        for node in ast.parse((ROOT / path).read_text(encoding="utf-8")).body:
+            for target in node.targets if isinstance(node, ast.Assign) else ():
+                names = target.elts if isinstance(target, ast.Tuple) else [target]
+                for name in names:
+                    if isinstance(name, ast.Name) and name.id.isupper():
+                        values.setdefault(name.id, set()).add(str(path))
+    assert {name: files for name, files in values.items() if len(files) > 1} == {}
+
+
 @pytest.mark.parametrize("path", [p for p in FILES if p.parts[0] == "fl_sim"], ids=str)
-def test_only_the_flower_side_imports_flower(path: Path) -> None:
-    if not path.parts[1].startswith(FLOWER_FILES):
+def test_only_one_room_imports_flower(path: Path) -> None:
+    if path.parts[1] != "flower":
         assert not {module for module in imports_of(path) if is_within(module, "flwr")}
+
+
+ROOMS_OF_FL_SIM = {
+    "leakage": ("flower", "scenario", "data", "federation", "report", "run_folder"),
+    "report": ("flower", "scenario", "data", "federation"),
+    "scenario": ("flower", "data", "federation", "leakage", "report"),
+    "data": ("flower", "scenario", "federation", "leakage", "report"),
+    "terminal": ("flower", "data", "federation"),
+}
+"""Room -> what none of its files may import, all of `fl_sim`."""
+
+
+@pytest.mark.parametrize("room", ROOMS_OF_FL_SIM)
+def test_rooms_of_the_simulator_keep_to_themselves(room: str) -> None:
+    forbidden = [f"fl_sim.{name}" for name in ROOMS_OF_FL_SIM[room]]
+    files = [path for path in FILES if path.parts[:2] == ("fl_sim", room)]
+    assert files
+    found = {
+        f"{path}: {module}"
+        for path in files
+        for module in imports_of(path)
+        if is_within(module, *forbidden)
+    }
+    assert found == set()
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 from flwr.app import Context, RecordDict
 
-from fl_sim import simulation_ray
-from fl_sim.processes import stopped_at_exit
-from fl_sim.simulation import LocalGrid
+from fl_sim.flower.engines import ray as simulation_ray
+from fl_sim.flower.engines.local import LocalGrid
+from fl_sim.flower.engines.processes import stopped_at_exit
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "flower-app"
 README = (EXAMPLE / "README.md").read_text("utf-8")

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("attacks", "defenses", "fl_sim", "scenarios")
-LEFT_OUT = ("benchmarks", "examples", "tests")
+LEFT_OUT = ("docs", "examples", "tests")
 
 
 @pytest.fixture(scope="module")

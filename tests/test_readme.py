@@ -19,9 +19,9 @@ from torch.nn.functional import cross_entropy, one_hot
 from typer.testing import CliRunner
 
 from fl_sim.cli import app
-from fl_sim.records import read_lines
+from fl_sim.flower.engines.local import LocalGrid
+from fl_sim.leakage.records import read_lines
 from fl_sim.scenario import Scenario
-from fl_sim.simulation import LocalGrid
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = {name: (ROOT / name).read_text("utf-8") for name in ("README.md", "CONTRIBUTING.md")}
@@ -89,16 +89,17 @@ def test_there_is_an_example_of_each_kind() -> None:
 def test_fl_sim_commands_are_accepted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """All of them in order, as a reader would; the simulation itself is left out."""
 
-    def simulate(scenario: Scenario, out: Path, **options: object) -> None:
+    def simulate(scenario: Scenario, out: Path, **options: object) -> Path:
         assert isinstance(scenario, Scenario)
         (out / "scenario.json").touch()
+        return out
 
     monkeypatch.chdir(tmp_path)
     stand_ins = {
         "fl_sim.bench.run": SimpleNamespace(run_suite=lambda suite, **options: []),
-        "fl_sim.simulation": SimpleNamespace(run=simulate),
+        "fl_sim.flower.run": SimpleNamespace(run=simulate),
         "fl_sim.report": SimpleNamespace(build_report=lambda out: out / "report.html"),
-        "fl_sim.summary": SimpleNamespace(table=lambda records: ""),
+        "fl_sim.leakage.table": SimpleNamespace(table=lambda records: ""),
     }
     for name, module in stand_ins.items():
         monkeypatch.setitem(sys.modules, name, module)
