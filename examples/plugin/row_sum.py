@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 import torch
 
-from attacks import GradientLeak, LabelAttack, LabelRecovery, Status
-from attacks.network import Network
-from attacks.types import NotApplicable, require_one_example
+from attacks import GradientLeak, LabelAttack, LabelRecovery, NotApplicable, Status
+from attacks.victim.gradients import read_head
+from attacks.victim.network import Network
+from attacks.victim.require import require_one_example
 
 
 @dataclass(frozen=True)
@@ -24,15 +25,11 @@ class RowSum(LabelAttack):
     def recover(self, leak: GradientLeak, generator: torch.Generator) -> LabelRecovery:
         """Sum the rows."""
         require_one_example(leak)
-        network = Network(leak)
-        name = f"{network.head_name}.weight"
-        if name not in leak.gradients:
-            raise NotApplicable(f"the gradient of the last layer, {name!r}, is missing")
+        network = Network.of(leak)
+        weight, _ = read_head(leak, network)
         if not network.has_nonnegative_features():
             raise NotApplicable("the last layer's inputs may be negative, so the signs say nothing")
-        sums = leak.gradients[name].detach().double().sum(dim=1)
-        if not sums.isfinite().all() or not sums.any():
-            raise NotApplicable("the last layer's gradient is zero or not finite")
+        sums = weight.double().sum(dim=1)
         label = torch.zeros(1, len(sums), dtype=torch.float64)
         label[0, sums.argmin()] = 1
         return LabelRecovery(
