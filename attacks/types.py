@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from attacks.facts import Fact, Told
 from attacks.intake import plain_gradients, plain_model
 from attacks.normalization import Normalization
 
@@ -31,37 +33,6 @@ class Status(StrEnum):
     NOT_IDENTIFIABLE = "NOT_IDENTIFIABLE"
     NOT_APPLICABLE = "NOT_APPLICABLE"
     FAILED = "FAILED"
-
-
-@dataclass(frozen=True)
-class Knowledge:
-    """What an attacker knows of the clients' defenses; None where it doesn't.
-
-    Args:
-        type: the augmentation: "hard", "label-smoothing", "mixup" or "mixup+label-smoothing".
-        smoothing: the label smoothing ε, in [0, 1].
-        clipping_norm: L2 bound that the clients put on their weight difference, above 0.
-        noise_std: standard deviation of the noise on the weight difference, at least 0.
-
-    Raises:
-        ValueError: a value is out of its range.
-    """
-
-    type: str | None = None
-    smoothing: float | None = None
-    clipping_norm: float | None = None
-    noise_std: float | None = None
-
-    def __post_init__(self) -> None:
-        types = ("hard", "label-smoothing", "mixup", "mixup+label-smoothing")
-        if self.type is not None and self.type not in types:
-            raise ValueError(f"type must be one of {', '.join(types)} or None, found {self.type!r}")
-        if self.smoothing is not None and not 0 <= self.smoothing <= 1:
-            raise ValueError(f"smoothing must be in [0, 1] or None, found {self.smoothing}")
-        if self.clipping_norm is not None and not self.clipping_norm > 0:
-            raise ValueError(f"clipping_norm must be above 0 or None, found {self.clipping_norm}")
-        if self.noise_std is not None and not self.noise_std >= 0:
-            raise ValueError(f"noise_std must be at least 0 or None, found {self.noise_std}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +54,8 @@ class GradientLeak:
         mode: whether batch norm and dropout were in "eval" or "train" mode.
         update_dtype: the precision in which the client's weights came back, when the gradient is a
             weight difference divided by `lr`; None for a gradient sent as such.
-        knowledge: what the attacker knows of the clients' defenses.
+        knowledge: the facts that the clients' defenses made public, in order; empty for an
+            attacker who is unaware.
         normalization: what the clients' data loader does to pixels before the model; None where
             that isn't known. A model that normalises its own input takes pixels as they are, which
             `Normalization.of_range(0, 1)` states.
@@ -93,7 +65,8 @@ class GradientLeak:
 
     Raises:
         TypeError: model or gradients are of another type.
-        ValueError: a gradient's name or shape doesn't fit the model, or a number is out of range.
+        ValueError: a gradient's name or shape doesn't fit the model, a number is out of range, or
+            facts contradict each other.
 
     Note:
         The loss is assumed to be the mean over a batch of the cross-entropy of softmax. Of another
@@ -110,7 +83,7 @@ class GradientLeak:
     lr: float | None = None
     mode: Mode = "eval"
     update_dtype: torch.dtype | None = None
-    knowledge: Knowledge = field(default_factory=Knowledge)
+    knowledge: tuple[Fact, ...] = ()
     normalization: Normalization | None = None
     keeps: Literal["values", "signs"] = "values"
     caveat: str | None = None
@@ -146,6 +119,18 @@ class GradientLeak:
         if self.keeps not in ("values", "signs"):
             raise ValueError(f"keeps must be 'values' or 'signs', found {self.keeps!r}")
         self._check_normalization()
+        self._check_knowledge()
+
+    @functools.cached_property
+    def told(self) -> Told:
+        """What the facts that are known tell together."""
+        return Told.by(self.knowledge)
+
+    def _check_knowledge(self) -> None:
+        facts = self.knowledge
+        if not isinstance(facts, tuple) or not all(isinstance(fact, Fact) for fact in facts):
+            raise TypeError(f"knowledge must be a tuple of attacks.facts, found {facts!r}")
+        Told.by(facts)
 
     def _check_normalization(self) -> None:
         if self.normalization is None:
@@ -305,6 +290,9 @@ class NotApplicable(Exception):
 class LabelAttack(abc.ABC):
     """An attack on labels: a frozen dataclass of hyper-parameters; calling it is pure."""
 
+    uses: ClassVar[tuple[type[Fact], ...]] = ()
+    """Facts about the clients' defenses that it takes into account where the leak holds them."""
+
     def __call__(self, leak: GradientLeak, *, generator: torch.Generator) -> LabelRecovery:
         """Recover the labels behind a leak, or say why not."""
         try:
@@ -319,6 +307,9 @@ class LabelAttack(abc.ABC):
 
 class ImageAttack(abc.ABC):
     """An attack on images: a frozen dataclass of hyper-parameters; calling it is pure."""
+
+    uses: ClassVar[tuple[type[Fact], ...]] = ()
+    """Facts about the clients' defenses that it takes into account where the leak holds them."""
 
     def __call__(
         self, leak: GradientLeak, labels: LabelRecovery, *, generator: torch.Generator

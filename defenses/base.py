@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import numbers
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+
+from attacks.facts import Fact
 
 Gradients = Mapping[str, Tensor]
 
@@ -63,12 +64,9 @@ class Defense:
         """Change the weight difference before it is sent."""
         return update
 
-    def public(self) -> dict[str, Any]:
-        """Return what an aware attacker knows: the parameters, never a draw.
-
-        The keys are those of `attacks.Knowledge`.
-        """
-        return {}
+    def facts(self) -> tuple[Fact, ...]:
+        """Return what an aware attacker knows, one fact as a rule: the parameters, never a draw."""
+        return ()
 
 
 GeneratorFor = Callable[[int, str], torch.Generator]
@@ -114,26 +112,9 @@ class Chain:
             update = stage.on_update(update, generator_for(index, "update"))
         return update
 
-    def public(self) -> dict[str, Any]:
-        """Return what an aware attacker knows of all stages together.
-
-        Smoothings ε₁ and ε₂ make ε₁ + ε₂ − ε₁ε₂; mixup and label smoothing make the type
-        "mixup+label-smoothing". Whatever else several stages state has no joint value and is left
-        out, so that the attacker is told nothing false.
-        """
-        stated: dict[str, list[Any]] = {}
-        for stage in self.stages:
-            for key, value in stage.public().items():
-                stated.setdefault(key, []).append(value)
-        types = [part for kind in stated.pop("type", []) for part in kind.split("+")]
-        smoothings = stated.pop("smoothing", [])
-        known = {key: values[0] for key, values in stated.items() if len(values) == 1}
-        if smoothings and len(smoothings) >= types.count("label-smoothing"):
-            known["smoothing"] = functools.reduce(lambda e, f: e + f - e * f, smoothings)
-        if types and types.count("mixup") <= 1:  # mixed twice, four classes share a label
-            order = ("mixup", "label-smoothing")
-            known["type"] = "+".join(kind for kind in order if kind in types) or "hard"
-        return known
+    def facts(self) -> tuple[Fact, ...]:
+        """Return the facts of all stages, in order; see `attacks.facts.Told`."""
+        return tuple(fact for stage in self.stages for fact in stage.facts())
 
 
 def is_number(value: object) -> bool:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from attacks.facts import Fact, GaussianMechanism
 from defenses.base import Defense, Gradients, is_number
 
 
@@ -71,9 +71,7 @@ class DPNoise(Defense):
             for name, part in clip(update, self.clipping_norm).items()
         }
 
-    def public(self) -> dict[str, Any]:
-        """Return the norm and the noise's standard deviation."""
-        return {
-            "clipping_norm": self.clipping_norm,
-            "noise_std": self.noise_multiplier * self.clipping_norm,
-        }
+    def facts(self) -> tuple[Fact, ...]:
+        """Tell the norm and the noise's standard deviation."""
+        std = self.noise_multiplier * self.clipping_norm
+        return (GaussianMechanism(self.clipping_norm, std),)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attacks import facts as fact
 from defenses.base import ClientStep, Defense, is_number, replace_batch
 
 
@@ -64,10 +65,10 @@ class LabelSmoothing(Defense):
         smoothing = (low + (high - low) * draws).to(step.labels)
         return replace_batch(step, step.images, smooth_labels(step.labels, smoothing))
 
-    def public(self) -> dict[str, Any]:
-        """Return that labels are smoothed, and ε where it is fixed."""
+    def facts(self) -> tuple[fact.Fact, ...]:
+        """Tell that labels are smoothed, and ε where it is fixed."""
         low, high = self._interval()
-        return {"type": "label-smoothing"} | ({"smoothing": low} if low == high else {})
+        return (fact.LabelSmoothing(low if low == high else None),)
 
     def _interval(self) -> tuple[float, float]:
         if isinstance(self.smoothing, Sequence):

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from attacks import facts as fact
 from defenses.base import ClientStep, Defense, is_number, replace_batch
 
 
@@ -68,6 +69,6 @@ class Mixup(Defense):
         mixing = torch.from_numpy(np.random.default_rng(seed).beta(self.alpha, self.alpha, pairs))
         return replace_batch(step, mix_halves(step.images, mixing), mix_halves(step.labels, mixing))
 
-    def public(self) -> dict[str, Any]:
-        """Return that pairs are mixed."""
-        return {"type": "mixup"}
+    def facts(self) -> tuple[fact.Fact, ...]:
+        """Tell that pairs are mixed."""
+        return (fact.Mixup(),)

@@ -10,7 +10,7 @@ import numpy as np
 from attacks.batch.explain import MOST_BAR, ROUNDINGS, Explanation, LabelTests, explain
 from attacks.batch.sharpen import Ray
 from attacks.batch.subspace import Subspace
-from attacks.types import Knowledge
+from attacks.facts import Told
 from attacks.victim.gradients import Array
 
 LEAST_SPREAD, CLEAR = 1e-5, 100.0
@@ -35,7 +35,7 @@ def accept(
     examples: Sequence[Example],
     candidates: Iterable[Ray | None],
     refused: list[Ray],
-    knowledge: Knowledge,
+    told: Told,
 ) -> list[Example]:
     """Return the new examples among the candidates; a ray without a label goes to `refused`."""
     tests = LabelTests.of(space, _witnesses(space, examples))
@@ -45,7 +45,7 @@ def accept(
         if ray is None or not _is_determined(ray) or _is_among(ray, known):
             continue
         known.append(ray)
-        explained.append((ray, explain(space, ray, tests, _scales(examples), knowledge)))
+        explained.append((ray, explain(space, ray, tests, _scales(examples), told)))
     factors = [found.factor for _, some in explained for found in some]
     factor = _common(space, [*_factors(examples), *factors])
     fresh = [Example(ray, _chosen(space, some, factor)) for ray, some in explained]
@@ -55,9 +55,7 @@ def accept(
     return [example for example in fresh if example.explanation is not None]
 
 
-def certify(
-    space: Subspace, examples: Sequence[Example], knowledge: Knowledge
-) -> tuple[Example, ...]:
+def certify(space: Subspace, examples: Sequence[Example], told: Told) -> tuple[Example, ...]:
     """Explain the examples that had too few tests, each by the duals of others."""
     factor = gradient_factor(space, examples)
     answer = []
@@ -65,7 +63,7 @@ def certify(
         if example.explanation is None:
             others = [e for e in examples if e is not example]
             tests = LabelTests.of(space, _witnesses(space, others))
-            found = explain(space, example.ray, tests, _scales(examples), knowledge)
+            found = explain(space, example.ray, tests, _scales(examples), told)
             example = Example(example.ray, _chosen(space, found, factor or 1.0))
         answer.append(example)
     return tuple(answer)

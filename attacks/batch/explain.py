@@ -27,12 +27,12 @@ from numpy.typing import NDArray
 
 from attacks.batch.sharpen import Ray
 from attacks.batch.subspace import Subspace
+from attacks.facts import Told
 from attacks.numerics.gauss_newton import gauss_newton
 from attacks.numerics.least_squares import BAR, left_inverse
 from attacks.numerics.search import minima_of
 from attacks.numerics.softmax import softmax
 from attacks.one_example.label_model import LabelModel, label_models
-from attacks.types import Knowledge
 from attacks.victim.gradients import Array
 
 LEAST_TESTS = {1: 4, 2: 8}
@@ -143,7 +143,7 @@ class LabelTests:
 
 
 def explain(
-    space: Subspace, ray: Ray, tests: LabelTests, scales: Array, knowledge: Knowledge
+    space: Subspace, ray: Ray, tests: LabelTests, scales: Array, told: Told
 ) -> list[Explanation]:
     """Find the labels that explain a ray; none if no label does, or too few tests can be made.
 
@@ -152,13 +152,13 @@ def explain(
         ray: a direction.
         tests: of labels.
         scales: of the features already found.
-        knowledge: which labels are considered.
+        told: which labels are considered.
 
     Returns:
         The explanations at the first grid of scales that has any, the simplest first.
     """
     logits = space.logit_weight @ ray.direction
-    known = label_models(knowledge)
+    known = label_models(told)
     totals = {model.total for model in known}
     total = totals.pop() if len(totals) == 1 else None
     models = [LabelModel(pair, total) for pair in sorted({model.pair for model in known})]

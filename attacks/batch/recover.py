@@ -74,9 +74,9 @@ def find_examples(
         refused: list[Ray] = []
         for solutions in propose(space, rest, unexplained, generator):
             candidates = (sharpen(space, rest, solution) for solution in solutions)
-            fresh = accept(space, examples, candidates, refused, leak.knowledge)
+            fresh = accept(space, examples, candidates, refused, leak.told)
             if fresh:
-                examples = certify(space, (*examples, *fresh), leak.knowledge)
+                examples = certify(space, (*examples, *fresh), leak.told)
                 break
         else:
             break

@@ -98,7 +98,7 @@ def _noise(leak: GradientLeak, rest: Tensor, rounding: Tensor) -> float:
 
     It is seen best in the columns where rounding is least, those of dead features.
     """
-    known = (leak.knowledge.noise_std or 0.0) / (leak.lr or 1.0)
+    known = (leak.told.noise_std or 0.0) / (leak.lr or 1.0)
     sizes = rounding.square().sum(dim=0)
     least = sizes <= sizes.sort().values[len(sizes) // 4]
     seen = rms(rest[:, least])

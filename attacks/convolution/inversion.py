@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from attacks.convolution.evidence import Evidence
 from attacks.convolution.rank import NotIdentifiable
 from attacks.convolution.recursion import Front, descend
 from attacks.convolution.stages import Chain, Stage, read_chain
+from attacks.facts import Fact, GaussianMechanism
 from attacks.numerics.rms import rms
 from attacks.types import GradientLeak, ImageAttack, LabelRecovery, Reconstruction, Status
 from attacks.victim.pixel_map import range_of
@@ -81,6 +83,7 @@ class ChainInversion(ImageAttack):
         whether the attack used them or not.
     """
 
+    uses: ClassVar[tuple[type[Fact], ...]] = (GaussianMechanism,)
     tolerance: float = 10 ** (-50 / 20)
     respects_rank: bool = True
 

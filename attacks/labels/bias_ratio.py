@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
 
 from attacks.batch.second_example import one_example, without_second_example
-from attacks.labels.soft_label import fits_at
+from attacks.facts import Fact
+from attacks.labels.soft_label import SoftLabelRecovery, fits_at
 from attacks.numerics.softmax import softmax
 from attacks.one_example.bars import unknowns
 from attacks.one_example.fit import Root
@@ -40,6 +42,7 @@ class BiasRatio(LabelAttack):
         tolerance: L∞ error of the label that RECOVERED stays below, in (0, 1).
     """
 
+    uses: ClassVar[tuple[type[Fact], ...]] = SoftLabelRecovery.uses
     tolerance: float = 1e-2
 
     def recover(self, leak: GradientLeak, generator: torch.Generator) -> LabelRecovery:
@@ -63,7 +66,7 @@ class BiasRatio(LabelAttack):
         root = Root(1 / problem.g[-1], problem.g[-1])
         verdict = decide(
             problem,
-            [fits_at(problem, label_models(leak.knowledge), root)],
+            [fits_at(problem, label_models(leak.told), root)],
             unknown=unknowns(leak),
             tolerance=self.tolerance,
         )

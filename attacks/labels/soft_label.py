@@ -20,12 +20,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
 
 from attacks.batch.recover import split_batch
 from attacks.batch.second_example import one_example, without_second_example
+from attacks.facts import LABELS, Fact, GaussianMechanism
 from attacks.one_example.bars import Unknown, unknowns
 from attacks.one_example.factor import scaled_roots
 from attacks.one_example.fit import Fit, Root, fit_label, label_at
@@ -86,6 +88,7 @@ class SoftLabelRecovery(LabelAttack):
         RECOVERED needs that no second root fits within noise and rounding, however large it is.
     """
 
+    uses: ClassVar[tuple[type[Fact], ...]] = (*LABELS, GaussianMechanism)
     tolerance: float = 1e-2
 
     def __post_init__(self) -> None:
@@ -96,7 +99,7 @@ class SoftLabelRecovery(LabelAttack):
         """Split the gradient into its examples' problems, and solve each."""
         require_one_step(leak)
         require_values(leak)
-        network, models, unknown = Network.of(leak), label_models(leak.knowledge), unknowns(leak)
+        network, models, unknown = Network.of(leak), label_models(leak.told), unknowns(leak)
 
         def solve(problem: Problem) -> LabelRecovery:
             return solve_one(

@@ -14,11 +14,12 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from attacks.facts import Fact, LabelSmoothing, Mixup
 from attacks.numerics.particle_swarm import particle_swarm
 from attacks.types import GradientLeak, LabelAttack, LabelRecovery, NotApplicable, Status
 from attacks.victim.gradients import read_head
@@ -133,6 +134,7 @@ class SoftLabelPSO(LabelAttack):
         parameters. float64 throughout, which recovers as much as the code's float32.
     """
 
+    uses: ClassVar[tuple[type[Fact], ...]] = (LabelSmoothing, Mixup)
     augmentation: AugmentationType | None = None
     threshold: float = 1e-9
     particles: int = 500
@@ -259,4 +261,4 @@ class SoftLabelPSO(LabelAttack):
 
 
 def _known_augmentation(leak: GradientLeak) -> str:
-    return "mixup" if "mixup" in (leak.knowledge.type or "") else "label-smoothing"
+    return "mixup" if "mixup" in (leak.told.type or "") else "label-smoothing"

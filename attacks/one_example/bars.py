@@ -35,7 +35,7 @@ class Unknown(Enum):
 def unknowns(leak: GradientLeak) -> frozenset[Unknown]:
     """Return what the attacker doesn't know."""
     found = set()
-    for model in label_models(leak.knowledge):
+    for model in label_models(leak.told):
         if model.total is None:
             found.add(Unknown.SMOOTHING)
         if model.pair:
@@ -50,11 +50,11 @@ def _is_unclipped(leak: GradientLeak) -> bool:
 
     Without a known norm the gradient may have been multiplied by anything.
     """
-    norm = leak.knowledge.clipping_norm
+    norm = leak.told.clipping_norm
     if norm is None or not leak.lr:
         return False
     size = sum(g.numel() for g in leak.gradients.values())
-    noise = leak.knowledge.noise_std or 0.0
+    noise = leak.told.noise_std or 0.0
     update = leak.lr**2 * sum(float(g.double().square().sum()) for g in leak.gradients.values())
     # Four standard deviations of the squared norm's noise, so that chance doesn't decide; a clipped
     # update has the norm itself, up to rounding.

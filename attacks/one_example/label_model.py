@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from attacks.types import Augmentation, Knowledge
+from attacks.facts import Told
+from attacks.types import Augmentation
 from attacks.victim.gradients import Array
 
 
@@ -68,14 +69,14 @@ class LabelModel:
         )
 
 
-def label_models(knowledge: Knowledge) -> list[LabelModel]:
+def label_models(told: Told) -> list[LabelModel]:
     """Return the models that an attacker's knowledge leaves, the simplest first."""
-    epsilon = knowledge.smoothing
+    epsilon = told.smoothing
     models = [LabelModel(False, 1.0), LabelModel(False, None), LabelModel(True, 1.0)]
     models.append(LabelModel(True, None))
-    if knowledge.type is not None:
+    if told.type is not None:
         # A pair of one class is no pair: mixing includes its unmixed counterpart.
-        kept = {"hard": (0,), "label-smoothing": (1,), "mixup": (0, 2)}.get(knowledge.type, (1, 3))
+        kept = {"hard": (0,), "label-smoothing": (1,), "mixup": (0, 2)}.get(told.type, (1, 3))
         models = [models[index] for index in kept]
     if epsilon is not None:
         models = [LabelModel(pair, 1 - epsilon) for pair in sorted({m.pair for m in models})]

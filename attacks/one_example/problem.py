@@ -144,7 +144,7 @@ class Problem:
         α, g, drift, residual, second = rank_one(gradient)
         errors = Errors.of_rounding(leak, names, α, g)
         rounding = errors.rms
-        known = leak.knowledge.noise_std
+        known = leak.told.noise_std
         measured = residual if known is None or not leak.lr else known / leak.lr
         sigma = max(measured, rounding)
         live = g != 0  # a dead feature's column is zero altogether, and carries no noise

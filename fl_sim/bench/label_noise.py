@@ -18,7 +18,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import nn
 
-from attacks import Knowledge, Status
+from attacks import Status
+from attacks.facts import GaussianMechanism
 from attacks.labels.soft_label import SoftLabelRecovery, ŷ, φ
 from attacks.numerics.softmax import softmax
 from attacks.one_example.problem import Problem
@@ -82,7 +83,7 @@ def _trial(
     sigma = s * float(clean.square().mean().sqrt())
     generator = torch_generator(seed, "label noise", index, str(s))
     noisy = clean + sigma * torch.randn(clean.shape, generator=generator, dtype=torch.float64)
-    told = Knowledge(noise_std=sigma, clipping_norm=1e9)
+    told = (GaussianMechanism(1e9, sigma),)
     leak = dataclasses.replace(leak, gradients={name: noisy}, lr=1.0, knowledge=told)
     truth = label[0].double().numpy()
     recovery = SoftLabelRecovery()(leak, generator=torch.Generator())

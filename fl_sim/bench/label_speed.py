@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from attacks import GradientLeak, Knowledge
+from attacks import GradientLeak
 from attacks.labels.soft_label import SoftLabelRecovery
 from attacks.labels.soft_label_pso import ScalarProblem, SoftLabelPSO
 from fl_sim.bench.labels import Cell, head_leaks
-from fl_sim.testing import gradients_of
+from fl_sim.testing import facts_of, gradients_of
 
 TITLE = (
     "`soft-label` beside the first stage of `soft-label-pso` (L-BFGS from both signs) and beside "
@@ -61,7 +61,7 @@ def _compare(leaks: list[GradientLeak], augmentation: str | None) -> dict[str, o
         reading.append(_timed(_read, gradient, weight, vector))
         seconds["ours"].append(_timed(ours, leak, generator=torch.Generator()))
         if augmentation is not None:
-            told = dataclasses.replace(leak, knowledge=Knowledge(type=augmentation))
+            told = dataclasses.replace(leak, knowledge=facts_of(augmentation))
             problem = theirs.problem(told)
             seconds["paper"].append(_timed(theirs.first_stage, problem))
             loop = ClassByClass(**vars(problem))

@@ -17,12 +17,12 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from attacks import LABEL_ATTACKS, GradientLeak, Knowledge, Status
+from attacks import LABEL_ATTACKS, GradientLeak, Status
 from attacks.victim.network import Network
 from fl_sim.bench.training import trained
 from fl_sim.bench.victims import dataset, draw_batch, untrained
 from fl_sim.seeds import torch_generator
-from fl_sim.testing import gradients_of
+from fl_sim.testing import facts_of, gradients_of
 
 TITLE = (
     "Soft labels from the float32 gradient of one example; the augmentation isn't told "
@@ -129,7 +129,7 @@ def _measure(
     errors, seconds, accepted, silent = [], [], [], 0
     for index, leak in enumerate(leaks):
         if name == "soft-label-pso":
-            leak = dataclasses.replace(leak, knowledge=Knowledge(type=augmentation))
+            leak = dataclasses.replace(leak, knowledge=facts_of(augmentation))
         generator = torch_generator(seed, "bench labels", name, index)
         started = time.perf_counter()
         answer = attack(leak, generator=generator)

@@ -13,7 +13,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy
 from torch.nn.functional import cross_entropy
 
-from attacks import Knowledge, Normalization
+from attacks import Normalization
 from defenses import Chain
 from fl_sim.errors import UserError
 from fl_sim.federation import Federation
@@ -165,7 +165,7 @@ def _plan(attack: Attack, defenses: Chain) -> AttackPlan:
             attack.image,
             label_options=attack.label_options,
             image_options=attack.image_options,
-            knowledge=Knowledge(**defenses.public()) if aware else Knowledge(),
+            knowledge=defenses.facts() if aware else (),
             attacker=attack.attacker,
             covers=attack.covers,
         )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from attacks import IMAGE_ATTACKS, LABEL_ATTACKS, ImageAttack, Knowledge, LabelAttack
+from attacks import IMAGE_ATTACKS, LABEL_ATTACKS, ImageAttack, LabelAttack
+from attacks.facts import Fact, Told
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,18 +19,31 @@ class AttackPlan:
         label: the attack.
         image_name: for the records; None without an image attack.
         image: the attack.
-        knowledge: what the attacker knows of the clients' defenses; nothing when "unaware".
+        knowledge: the facts that the clients' defenses made public, in order; none when "unaware".
         attacker: "unaware" or "aware", for the records.
         covers: (server round, client) -> whether this attack runs.
+
+    Raises:
+        ValueError: facts contradict each other, or have no joint meaning.
     """
 
     label_name: str
     label: LabelAttack
     image_name: str | None = None
     image: ImageAttack | None = None
-    knowledge: Knowledge = field(default_factory=Knowledge)
+    knowledge: tuple[Fact, ...] = ()
     attacker: str = "unaware"
     covers: Callable[[int, int], bool] = lambda server_round, client: True
+
+    def __post_init__(self) -> None:
+        Told.by(self.knowledge)
+
+    @property
+    def unused_facts(self) -> str | None:
+        """What is known that neither attack takes into account, by name; None if all is used."""
+        used = (*getattr(self.label, "uses", ()), *getattr(self.image, "uses", ()))
+        names = [type(fact).__name__ for fact in self.knowledge if not isinstance(fact, used)]
+        return ", ".join(names) or None
 
     @classmethod
     def by_name(
@@ -44,7 +58,7 @@ class AttackPlan:
         """Build from registered names or `module:attr`.
 
         Raises:
-            ValueError: a name or an option is unknown.
+            ValueError: a name or an option is unknown, or facts contradict each other.
         """
         return cls(
             label,

@@ -27,7 +27,8 @@ class LeakageRecord:
     the model takes where the attacker doesn't know how the client's loader normalises; such an
     image isn't scored. The line of a count attack stands for all examples of an update: `mass_tv`
     is the total variation distance in [0, 1] between the recovered and the true class shares (lower
-    is better), `mass_irec` the share of instances recovered (higher is better).
+    is better), `mass_irec` the share of instances recovered (higher is better). `unused_facts`
+    names what an aware attacker knows of the defenses and its attacks don't take into account.
     """
 
     round: int
@@ -37,6 +38,7 @@ class LeakageRecord:
     batch_size: int | None = None
     defenses: str = "none"
     attacker: str | None = None
+    unused_facts: str | None = None
     label_attack: str | None = None
     label_status: str | None = None
     label_reason: str | None = None

@@ -20,7 +20,7 @@ from __future__ import annotations
 from fl_sim.testing.answer import check_no_claim
 from fl_sim.testing.attack import check_image_attack, check_label_attack
 from fl_sim.testing.defense import check_defense
-from fl_sim.testing.leaks import build_seeded, draw_label, gradients_of, leak_of
+from fl_sim.testing.leaks import build_seeded, draw_label, facts_of, gradients_of, leak_of
 from fl_sim.testing.parts import check_dataset, check_model
 from fl_sim.testing.rules import ConformanceError
 
@@ -34,6 +34,7 @@ __all__ = [
     "check_model",
     "check_no_claim",
     "draw_label",
+    "facts_of",
     "gradients_of",
     "leak_of",
 ]

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from attacks import GradientLeak, Knowledge, LabelRecovery, Status
+from attacks import GradientLeak, LabelRecovery, Status
+from attacks.facts import Fact
 from defenses.label_smoothing import smooth_labels
 from fl_sim.models import Normalize
-from fl_sim.testing.leaks import build_seeded, gradients_of
+from fl_sim.testing.leaks import build_seeded, facts_of, gradients_of
 
 SHAPE = (1, 6, 6)
 CLASSES = 6
@@ -101,7 +102,7 @@ def hard_cases() -> Iterator[Case]:
     label = smooth_labels(one_hot[:1], 0.2)
     plain = partial(_case, kind="fully connected", labels=label)
     biased = partial(_case, kind="fully connected with biases", labels=label)
-    yield plain("an aware attacker's leak", knowledge=Knowledge("label-smoothing", 0.2))
+    yield plain("an aware attacker's leak", knowledge=facts_of("label-smoothing", 0.2))
     yield plain("several local steps", steps=3)
     yield biased("several local steps, with biases", steps=3)
     yield _case("a batch", "fully connected with biases", smooth_labels(one_hot, 0.2))
@@ -209,7 +210,7 @@ class _TwoHeads(nn.Module):
 
 
 def _case(
-    name: str, kind: str, labels: Tensor, *, steps: int = 0, knowledge: Knowledge | None = None
+    name: str, kind: str, labels: Tensor, *, steps: int = 0, knowledge: tuple[Fact, ...] = ()
 ) -> Case:
     """Compute a leak: a gradient at 0 steps, otherwise the weight update of so many SGD steps."""
     model = network(kind, classes=labels.shape[1])
@@ -233,7 +234,7 @@ def _case(
         local_steps=max(steps, 1),
         lr=LR if steps else None,
         update_dtype=torch.float32 if steps else None,
-        knowledge=knowledge or Knowledge(),
+        knowledge=knowledge,
     )
     return Case(name, leak, kind, images, labels)
 

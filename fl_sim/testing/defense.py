@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.functional import cross_entropy
 
-from attacks import Knowledge
+from attacks.facts import Fact, Told
 from defenses import DEFENSES, ClientStep, Defense
 from fl_sim.testing.cases import CLASSES, SHAPE, batch, network
 from fl_sim.testing.leaks import gradients_of
@@ -57,13 +56,13 @@ def check_defense(defense: str | type | Defense | Callable[..., Any], **options:
         f"draws must be a whole number of at least 1, found {draws!r}",
     )
     exam = _Exam(subject, built)
-    before = exam.public()
+    before = exam.facts()
     exam.on_batch()
     exam.on_gradient()
     exam.on_update()
     exam.on_model()
     subject.require(
-        exam.public() == before, Rule.PURE, "public() changed after the hooks were called"
+        exam.facts() == before, Rule.PURE, "facts() changed after the hooks were called"
     )
 
 
@@ -72,18 +71,19 @@ class _Exam:
         self.subject = subject
         self.defense = defense
 
-    def public(self) -> dict[str, Any]:
-        """Return what it makes public, which `Knowledge` must be able to hold."""
+    def facts(self) -> tuple[Fact, ...]:
+        """Return what it makes public: facts that have a joint meaning."""
         try:
-            public = self.defense.public()
-            Knowledge(**public)
+            facts = self.defense.facts()
+            if not isinstance(facts, tuple) or not all(isinstance(fact, Fact) for fact in facts):
+                raise TypeError(f"found {facts!r}")
+            Told.by(facts)
         except Exception as error:  # a third party's hook may raise anything
-            fields = ", ".join(field.name for field in dataclasses.fields(Knowledge))
-            message = f"public() must give values of attacks.Knowledge ({fields})"
+            message = "facts() must give a tuple of attacks.facts"
             raise ConformanceError(
                 self.subject.title, Rule.WELL_FORMED, f"{message}: {first_line(error)}"
             ) from error
-        return public
+        return facts
 
     def on_batch(self) -> None:
         """Check images, labels, and that no model is read."""

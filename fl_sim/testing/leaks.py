@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from attacks import GradientLeak
+from attacks.facts import Fact, HardLabels, LabelSmoothing, Mixup
 from defenses.label_smoothing import smooth_labels
 
 SentAs = Literal["float64", "float32", "update"]
@@ -52,6 +53,17 @@ def draw_label(classes: int, augmentation: str, draws: np.random.Generator) -> T
     else:
         label[0, a] = 1
     return smooth_labels(label, smoothing) if "smoothing" in augmentation else label
+
+
+def facts_of(augmentation: str, smoothing: float | None = None) -> tuple[Fact, ...]:
+    """Return what clients say who augment their labels.
+
+    Args:
+        augmentation: "hard", "label-smoothing", "mixup" or "mixup+label-smoothing".
+        smoothing: ε, where it is fixed.
+    """
+    facts = {"hard": HardLabels(), "mixup": Mixup(), "label-smoothing": LabelSmoothing(smoothing)}
+    return tuple(facts[part] for part in augmentation.split("+"))
 
 
 def gradients_of(

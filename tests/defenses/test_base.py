@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from attacks import facts as fact
 from defenses.base import Chain, ClientStep, Defense, Gradients, is_number, replace_batch
 from defenses.dp_noise import DPNoise
 from defenses.label_smoothing import LabelSmoothing
@@ -85,7 +85,7 @@ def test_an_empty_chain_and_a_bare_defense_change_nothing() -> None:
         assert chain.on_batch(STEP, generator_for) is STEP
         assert chain.on_gradient(STEP, gradients, generator_for) is gradients
         assert chain.on_update(gradients, generator_for) is gradients
-        assert (chain.draws, chain.public()) == (1, {})
+        assert (chain.draws, chain.facts()) == (1, ())
 
 
 @pytest.mark.parametrize(
@@ -96,40 +96,33 @@ def test_draws_multiply(stages: list[Defense], draws: int) -> None:
     assert Chain(stages).draws == draws
 
 
-BOTH = "mixup+label-smoothing"
-
-
 @pytest.mark.parametrize(
-    ("stages", "public"),
+    ("stages", "facts"),
     [
-        ([Mixup()], {"type": "mixup"}),
-        ([LabelSmoothing(0.1)], {"type": "label-smoothing", "smoothing": 0.1}),
-        ([LabelSmoothing((0, 0.5))], {"type": "label-smoothing"}),
-        ([LabelSmoothing(0.1), Mixup()], {"type": BOTH, "smoothing": 0.1}),
-        ([Mixup(), LabelSmoothing(0.1)], {"type": BOTH, "smoothing": 0.1}),
-        ([Mixup(), LabelSmoothing((0, 0.5))], {"type": BOTH}),
+        ([Mixup()], (fact.Mixup(),)),
+        ([LabelSmoothing(0.1)], (fact.LabelSmoothing(0.1),)),
+        ([LabelSmoothing((0, 0.5))], (fact.LabelSmoothing(None),)),
+        ([DPNoise(2.0, 0.5)], (fact.GaussianMechanism(2.0, 1.0),)),
         (
-            [LabelSmoothing(0.5), LabelSmoothing(0.5)],
-            {"type": "label-smoothing", "smoothing": 0.75},
+            [Mixup(), LabelSmoothing(0.1), DPNoise(2.0, 0.5)],
+            (fact.Mixup(), fact.LabelSmoothing(0.1), fact.GaussianMechanism(2.0, 1.0)),
         ),
-        ([LabelSmoothing(0.5), LabelSmoothing((0, 0.5))], {"type": "label-smoothing"}),
-        ([Mixup(), Mixup()], {}),
-        ([DPNoise(2.0, 0.5)], {"clipping_norm": 2.0, "noise_std": 1.0}),
-        ([DPNoise(2.0, 0.5), DPNoise(1.0, 0.5)], {}),
-        ([Mixup(), DPNoise(2.0, 0.5)], {"type": "mixup", "clipping_norm": 2.0, "noise_std": 1.0}),
     ],
 )
-def test_public_is_true_of_the_whole_chain(
-    stages: list[Defense], public: Mapping[str, Any]
+def test_a_chain_tells_the_facts_of_its_stages_in_order(
+    stages: list[Defense], facts: tuple[fact.Fact, ...]
 ) -> None:
-    assert Chain(stages).public() == public
+    assert Chain(stages).facts() == facts
+    assert sum((stage.facts() for stage in stages), ()) == facts
 
 
 def test_two_smoothings_make_one() -> None:
     label = torch.tensor([[1.0, 0.0, 0.0, 0.0]], dtype=torch.float64)
     chain = Chain([LabelSmoothing(0.2), LabelSmoothing(0.3)])
     step = chain.on_batch(ClientStep(STEP.images, label), generator_for)
-    once = LabelSmoothing(chain.public()["smoothing"])
+    told = fact.Told.by(chain.facts())
+    assert told.smoothing is not None
+    once = LabelSmoothing(told.smoothing)
     joint = once.on_batch(ClientStep(STEP.images, label), generator_for(0, "batch"))
     # float64, a handful of operations on numbers near 1
     assert torch.allclose(step.labels, joint.labels, rtol=0, atol=1e-15)

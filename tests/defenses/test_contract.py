@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from attacks import Knowledge
+from attacks.facts import Told
 from defenses import DEFENSES, ClientStep, Defense
 
 REQUIRED: dict[str, dict[str, Any]] = {
@@ -97,8 +97,8 @@ def test_is_a_frozen_dataclass_that_equals_itself(name: str) -> None:
             setattr(defense, field.name, None)
 
 
-def test_public_is_what_knowledge_holds(name: str) -> None:
-    Knowledge(**build(name).public())
+def test_facts_have_a_joint_meaning(name: str) -> None:
+    Told.by(build(name).facts())
 
 
 def test_overrides_a_hook(name: str) -> None:

@@ -149,6 +149,7 @@ class LeakageAudit(Wrapper):
                 place,
                 attack=index,
                 attacker=plan.attacker,
+                unused_facts=plan.unused_facts,
                 label_attack=plan.label_name,
                 image_attack=plan.image_name,
             )

@@ -12,9 +12,9 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from attacks import Knowledge, LabelRecovery, Status
+from attacks import LabelRecovery, Status
 from attacks.labels.soft_label import SoftLabelRecovery
-from fl_sim.testing import check_no_claim, gradients_of
+from fl_sim.testing import check_no_claim, facts_of, gradients_of
 
 KINDS = ("hard", "label-smoothing", "mixup", "mixup+label-smoothing")
 Build = Callable[..., Any]
@@ -107,12 +107,12 @@ def test_knowledge_is_a_constraint(
     label = torch.cat([make_label(CLASSES, "mixup", draws) for _ in range(8)])
     label = 0.9 * label + 0.1 / CLASSES
     model = make_model(CLASSES, hidden=WIDTH)
-    knowledge = Knowledge("mixup+label-smoothing", 0.1)
+    knowledge = facts_of("mixup+label-smoothing", 0.1)
     victim = make_victim(model, label, sent_as="float32", knowledge=knowledge)
     recovery = recover(victim.leak)
     assert recovery.status is Status.RECOVERED, recovery.reason
     assert all(found.smoothing == pytest.approx(0.1) for found in recovery.augmentations if found)
-    wrong = dataclasses.replace(victim.leak, knowledge=Knowledge("hard"))
+    wrong = dataclasses.replace(victim.leak, knowledge=facts_of("hard"))
     assert Status.RECOVERED not in recover(wrong).statuses
 
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attacks import GradientLeak, Knowledge, LabelRecovery, Status
+from attacks import GradientLeak, LabelRecovery, Status
+from attacks.facts import GaussianMechanism, LabelSmoothing
 from attacks.labels.soft_label import SoftLabelRecovery, ŷ, φ
 from attacks.one_example.problem import Problem
 from attacks.one_example.scan import Scan
@@ -213,7 +214,7 @@ def test_knowing_the_smoothing_solves_three_classes(
     for seed in range(12):
         label = torch.full((1, 3), 0.1, dtype=torch.float64)
         label[0, seed % 3] = 0.8
-        known = Knowledge(type="label-smoothing", smoothing=0.3, clipping_norm=1e6)
+        known = (LabelSmoothing(0.3), GaussianMechanism(1e6))
         victim = make_victim(make_model(3, seed=seed), label, seed=seed, knowledge=known)
         recovery = recover(victim.leak)
         recovered += recovery.status is Status.RECOVERED
@@ -412,7 +413,7 @@ def test_standard_errors_cover_the_truth(
     number = 100
     for seed in range(number):
         label = make_label(20, "label-smoothing", draws)
-        model, aware = make_model(20, seed=seed), Knowledge(noise_std=1e-4, clipping_norm=1e6)
+        model, aware = make_model(20, seed=seed), (GaussianMechanism(1e6, 1e-4),)
         victim = make_victim(model, label, seed=seed, noise_std=1e-4, knowledge=aware)
         recovery = recover(victim.leak)
         assert recovery.labels is not None

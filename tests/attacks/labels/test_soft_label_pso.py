@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attacks import GradientLeak, Knowledge, LabelRecovery, Status
+from attacks import GradientLeak, LabelRecovery, Status
 from attacks.labels.soft_label_pso import SoftLabelPSO
 from attacks.victim.network import Network
 from fl_sim.models import lenet
-from fl_sim.testing import build_seeded, check_no_claim
+from fl_sim.testing import build_seeded, check_no_claim, facts_of
 
 SHAPE = (1, 12, 12)
 Build = Callable[..., Any]
@@ -154,7 +154,7 @@ def test_the_augmentation_is_taken_from_the_knowledge(
     type: str | None, assumed: str, make_model: Build, make_label: Build, make_victim: Build
 ) -> None:
     label = make_label(10, "mixup", np.random.default_rng(6))
-    leak = make_victim(make_model(10), label, knowledge=Knowledge(type=type)).leak
+    leak = make_victim(make_model(10), label, knowledge=facts_of(type) if type else ()).leak
     told = SoftLabelPSO(assumed).problem(leak)  # type: ignore[arg-type]
     assert SoftLabelPSO().problem(leak).setting == told.setting
     assert SoftLabelPSO("mixup").problem(leak).setting.spared == 2  # an option goes first

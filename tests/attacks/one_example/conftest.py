@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn.utils import skip_init
 
-from attacks import GradientLeak, Knowledge
+from attacks import GradientLeak
+from attacks.facts import Fact
 from attacks.one_example.fit import Fit, Root, fit_label
 from attacks.one_example.label_model import LabelModel
 from attacks.one_example.problem import Problem
@@ -101,7 +102,7 @@ def head_of(
     weight: Array | None = None,
     feature: Array | None = None,
     gradient: Callable[[Array, Array, Array], Array] | None = None,
-    knowledge: Knowledge | None = None,
+    knowledge: tuple[Fact, ...] = (),
     seed: int = 0,
 ) -> Head:
     """Build a head and its gradient.
@@ -138,7 +139,7 @@ def head_of(
     parts = {"2.weight": slice(0, width)} | ({"2.bias": -1} if bias else {})
     model.load_state_dict({name: torch.from_numpy(weight[:, part]) for name, part in parts.items()})
     gradients = {name: torch.from_numpy(g[:, part]).to(dtype) for name, part in parts.items()}
-    leak = GradientLeak(model, gradients, 1, (1, 1, width), knowledge=knowledge or Knowledge())
+    leak = GradientLeak(model, gradients, 1, (1, 1, width), knowledge=knowledge)
     return Head(leak, weight, x, y)
 
 

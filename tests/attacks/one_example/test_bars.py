@@ -11,7 +11,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from attacks import GradientLeak, Knowledge
+from attacks import GradientLeak
+from attacks.facts import Fact, GaussianMechanism, HardLabels, LabelSmoothing, Mixup
 from attacks.numerics.least_squares import BAR
 from attacks.one_example.bars import Unknown, _bars, _second_class, unknowns, widest_bars
 from attacks.one_example.fit import Fit, Linearised
@@ -200,17 +201,17 @@ def test_one_equation_to_spare_is_a_coincidence_one_time_in_as_many(make_head: B
 @pytest.mark.parametrize(
     ("knowledge", "expected"),
     [
-        (Knowledge(), {SMOOTHING, SECOND_CLASS, SCALE}),
-        (Knowledge(type="hard"), {SCALE}),
-        (Knowledge(type="mixup"), {SECOND_CLASS, SCALE}),
-        (Knowledge(type="label-smoothing"), {SMOOTHING, SCALE}),
-        (Knowledge(type="label-smoothing", smoothing=0.1), {SCALE}),
-        (Knowledge(clipping_norm=2.0), {SMOOTHING, SECOND_CLASS}),
-        (Knowledge(clipping_norm=0.9), {SMOOTHING, SECOND_CLASS, SCALE}),
+        ((), {SMOOTHING, SECOND_CLASS, SCALE}),
+        ((HardLabels(),), {SCALE}),
+        ((Mixup(),), {SECOND_CLASS, SCALE}),
+        ((LabelSmoothing(),), {SMOOTHING, SCALE}),
+        ((LabelSmoothing(0.1),), {SCALE}),
+        ((GaussianMechanism(2.0),), {SMOOTHING, SECOND_CLASS}),
+        ((GaussianMechanism(0.9),), {SMOOTHING, SECOND_CLASS, SCALE}),
     ],
 )
 def test_what_is_unknown_follows_from_what_is_known(
-    knowledge: Knowledge, expected: set[Unknown], make_head: Build
+    knowledge: tuple[Fact, ...], expected: set[Unknown], make_head: Build
 ) -> None:
     head = make_head(HARD)
     gradient = head.leak.gradients["2.weight"]

@@ -132,10 +132,10 @@ BROKEN_DEFENSES: dict[str, tuple[Any, str, str]] = {
         "robust",
         "on_update raised KeyError: 'fc.weight'",
     ),
-    "public": (
-        defense(on_update=lambda self, u, g: u, public=lambda self: {"seed": 1}),
+    "facts": (
+        defense(on_update=lambda self, u, g: u, facts=lambda self: {"seed": 1}),
         WELL,
-        "public() must give values of attacks.Knowledge",
+        "facts() must give a tuple of attacks.facts: TypeError: found {'seed': 1}",
     ),
     "draws": (defense(on_update=lambda self, u, g: u, draws=0), WELL, "draws must be"),
 }

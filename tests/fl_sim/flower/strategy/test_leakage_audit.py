@@ -19,7 +19,8 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 from torch import nn
 
-from attacks import GradientLeak, Knowledge, LabelRecovery, Status
+from attacks import GradientLeak, LabelRecovery, Status
+from attacks.facts import Fact, LabelSmoothing
 from fl_sim.federation import Federation
 from fl_sim.flower import client
 from fl_sim.flower.client import to_arrays
@@ -100,16 +101,16 @@ def test_an_attack_runs_when_and_on_whom_it_should(tiny: Tiny, tmp_path: Path) -
 
 
 def test_only_an_aware_attacker_is_told_the_defense(tiny: Tiny) -> None:
-    told: list[Knowledge] = []
+    told: list[tuple[Fact, ...]] = []
 
     def listens(leak: GradientLeak, *, generator: torch.Generator) -> LabelRecovery:
         told.append(leak.knowledge)
         return LabelRecovery(Status.NOT_CONVERGED, "for a test")
 
-    known = Knowledge(type="label-smoothing", smoothing=0.2)
+    known = (LabelSmoothing(0.2),)
     plans = [AttackPlan("a", listens), AttackPlan("b", listens, knowledge=known)]  # type: ignore[arg-type]
     Standalone(tiny, plans).round()
-    assert told == [Knowledge(), known] * 3
+    assert told == [(), known] * 3
 
 
 class LegacyFedAvg:
