@@ -74,9 +74,9 @@ class ImageProblem:
         below: the stages below the top one.
         top: the equations of the last convolution, its outputs at most zero counted too.
         active: where its output is known; elsewhere it is at most zero.
-        z: that output without the bias, (O, H', W'); minus the bias where it isn't known.
-        growth: its derivative by the logarithm of the feature's scale, 0 where it isn't known.
-        gradient: of the top's weight, (O, C, kh, kw).
+        z: that output, (O·H'·W',); 0 where it isn't known.
+        growth: its derivative by the logarithm of the feature's scale, likewise.
+        gradient: of the top's weight, by input channel.
     """
 
     pixels: PixelMap
@@ -108,16 +108,14 @@ class ImageProblem:
             output_weight=torch.where(active, slope, 1.0) / front.std,
             gradient_weight=1 / by_channel(gradient_noise(front, top, evidence)),
         )
-        z = torch.where(active, z, 0.0).reshape(top.output_shape)
-        growth = torch.where(active, front.value / slope, 0.0).reshape(top.output_shape)
         return cls(
             chain.pixels,
             tuple(below),
             system,
             active,
-            z if top.bias is None else z - top.bias[:, None, None],
-            growth,
-            evidence.gradient(top),
+            torch.where(active, z, 0.0),
+            torch.where(active, front.value / slope, 0.0),
+            by_channel(evidence.gradient(top)),
         )
 
     def at(self, image: Tensor) -> Point:
@@ -130,8 +128,8 @@ class ImageProblem:
         z = self.top.stage.preactivation(a).flatten()
         weight = torch.where(self.active | (z > 0), self.top.output_weight, 0.0)
         top = replace(self.top, output_weight=weight)
-        residual = top.product(a) - top.target(self.z, self.gradient)
-        return Point(image, residual[0], tuple(slopes), top)
+        residual = top.residual(z, a, self.z, self.gradient)
+        return Point(image, residual, tuple(slopes), top)
 
     def product(self, point: Point, u: Tensor) -> Tensor:
         """Return the Jacobian's product with changes of the image (N, C·H·W)."""
@@ -252,7 +250,9 @@ def _error(
 ) -> float:
     """Return the error in pixels that noise of the residuals' size and an unknown scale leave."""
     noise = torch.randn(2, len(point.residual), generator=generator, dtype=torch.float64)
-    scaled = point.top.target(problem.growth, problem.gradient)
+    outputs = problem.growth * point.top.output_weight
+    gradients = problem.gradient * problem.top.gradient_weight
+    scaled = torch.cat([outputs, gradients.flatten()])[None]
     rows = torch.cat([noise, scaled])
     scale = problem.scale(point, generator)
     moved = problem.step(point, rows, scale, damping=0.0, tolerance=1e-3, steps=5 * INNER_STEPS)

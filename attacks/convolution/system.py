@@ -48,10 +48,21 @@ class LayerSystem:
 
     def product(self, v: Tensor) -> Tensor:
         """Return the weighted left-hand sides (N, m) of inputs (N, n)."""
-        rows, channels = len(v), len(self.gradient_weight)
         outputs = self.stage.linear(v).flatten(1) * self.output_weight
-        gradients = (v.reshape(rows * channels, -1) @ self.patches.T).reshape(rows, channels, -1)
-        return torch.cat([outputs, (gradients * self.gradient_weight).flatten(1)], dim=1)
+        gradients = self._gradients(v) * self.gradient_weight
+        return torch.cat([outputs, gradients.flatten(1)], dim=1)
+
+    def residual(self, z: Tensor, v: Tensor, known: Tensor, gradient: Tensor) -> Tensor:
+        """Return the weighted misfit (m,) of an input.
+
+        Args:
+            z: what comes out for it, with the bias, (O·H'·W',).
+            v: the input, (1, n).
+            known: what is known to come out, (O·H'·W',).
+            gradient: ∂L/∂W by input channel, (C, O·kh·kw).
+        """
+        gradients = (self._gradients(v)[0] - gradient) * self.gradient_weight
+        return torch.cat([(z - known) * self.output_weight, gradients.flatten()])
 
     def adjoint(self, r: Tensor) -> Tensor:
         """Return the transpose of `product` on (N, m); (N, n)."""
@@ -61,6 +72,11 @@ class LayerSystem:
         gradients = r[:, known:].reshape(rows, channels, -1) * self.gradient_weight
         added: Tensor = (gradients.flatten(0, 1) @ self.patches).reshape(rows, -1)
         return v + added
+
+    def _gradients(self, v: Tensor) -> Tensor:
+        """Return D v (N, C, O·kh·kw)."""
+        rows, channels = len(v), len(self.gradient_weight)
+        return (v.reshape(rows * channels, -1) @ self.patches.T).reshape(rows, channels, -1)
 
     @cached_property
     def scale(self) -> Tensor:
