@@ -158,6 +158,18 @@ def test_a_mistake_is_found_before_the_folder_is_touched(
     assert not (tmp_path / "run").exists()
 
 
+def test_facts_without_a_joint_meaning_are_an_error_before_the_folder_is_touched(
+    tiny: Tiny, tmp_path: Path
+) -> None:
+    """For an aware attacker; one who knows nothing has nothing to put together."""
+    noise = '{name="dp-noise", clipping_norm=1.0, noise_multiplier=0.1}'
+    twice = tiny(f"defense=[{noise}, {noise}]", "rounds=1")
+    with pytest.raises(UserError, match="found clipping after noise"):
+        run(twice.with_changes({"attack.0.attacker": "aware"}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    run(twice, tmp_path / "run")
+
+
 def test_all_clients_must_answer_who_they_are(tiny: Tiny, tmp_path: Path) -> None:
     app = ClientApp()
 

@@ -20,7 +20,7 @@ from flwr.serverapp.strategy import FedAvg
 from torch import nn
 
 from attacks import GradientLeak, LabelRecovery, Status
-from attacks.facts import Fact, LabelSmoothing
+from attacks.facts import Fact, GaussianMechanism, LabelSmoothing, Mixup
 from fl_sim.federation import Federation
 from fl_sim.flower import client
 from fl_sim.flower.client import to_arrays
@@ -111,6 +111,30 @@ def test_only_an_aware_attacker_is_told_the_defense(tiny: Tiny) -> None:
     plans = [AttackPlan("a", listens), AttackPlan("b", listens, knowledge=known)]  # type: ignore[arg-type]
     Standalone(tiny, plans).round()
     assert told == [(), known] * 3
+
+
+def test_what_no_attack_of_a_plan_uses_is_in_the_record(tiny: Tiny) -> None:
+    """A third party's fact, and one that the attack has no use for."""
+    known = (LabelSmoothing(0.2), Rounded(), GaussianMechanism(1.0, 0.1))
+    plans = [
+        AttackPlan.by_name("soft-label", knowledge=known),
+        AttackPlan.by_name("idlg", "analytic", knowledge=known),
+        AttackPlan.by_name("idlg"),
+    ]
+    records = Standalone(tiny, plans).round()
+    everything = "LabelSmoothing, Rounded, GaussianMechanism"
+    unused = {record.attack: record.unused_facts for record in records}
+    assert unused == {0: "Rounded", 1: everything, 2: None}
+
+
+def test_facts_that_contradict_each_other_are_an_error_before_any_round() -> None:
+    with pytest.raises(ValueError, match="found Mixup twice"):
+        AttackPlan.by_name("soft-label", knowledge=(Mixup(), Mixup()))
+
+
+@dataclasses.dataclass(frozen=True)
+class Rounded(Fact):
+    """A third party's."""
 
 
 class LegacyFedAvg:
