@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from attacks.registry import Entry, Registry
 
 if TYPE_CHECKING:
-    from defenses.base import Chain, ClientStep, Defense
+    from defenses.base import Chain, ClientStep, Defense, Place, WithState
 
 DEFENSES = Registry(
     "defense",
@@ -24,7 +24,7 @@ DEFENSES = Registry(
     group="fl_sim.defenses",
 )
 
-__all__ = ["DEFENSES", "Chain", "ClientStep", "Defense"]
+__all__ = ["DEFENSES", "Chain", "ClientStep", "Defense", "Place", "WithState"]
 
 
 def __getattr__(name: str) -> Any:

@@ -6,8 +6,9 @@ import dataclasses
 import math
 import numbers
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,64 @@ from torch import Tensor, nn
 from attacks.facts import Fact
 
 Gradients = Mapping[str, Tensor]
+State = Mapping[str, Tensor]
+States = Mapping[int, State]
+"""A stage's index in its chain -> what it keeps."""
+NOTHING: Mapping[Any, Any] = MappingProxyType({})
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """Where in a run a hook is called, and what this client's stage keeps.
+
+    Args:
+        round: from 1.
+        step: of the round, from 0; in `on_update`, the number of steps that were taken.
+        state: name -> tensor, on the model's device: what the stage returned last, in this round or
+            in an earlier one that the client took part in; empty until then, and in `on_batch`.
+    """
+
+    round: int = 1
+    step: int = 0
+    state: State = field(default_factory=lambda: NOTHING)
+
+
+@dataclass(frozen=True, eq=False)
+class WithState:
+    """What `on_gradient` or `on_update` returns in order to keep something.
+
+    Args:
+        gradients: what the hook returns otherwise.
+        state: name -> dense tensor, of which copies are kept. It takes the place of all that the
+            stage has kept, and comes back in its next hook's `Place`.
+
+    Raises:
+        TypeError: state is anything else.
+    """
+
+    gradients: Gradients
+    state: State
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.state, Mapping):
+            raise TypeError(f"{_RULE}, found {type(self.state).__name__}")
+        for name, value in self.state.items():
+            if not (isinstance(name, str) and name and _is_dense(value)):
+                kind = type(value).__name__
+                if isinstance(value, Tensor):
+                    kind = f"{value.layout} {value.dtype} on {value.device}"
+                raise TypeError(f"{_RULE}, found {name!r}: {kind}")
+        kept = {name: value.detach().clone() for name, value in self.state.items()}
+        object.__setattr__(self, "state", kept)
+
+
+_RULE = "state must map names to dense tensors"
+
+
+def _is_dense(value: object) -> bool:
+    if not isinstance(value, Tensor):
+        return False
+    return value.layout is torch.strided and not (value.is_quantized or value.is_meta)
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +87,7 @@ class ClientStep:
         loss: the mean loss; None before it is computed.
         per_example_gradients: parameter name -> (B, *shape), computed when called; None before the
             loss is.
+        place: the round, the step and the stage's state.
     """
 
     images: Tensor
@@ -35,32 +95,40 @@ class ClientStep:
     model: nn.Module | None = None
     loss: Tensor | None = None
     per_example_gradients: Callable[[], Gradients] | None = None
+    place: Place = Place()
 
 
 class Defense:
     """Identity hooks; a defense is a frozen dataclass that overrides those it needs.
 
-    Randomness comes from the generator alone, so that a defense's draw can be replayed.
+    Randomness comes from the generator alone, so that a defense's draw can be replayed. What a
+    client keeps from one call to the next is a `Place`'s state: `on_gradient` and `on_update` read
+    it there and replace it by returning `WithState`. It stays with the client.
     """
 
     draws: ClassVar[int] = 1
     """Raw examples that `on_batch` uses up for each training example that it returns."""
 
     def on_model(self, model: nn.Module, generator: torch.Generator) -> nn.Module:
-        """Change the architecture, before anything is trained."""
+        """Change the architecture, before anything is trained: the server's and all clients'."""
         return model
 
     def on_batch(self, step: ClientStep, generator: torch.Generator) -> ClientStep:
-        """Change images and labels before the loss is computed."""
+        """Change images and labels before the loss is computed.
+
+        It is replayed to know what was trained on, so it has a round and a step, and no state.
+        """
         return step
 
     def on_gradient(
         self, step: ClientStep, gradients: Gradients, generator: torch.Generator
-    ) -> Gradients:
+    ) -> Gradients | WithState:
         """Change the gradient of the mean loss before the SGD step."""
         return gradients
 
-    def on_update(self, update: Gradients, generator: torch.Generator) -> Gradients:
+    def on_update(
+        self, update: Gradients, place: Place, generator: torch.Generator
+    ) -> Gradients | WithState:
         """Change the weight difference before it is sent."""
         return update
 
@@ -99,22 +167,39 @@ class Chain:
         return step
 
     def on_gradient(
-        self, step: ClientStep, gradients: Gradients, generator_for: GeneratorFor
-    ) -> Gradients:
-        """Pass a gradient through every stage."""
+        self, step: ClientStep, gradients: Gradients, states: States, generator_for: GeneratorFor
+    ) -> tuple[Gradients, States]:
+        """Pass a gradient through every stage; return it and what the stages keep."""
         for index, stage in enumerate(self.stages):
-            gradients = stage.on_gradient(step, gradients, generator_for(index, "gradient"))
-        return gradients
+            here = dataclasses.replace(step, place=_with(step.place, states, index))
+            result = stage.on_gradient(here, gradients, generator_for(index, "gradient"))
+            gradients, states = _parted(result, states, index)
+        return gradients, states
 
-    def on_update(self, update: Gradients, generator_for: GeneratorFor) -> Gradients:
-        """Pass a weight difference through every stage."""
+    def on_update(
+        self, update: Gradients, place: Place, states: States, generator_for: GeneratorFor
+    ) -> tuple[Gradients, States]:
+        """Pass a weight difference through every stage; return it and what the stages keep."""
         for index, stage in enumerate(self.stages):
-            update = stage.on_update(update, generator_for(index, "update"))
-        return update
+            here = _with(place, states, index)
+            result = stage.on_update(update, here, generator_for(index, "update"))
+            update, states = _parted(result, states, index)
+        return update, states
 
     def facts(self) -> tuple[Fact, ...]:
         """Return the facts of all stages, in order; see `attacks.facts.Told`."""
         return tuple(fact for stage in self.stages for fact in stage.facts())
+
+
+def _with(place: Place, states: States, index: int) -> Place:
+    return dataclasses.replace(place, state=MappingProxyType(states.get(index, NOTHING)))
+
+
+def _parted(result: Gradients | WithState, states: States, index: int) -> tuple[Gradients, States]:
+    """Return a stage's gradients, and the states with its new one, if it has one."""
+    if isinstance(result, WithState):
+        return result.gradients, {**states, index: result.state}
+    return result, states
 
 
 def is_number(value: object) -> bool:

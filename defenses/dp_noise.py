@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from attacks.facts import Fact, GaussianMechanism
-from defenses.base import Defense, Gradients, is_number
+from defenses.base import Defense, Gradients, Place, is_number
 
 
 def clip(update: Gradients, clipping_norm: float) -> dict[str, Tensor]:
@@ -62,7 +62,7 @@ class DPNoise(Defense):
                 f"found {self.noise_multiplier!r}"
             )
 
-    def on_update(self, update: Gradients, generator: torch.Generator) -> Gradients:
+    def on_update(self, update: Gradients, place: Place, generator: torch.Generator) -> Gradients:
         """Clip, then add the noise."""
         noise_std = self.noise_multiplier * self.clipping_norm
         return {

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn.functional import one_hot
 
-from defenses import DEFENSES, Chain, ClientStep
+from defenses import DEFENSES, Chain, ClientStep, Place
 from fl_sim.copies import copy_model
 from fl_sim.data import Dataset, build_dataset
 from fl_sim.data.partition import split
@@ -68,7 +68,8 @@ class Federation:
         generator = numpy_generator(self.scenario.seed, "batch", server_round, client, step)
         chosen = torch.from_numpy(generator.choice(share, size, replace=False))
         labels = one_hot(self.dataset.labels[chosen], self.dataset.num_classes).float()
-        return ClientStep(self.dataset.images[chosen], labels)
+        place = Place(server_round, step)
+        return ClientStep(self.dataset.images[chosen], labels, place=place)
 
     def training_batch(self, client: int, server_round: int, step: int) -> ClientStep:
         """Return what a client trains on: the raw examples after all defenses' `on_batch`."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from fl_sim import __version__
+from fl_sim.atomic import write_atomically
 from fl_sim.errors import UserError
 from fl_sim.leakage.records import append_lines, read_lines, truncate_after
 from fl_sim.scenario import Scenario
@@ -72,6 +72,15 @@ class RunFolder:
         """Recovered and true labels and images, as NumPy archives."""
         return self.path / "images"
 
+    @property
+    def client_state(self) -> Path:
+        """What clients on this machine keep to themselves: beside the folder, not in it.
+
+        The folder is the server's, and is what people pass on.
+        """
+        path = self.path.resolve()
+        return path.with_name(f"{path.name}.client-state")
+
     @classmethod
     @contextlib.contextmanager
     def open(cls, path: Path, scenario: Scenario, *, resume: bool) -> Iterator[RunFolder]:
@@ -90,7 +99,8 @@ class RunFolder:
         with _locked(path):
             folder = cls(path)
             if not described.exists():
-                _write_atomically(described, json.dumps(_description(scenario), indent=2) + "\n")
+                description = json.dumps(_description(scenario), indent=2) + "\n"
+                write_atomically(described, description.encode())
             folder.images.mkdir(exist_ok=True)
             (path / "checkpoint").mkdir(exist_ok=True)
             yield folder
@@ -144,13 +154,9 @@ class RunFolder:
         held |= state.get("arrays", {})
         # Not np.ascontiguousarray, which gives an array of no dimension one.
         arrays = {name: np.asarray(array, order="C") for name, array in held.items()}
-        beside = file.with_name(file.name + ".tmp")
-        beside.write_bytes(save(arrays))  # save_file hides a full disk behind an error of its own
-        _sync(beside)
-        os.replace(beside, file)
-        _write_atomically(
-            file.with_suffix(".json"), json.dumps({**scalars, "order": list(weights)})
-        )
+        write_atomically(file, save(arrays))  # save_file hides a full disk behind its own error
+        described = json.dumps({**scalars, "order": list(weights)})
+        write_atomically(file.with_suffix(".json"), described.encode())
         append_lines(self.rounds, [json.dumps(line, allow_nan=False)])
         self._drop_checkpoints_but(file)
 
@@ -210,18 +216,6 @@ def _description(scenario: Scenario) -> dict[str, Any]:
         "versions": versions | {"python": platform.python_version()},
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_text(text, encoding="utf-8")
-    _sync(beside)
-    os.replace(beside, path)
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 @contextlib.contextmanager

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.functional import cross_entropy
 
-from defenses import Chain, ClientStep, Defense
+from defenses import Chain, ClientStep, Defense, Place
+from defenses.base import NOTHING, States
+from fl_sim.client_state import ClientState
 from fl_sim.errors import UserError
 from fl_sim.federation import Federation
 from fl_sim.flower.provenance import code_hash
@@ -21,7 +23,7 @@ from fl_sim.flower.wire import load_tensors, wire_tensors
 from fl_sim.optimizers import build_optimizer
 from fl_sim.scenario import Scenario
 from fl_sim.scenario.source import configured_scenario
-from fl_sim.seeds import seed_for
+from fl_sim.seeds import seed_for, seeded_layers
 from fl_sim.threads import one_thread
 
 app = ClientApp()
@@ -29,8 +31,15 @@ app = ClientApp()
 
 @app.query()
 def identify(message: Message, context: Context) -> Message:
-    """Answer which client this node is, and which code it runs."""
+    """Answer which client this node is, and which code it runs.
+
+    A server asks when it starts or goes on, and says which round it has committed: what later ones
+    left here is forgotten.
+    """
     partition = int(context.node_config["partition-id"])
+    committed = message.content.config_records["query"].get("committed")
+    if committed is not None:
+        _state_of(context).forget_after(int(str(committed)))
     identity = ConfigRecord({"partition-id": partition, "code": code_hash()})
     return Message(RecordDict({"identity": identity}), reply_to=message)
 
@@ -43,18 +52,31 @@ def train(message: Message, context: Context) -> Message:
     config = message.content.config_records["config"]
     server_round = int(str(config["server-round"]))
     received = message.content.array_records["arrays"].to_torch_state_dict()
+    kept, before = _state_of(context), NOTHING
+    if _may_keep(scenario):
+        before = kept.before(server_round, resolve_device(scenario.device))
     with one_thread():
-        weights, loss = train_locally(scenario, client, server_round, received)
+        trained = train_locally(scenario, client, server_round, received, before)
+    if trained.states is not before:
+        kept.keep(server_round, trained.states)
     examples = scenario.client.batch_size * scenario.client.local_steps
-    return Message(
-        RecordDict(
-            {
-                "arrays": to_arrays(weights),
-                "metrics": MetricRecord({"num-examples": examples, "train-loss": loss}),
-            }
-        ),
-        reply_to=message,
-    )
+    metrics = MetricRecord({"num-examples": examples, "train-loss": trained.loss})
+    reply = RecordDict({"arrays": to_arrays(trained.weights), "metrics": metrics})
+    return Message(reply, reply_to=message)
+
+
+def _state_of(context: Context) -> ClientState:
+    """Find what this client's defenses keep, in the folder that the node or the run names."""
+    configs = (context.node_config, context.run_config)
+    named = [str(config["client-state"]) for config in configs if config.get("client-state")]
+    scenario = configured_scenario(context.run_config)
+    client = int(context.node_config["partition-id"])
+    return ClientState.of(scenario, client, named[0] if named else "")
+
+
+def _may_keep(scenario: Scenario) -> bool:
+    defenses = Federation.of(scenario).defenses
+    return _overrides(defenses, "on_gradient") or _overrides(defenses, "on_update")
 
 
 def to_arrays(tensors: Mapping[str, Tensor]) -> ArrayRecord:
@@ -63,9 +85,27 @@ def to_arrays(tensors: Mapping[str, Tensor]) -> ArrayRecord:
     return ArrayRecord(arrays)
 
 
+class Trained(NamedTuple):
+    """What a round of training leaves: two things to send, and one to keep.
+
+    Args:
+        weights: to send.
+        loss: the mean training loss, to send.
+        states: what the defenses keep; those given where they keep nothing new.
+    """
+
+    weights: dict[str, Tensor]
+    loss: float
+    states: States
+
+
 def train_locally(
-    scenario: Scenario, client: int, server_round: int, received: Mapping[str, Tensor]
-) -> tuple[dict[str, Tensor], float]:
+    scenario: Scenario,
+    client: int,
+    server_round: int,
+    received: Mapping[str, Tensor],
+    states: States = NOTHING,
+) -> Trained:
     """Run a client's local steps; pure in all its arguments.
 
     Args:
@@ -73,9 +113,7 @@ def train_locally(
         client: whose data.
         server_round: from 1.
         received: the global weights.
-
-    Returns:
-        The weights to send, and the mean training loss.
+        states: what the defenses kept in the client's last round, on the training's device.
     """
     federation = Federation.of(scenario)
     settings = scenario.client
@@ -98,35 +136,42 @@ def train_locally(
     )
     losses = []
     for step in range(settings.local_steps):
-        losses.append(_protected_gradient(federation, model, (client, server_round, step)))
+        at = (client, server_round, step)
+        loss, states = _protected_gradient(federation, model, at, states)
+        losses.append(loss)
         optimizer.step()
     end = wire_tensors(model, settings.mode)
     if start is not None:
         draws = federation.draws_of(client, server_round, settings.local_steps)
         update = {name: end[name].double() - start[name].double() for name in end}
-        sent = federation.defenses.on_update(update, draws)
+        place = Place(server_round, settings.local_steps)
+        sent, states = federation.defenses.on_update(update, place, states, draws)
         if sent is not update:
             end = {name: (start[name].double() + sent[name]).to(end[name]) for name in end}
-    return end, sum(losses) / len(losses)
+    return Trained(end, sum(losses) / len(losses), states)
 
 
 def _protected_gradient(
-    federation: Federation, model: nn.Module, place: tuple[int, int, int]
-) -> float:
-    """Leave a step's gradient, as the defenses make it, at the parameters; return the loss.
+    federation: Federation, model: nn.Module, at: tuple[int, int, int], states: States
+) -> tuple[float, States]:
+    """Leave a step's gradient, as the defenses make it, at the parameters.
 
     Args:
         federation: the client's data and defenses.
         model: at the step's weights.
-        place: (client, server round, step).
+        at: (client, server round, step).
+        states: what the defenses kept in the step before.
+
+    Returns:
+        The loss, and what the defenses keep.
     """
-    draws = federation.draws_of(*place)
-    batch = federation.training_batch(*place)
+    draws = federation.draws_of(*at)
+    batch = federation.training_batch(*at)
     device = next(model.parameters()).device
     images, labels = batch.images.to(device), batch.labels.to(device)
-    client, server_round, step = place
+    client, server_round, step = at
     seed = seed_for(federation.scenario.seed, "layers", server_round, client, step)
-    with _layer_draws(model, seed):
+    with seeded_layers(seed, device):
         loss = cross_entropy(model(images), labels)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     # A parameter that the loss doesn't reach has a gradient of zero.
@@ -134,11 +179,12 @@ def _protected_gradient(
     gradients: Mapping[str, Tensor] = dict(zip(trained, computed, strict=True))
     if _overrides(federation.defenses, "on_gradient"):
         per_example = partial(_per_example_gradients, model, images, labels, seed)
-        state = ClientStep(images, labels, model, loss.detach(), per_example)
-        gradients = federation.defenses.on_gradient(state, gradients, draws)
+        place = Place(server_round, step)
+        seen = ClientStep(images, labels, model, loss.detach(), per_example, place)
+        gradients, states = federation.defenses.on_gradient(seen, gradients, states, draws)
     for name, parameter in trained.items():
         parameter.grad = gradients[name]
-    return float(loss.detach())
+    return float(loss.detach()), states
 
 
 def _overrides(defenses: Chain, hook: str) -> bool:
@@ -163,23 +209,12 @@ def resolve_device(device: str) -> torch.device:
     return named
 
 
-@contextlib.contextmanager
-def _layer_draws(model: nn.Module, seed: int) -> Iterator[None]:
-    """Seed what layers such as dropout draw, and leave the global generator as it was."""
-    if not model.training:
-        yield
-        return
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        yield
-
-
 def _per_example_gradients(
     model: nn.Module, images: Tensor, labels: Tensor, seed: int
 ) -> dict[str, Tensor]:
     """Return parameter name -> (B, *shape), each example's own gradient.
 
-    They average to the batch's where no layer draws or mixes examples: in eval mode.
+    They average to the batch's where no layer draws or mixes examples, mostly in eval mode.
     """
     trainable = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
 
@@ -187,5 +222,5 @@ def _per_example_gradients(
         return cross_entropy(functional_call(model, parameters, (image[None],)), label[None])
 
     per_example = vmap(grad(loss), in_dims=(None, 0, 0), randomness="different")
-    with _layer_draws(model, seed):
+    with seeded_layers(seed, images.device):
         return dict(per_example(trainable, images, labels))

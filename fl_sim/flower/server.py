@@ -29,6 +29,7 @@ from fl_sim.replay_judge import ReplayJudge
 from fl_sim.run_folder import RunFolder
 from fl_sim.scenario import Attack, Scenario
 from fl_sim.scenario.source import configured_scenario
+from fl_sim.seeds import seed_for, seeded_layers
 from fl_sim.threads import one_thread
 
 app = ServerApp()
@@ -68,7 +69,7 @@ class Server:
         ledger = RoundLedger(
             self.folder, defenses=self._defenses(), images=scenario.images, committed=committed
         )
-        clients = _identify(grid, scenario.data.clients)
+        clients = _identify(grid, scenario.data.clients, committed)
         guard = ReplyGuard(
             self._audited(clients, ledger) if self.plans else self.strategy,
             clients=clients,
@@ -117,7 +118,9 @@ class Server:
 
     def _measure(self, server_round: int, arrays: ArrayRecord, replies: int) -> Measured:
         """Evaluate the global model at the end of a round."""
-        accuracy, loss = self._evaluate(arrays)
+        seed = seed_for(self.scenario.seed, "evaluation", server_round)
+        with seeded_layers(seed, resolve_device(self.scenario.device)):
+            accuracy, loss = self._evaluate(arrays)
         return Measured(accuracy, loss, self._epsilon(server_round), replies)
 
     def _evaluate(self, arrays: ArrayRecord) -> tuple[float, float]:
@@ -187,8 +190,10 @@ def _training(scenario: Scenario) -> LocalTraining:
     )
 
 
-def _identify(grid: Grid, expected: int) -> Mapping[int, int]:
+def _identify(grid: Grid, expected: int, committed: int) -> Mapping[int, int]:
     """Ask every node which client it is; wait until all are there.
+
+    They are told the last committed round, so that clients forget what later ones left.
 
     Raises:
         UserError: not every client answers in time, or one runs other code than this server.
@@ -199,8 +204,9 @@ def _identify(grid: Grid, expected: int) -> Mapping[int, int]:
         if len(nodes) >= expected or time.monotonic() > deadline:
             break
         time.sleep(0.5)
+    asked = ConfigRecord({"committed": committed})
     queries = [
-        Message(RecordDict({"query": ConfigRecord({})}), dst_node_id=node, message_type="query")
+        Message(RecordDict({"query": asked}), dst_node_id=node, message_type="query")
         for node in nodes
     ]
     clients = {}

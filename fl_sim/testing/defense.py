@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,7 +12,9 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.functional import cross_entropy
 
 from attacks.facts import Fact, Told
-from defenses import DEFENSES, ClientStep, Defense
+from defenses import DEFENSES, ClientStep, Defense, Place, WithState
+from defenses.base import NOTHING, Gradients, State
+from fl_sim.client_state import pack, unpack
 from fl_sim.testing.cases import CLASSES, SHAPE, batch, network
 from fl_sim.testing.leaks import gradients_of
 from fl_sim.testing.rules import (
@@ -27,6 +30,7 @@ from fl_sim.testing.rules import (
 
 ROWS = 4
 HOOKS = ("on_model", "on_batch", "on_gradient", "on_update")
+_Call = Callable[[Gradients, Place, torch.Generator], Gradients | WithState]
 SUM_ERROR = 1e-5
 """How far a label may be from summing to 1: float32 sums of six entries are within 1e-6."""
 
@@ -60,6 +64,8 @@ def check_defense(defense: str | type | Defense | Callable[..., Any], **options:
     exam.on_batch()
     exam.on_gradient()
     exam.on_update()
+    if exam.kept:  # by on_update, and on_gradient finds it
+        exam.on_gradient()
     exam.on_model()
     subject.require(
         exam.facts() == before, Rule.PURE, "facts() changed after the hooks were called"
@@ -70,6 +76,7 @@ class _Exam:
     def __init__(self, subject: Subject, defense: Defense) -> None:
         self.subject = subject
         self.defense = defense
+        self.kept: list[State] = []
 
     def facts(self) -> tuple[Fact, ...]:
         """Return what it makes public: facts that have a joint meaning."""
@@ -110,25 +117,17 @@ class _Exam:
         assert step.model is not None
         gradients = gradients_of(step.model, images, labels)
         watched = {"the images": images, "the labels": labels, "the model": step.model}
-        for kind, given in (("", gradients), (" of zeros", _zeros(gradients))):
-            self._check_tensors(
-                f"on_gradient{kind}",
-                given,
-                lambda g, given=given: self.defense.on_gradient(step, given, g),  # type: ignore[misc]
-                watched,
-            )
+
+        def call(given: Gradients, place: Place, g: torch.Generator) -> Gradients | WithState:
+            return self.defense.on_gradient(dataclasses.replace(step, place=place), given, g)
+
+        self._check_tensors("on_gradient", gradients, call, watched)
 
     def on_update(self) -> None:
         """Check the weight difference's names, shapes and types."""
         gradients = gradients_of(network("fully connected"), *batch(ROWS, seed=5))
         update = {name: -0.1 * part.double() for name, part in gradients.items()}
-        for kind, given in (("", update), (" of zeros", _zeros(update))):
-            self._check_tensors(
-                f"on_update{kind}",
-                given,
-                lambda g, given=given: self.defense.on_update(given, g),  # type: ignore[misc]
-                {},
-            )
+        self._check_tensors("on_update", update, self.defense.on_update, {})
 
     def on_model(self) -> None:
         """Check that the model that comes out still classifies, and its draw of weights."""
@@ -158,13 +157,22 @@ class _Exam:
         )
 
     def _check_tensors(
-        self,
-        hook: str,
-        given: Mapping[str, Tensor],
-        call: Callable[[torch.Generator], Any],
-        watched: Mapping[str, object],
+        self, hook: str, given: Gradients, call: _Call, watched: Mapping[str, object]
     ) -> None:
-        result = self._twice(hook, call, {"its input": given, **watched})
+        """Check a hook in a first round and in later ones, with and without what was kept."""
+        for kind, tensors in (("", given), (" of zeros", _zeros(given))):
+            self._check_at(hook + kind, tensors, Place(), call, watched)
+            for state in (NOTHING, *self.kept):
+                self._check_at(hook + kind, tensors, Place(7, 2, state), call, watched)
+
+    def _check_at(
+        self, hook: str, given: Gradients, place: Place, call: _Call, watched: Mapping[str, object]
+    ) -> None:
+        watched = {"its input": given, "its state": place.state, **watched}
+        result = self._twice(hook, lambda g: call(given, place, g), watched)
+        if isinstance(result, WithState):
+            self.kept = [self._saved(hook, result.state)]
+            result = result.gradients
         is_mapping = isinstance(result, Mapping)
         self._require(
             is_mapping and list(result) == list(given),
@@ -174,6 +182,14 @@ class _Exam:
         )
         for name, tensor in given.items():
             self._require_like(f"{hook}[{name!r}]", result[name], tensor, tuple(tensor.shape))
+
+    def _saved(self, hook: str, state: State) -> State:
+        """Return a state as a client finds it again."""
+        try:
+            return unpack(pack({0: state})).get(0, {})
+        except Exception as error:  # whatever the format doesn't take
+            message = f"{hook}'s state can't be saved: {first_line(error)}"
+            raise ConformanceError(self.subject.title, Rule.WELL_FORMED, message) from error
 
     def _require_batch(self, result: Any, step: ClientStep) -> None:
         found = type(result).__name__
@@ -242,6 +258,8 @@ def _flat(result: Any) -> object:
     """Return a hook's result in a form that compares by its numbers."""
     if isinstance(result, ClientStep):
         return [content(getattr(result, name)) for name in _BATCH]
+    if isinstance(result, WithState):
+        return _flat(result.gradients), _flat(result.state)
     if isinstance(result, nn.Module):
         return [(name, content(tensor)) for name, tensor in result.state_dict().items()]
     if isinstance(result, Mapping):

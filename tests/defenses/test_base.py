@@ -11,7 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from attacks import facts as fact
-from defenses.base import Chain, ClientStep, Defense, Gradients, is_number, replace_batch
+from defenses.base import (
+    NOTHING,
+    Chain,
+    ClientStep,
+    Defense,
+    Gradients,
+    Place,
+    WithState,
+    is_number,
+    replace_batch,
+)
 from defenses.dp_noise import DPNoise
 from defenses.label_smoothing import LabelSmoothing
 from defenses.mixup import Mixup
@@ -38,7 +48,7 @@ class _Affine(Defense):
     ) -> Gradients:
         return {name: self._apply(part, generator) for name, part in gradients.items()}
 
-    def on_update(self, update: Gradients, generator: torch.Generator) -> Gradients:
+    def on_update(self, update: Gradients, place: Place, generator: torch.Generator) -> Gradients:
         return {name: self._apply(part, generator) for name, part in update.items()}
 
 
@@ -60,8 +70,8 @@ def run(chain: Chain, hook: str, value: Tensor) -> Tensor:
     if hook == "batch":
         return chain.on_batch(replace_batch(STEP, value, STEP.labels), generator_for).images
     if hook == "gradient":
-        return chain.on_gradient(STEP, {"w": value}, generator_for)["w"]
-    return chain.on_update({"w": value}, generator_for)["w"]
+        return chain.on_gradient(STEP, {"w": value}, NOTHING, generator_for)[0]["w"]
+    return chain.on_update({"w": value}, Place(), NOTHING, generator_for)[0]["w"]
 
 
 @pytest.mark.parametrize("hook", HOOKS)
@@ -83,9 +93,85 @@ def test_an_empty_chain_and_a_bare_defense_change_nothing() -> None:
     gradients = {"w": torch.ones(2)}
     for chain in (Chain(()), Chain([Defense()])):
         assert chain.on_batch(STEP, generator_for) is STEP
-        assert chain.on_gradient(STEP, gradients, generator_for) is gradients
-        assert chain.on_update(gradients, generator_for) is gradients
+        for kept, states in (
+            chain.on_gradient(STEP, gradients, NOTHING, generator_for),
+            chain.on_update(gradients, Place(), NOTHING, generator_for),
+        ):
+            assert kept is gradients
+            assert states is NOTHING
         assert (chain.draws, chain.facts()) == (1, ())
+
+
+@dataclass(frozen=True)
+class _Sums(Defense):
+    """Returns the sum of all that it was given, and where it was called last."""
+
+    def _add(self, given: Gradients, place: Place) -> WithState:
+        total = place.state.get("total", torch.zeros(())) + given["w"]
+        at = torch.tensor([place.round, place.step])
+        return WithState({"w": total}, {"total": total, "at": at})
+
+    def on_gradient(
+        self, step: ClientStep, gradients: Gradients, generator: torch.Generator
+    ) -> WithState:
+        return self._add(gradients, step.place)
+
+    def on_update(self, update: Gradients, place: Place, generator: torch.Generator) -> WithState:
+        return self._add(update, place)
+
+
+def test_each_stage_has_a_state_of_its_own_for_all_hooks() -> None:
+    chain, states = Chain([_Sums(), _Affine(2), _Sums()]), NOTHING
+    values = []
+    for number in (1.0, 2.0):
+        step = dataclasses.replace(STEP, place=Place(3, int(number)))
+        given = {"w": torch.tensor(number)}
+        result, states = chain.on_gradient(step, given, states, generator_for)
+        values.append(result["w"] - (2 * states[0]["total"] + draw(1, "gradient")))
+    assert sorted(states) == [0, 2]
+    assert float(states[0]["total"]) == 3
+    assert values == [0, states[2]["total"] - (2 * 3 + draw(1, "gradient"))]
+    assert states[0]["at"].tolist() == [3, 2]
+    _, states = chain.on_update({"w": torch.tensor(4.0)}, Place(3, 2), states, generator_for)
+    assert float(states[0]["total"]) == 7
+
+
+def test_a_state_is_a_copy_and_cannot_be_changed_in_a_hook() -> None:
+    weight = torch.ones(2, requires_grad=True)
+    kept = WithState({}, {"w": weight}).state["w"]
+    with torch.no_grad():
+        weight.zero_()
+    assert kept.tolist() == [1, 1]
+    assert not kept.requires_grad
+
+    @dataclass(frozen=True)
+    class Writes(Defense):
+        def on_update(
+            self, update: Gradients, place: Place, generator: torch.Generator
+        ) -> Gradients:
+            place.state["w"] = kept  # type: ignore[index]
+            return update
+
+    with pytest.raises(TypeError, match="does not support item assignment"):
+        Chain([Writes()]).on_update({}, Place(), {0: {}}, generator_for)
+
+
+@pytest.mark.parametrize(
+    ("state", "found"),
+    [
+        (None, "NoneType"),
+        ([torch.ones(1)], "list"),
+        ({"w": 1.0}, "'w': float"),
+        ({3: torch.ones(1)}, "3: torch.strided torch.float32 on cpu"),
+        ({"": torch.ones(1)}, "'': torch.strided torch.float32 on cpu"),
+        ({"w": torch.ones(1).to_sparse()}, "'w': torch.sparse_coo torch.float32 on cpu"),
+        ({"w": torch.ones(1, device="meta")}, "'w': torch.strided torch.float32 on meta"),
+    ],
+)
+def test_a_state_maps_names_to_dense_tensors(state: Any, found: str) -> None:
+    with pytest.raises(TypeError) as caught:
+        WithState({}, state)
+    assert str(caught.value) == f"state must map names to dense tensors, found {found}"
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from defenses.base import Place
 from defenses.dp_noise import DPNoise, clip
 
 
@@ -51,7 +52,7 @@ def test_noise_has_the_stated_size_and_is_gaussian(
 ) -> None:
     size = 1_000_000
     noisy = DPNoise(clipping_norm, noise_multiplier).on_update(
-        {"w": torch.zeros(size)}, torch.Generator().manual_seed(0)
+        {"w": torch.zeros(size)}, Place(), torch.Generator().manual_seed(0)
     )["w"]
     unit = noisy.double() / (clipping_norm * noise_multiplier)
     # Five standard deviations each: 1/√n for a mean, 1/√(2n) for a standard deviation, √(24/n)
@@ -63,21 +64,21 @@ def test_noise_has_the_stated_size_and_is_gaussian(
 
 def test_tensors_of_one_update_get_different_noise() -> None:
     update = {"a": torch.zeros(4), "b": torch.zeros(4)}
-    noisy = DPNoise(1.0, 1.0).on_update(update, torch.Generator().manual_seed(0))
+    noisy = DPNoise(1.0, 1.0).on_update(update, Place(), torch.Generator().manual_seed(0))
     assert not torch.equal(noisy["a"], noisy["b"])
 
 
 def test_noise_follows_the_clipping() -> None:
     defense, update = DPNoise(1.0, 0.5), {"w": torch.tensor([30.0, 40.0])}
-    noisy = defense.on_update(update, torch.Generator().manual_seed(7))
-    noise = defense.on_update({"w": torch.zeros(2)}, torch.Generator().manual_seed(7))
+    noisy = defense.on_update(update, Place(), torch.Generator().manual_seed(7))
+    noise = defense.on_update({"w": torch.zeros(2)}, Place(), torch.Generator().manual_seed(7))
     # float32 sums of numbers near 1
     torch.testing.assert_close(noisy["w"] - noise["w"], torch.tensor([0.6, 0.8]), rtol=0, atol=1e-6)
 
 
 def test_without_noise_it_only_clips() -> None:
     update = {"w": torch.tensor([3.0, 4.0])}
-    clipped = DPNoise(1.0, 0.0).on_update(update, torch.Generator())
+    clipped = DPNoise(1.0, 0.0).on_update(update, Place(), torch.Generator())
     assert torch.equal(clipped["w"], clip(update, 1.0)["w"])
 
 

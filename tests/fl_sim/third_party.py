@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from attacks import GradientLeak, ImageAttack, LabelAttack, LabelRecovery, Reconstruction, Status
 from attacks.types import NotApplicable
 from attacks.victim.require import require_one_example
-from defenses import ClientStep, Defense
+from defenses import ClientStep, Defense, Place, WithState
 from defenses.base import Gradients
 from fl_sim.data import Dataset
 from fl_sim.models import Normalize
@@ -71,6 +71,63 @@ class Averages(Defense):
         """Return what should be the same."""
         assert step.per_example_gradients is not None
         return {name: rows.mean(dim=0) for name, rows in step.per_example_gradients().items()}
+
+
+@dataclass(frozen=True)
+class LargestEntries(Defense):
+    """Sends the largest entries and keeps the rest for the next round: error feedback.
+
+    S. Stich, J. Cordonnier, M. Jaggi, "Sparsified SGD with memory", NeurIPS 2018, arXiv 1809.07599.
+    """
+
+    share: float = 0.2
+
+    def on_update(self, update: Gradients, place: Place, generator: torch.Generator) -> WithState:
+        """Add what was kept, and part the sum in two."""
+        sent, rest = {}, {}
+        for name, part in update.items():
+            whole = part + place.state[name] if name in place.state else part
+            count = max(1, round(self.share * whole.numel()))
+            least = whole.abs().flatten().topk(count).values[-1]
+            sent[name] = torch.where(whole.abs() >= least, whole, torch.zeros_like(whole))
+            rest[name] = whole - sent[name]
+        return WithState(sent, rest)
+
+
+@dataclass(frozen=True)
+class Velocity(Defense):
+    """Trains by a mean of all the client's gradients so far, and counts them."""
+
+    def on_gradient(
+        self, step: ClientStep, gradients: Gradients, generator: torch.Generator
+    ) -> WithState:
+        """Mix the gradient into what was kept."""
+        kept = step.place.state
+        seen = kept.get("seen", torch.tensor(0)) + 1
+        mean = {
+            n: g if n not in kept else kept[n] + (g - kept[n]) / seen for n, g in gradients.items()
+        }
+        return WithState(mean, {**mean, "seen": seen})
+
+
+@dataclass(frozen=True)
+class Keeps(Defense):
+    """Keeps what no client can, from the second round on."""
+
+    what: str
+
+    def on_update(self, update: Gradients, place: Place, generator: torch.Generator) -> WithState:
+        """Return it."""
+        one = torch.ones(1)
+        states: dict[str, Any] = {
+            "a list": [one],
+            "a number": {"seen": 3},
+            "no name": {"": one},
+            "a sparse tensor": {"w": one.to_sparse()},
+            "a surrogate": {"\ud800": one},
+            "complex numbers": {"w": one.to(torch.complex128)},
+        }
+        return WithState(update, states[self.what] if place.round > 1 else {"w": one})
 
 
 @dataclass(frozen=True)
@@ -160,7 +217,7 @@ class RaisesImage(ImageAttack):
 class Spoils(Defense):
     """Sends NaN, from the first round on."""
 
-    def on_update(self, update: Gradients, generator: torch.Generator) -> Gradients:
+    def on_update(self, update: Gradients, place: Place, generator: torch.Generator) -> Gradients:
         """Return what no server can use."""
         return {name: torch.full_like(part, torch.nan) for name, part in update.items()}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
@@ -36,17 +37,22 @@ def run_locally(
 ) -> Outcome:
     """Run a scenario in this process; an `Engine`, which tells of every reply."""
     Federation.of(scenario)
+    folder = RunFolder(out)
     config: UserConfig = {
         "scenario": scenario.to_json(),
         "out": str(out.absolute()),
         "resume": resume,
+        "client-state": str(folder.client_state),
     }
     grid = LocalGrid(client.app, scenario.data.clients, config, on_progress)
     try:
         server.app(grid, Context(1, 0, {}, RecordDict(), dict(config)))
     except NothingAccepted as error:  # it knows the commonest reason
-        return Outcome(out, str(error))
-    return Outcome.of(RunFolder(out))
+        outcome = Outcome(out, str(error))
+    else:
+        outcome = Outcome.of(folder)
+    shutil.rmtree(folder.client_state, ignore_errors=True)  # nothing is left to resume
+    return outcome
 
 
 class LocalGrid(Grid):

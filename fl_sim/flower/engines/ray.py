@@ -87,18 +87,23 @@ def run_on_ray(
     Server(scenario, RunFolder(out))  # finds mistakes before anything is started
     port = _free_port()
     with _app_folder() as temporary:
-        config = {"scenario": scenario.to_json(), "out": str(out.absolute())}
+        config = {
+            "scenario": scenario.to_json(),
+            "out": str(out.absolute()),
+            "client-state": str(RunFolder(out).client_state),
+        }
         _write_app(temporary / "app", config)
         with RunFolder.open(out, scenario, resume=resume) as folder:
-            if folder.last_round() == scenario.rounds:
-                return Outcome.of(folder)
-        log = temporary / "log"
-        with stopped_at_exit(temporary, _environment(temporary, port)) as start:
-            # The working folder is empty: Ray's workers import from there before the app.
-            flwr = start(_command(scenario, temporary / "app"), log=log)
-            _follow(flwr, temporary, _Progress(scenario, folder, on_progress))
-            if folder.last_round() != scenario.rounds:
-                raise _failure(log.read_text(errors="replace"), folder)
+            is_done = folder.last_round() == scenario.rounds
+        if not is_done:
+            log = temporary / "log"
+            with stopped_at_exit(temporary, _environment(temporary, port)) as start:
+                # The working folder is empty: Ray's workers import from there before the app.
+                flwr = start(_command(scenario, temporary / "app"), log=log)
+                _follow(flwr, temporary, _Progress(scenario, folder, on_progress))
+                if folder.last_round() != scenario.rounds:
+                    raise _failure(log.read_text(errors="replace"), folder)
+    shutil.rmtree(folder.client_state, ignore_errors=True)  # nothing is left to resume
     return Outcome.of(folder)
 
 

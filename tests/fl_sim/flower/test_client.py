@@ -61,7 +61,7 @@ def plain_sgd(scenario: Scenario, number: int, server_round: int, start: Tensors
 def test_without_defenses_the_weights_are_those_of_sgd(tiny: Tiny, overrides: list[str]) -> None:
     scenario = tiny(*overrides)
     start = {name: tensor + 0.25 for name, tensor in start_of(scenario).items()}
-    sent, loss = train_locally(scenario, 1, 2, start)
+    sent, loss, _ = train_locally(scenario, 1, 2, start)
     expected = plain_sgd(scenario, 1, 2, start)
     assert sent.keys() == expected.keys()
     assert all(torch.equal(sent[name], expected[name]) for name in expected)
@@ -73,9 +73,9 @@ def test_training_is_pure(tiny: Tiny) -> None:
     scenario = tiny()
     start = start_of(scenario)
     kept = {name: tensor.clone() for name, tensor in start.items()}
-    first, _ = train_locally(scenario, 0, 1, start)
+    first, *_ = train_locally(scenario, 0, 1, start)
     train_locally(scenario, 2, 1, start)
-    again, _ = train_locally(scenario, 0, 1, start)
+    again, *_ = train_locally(scenario, 0, 1, start)
     assert all(torch.equal(start[name], kept[name]) for name in start)
     assert all(torch.equal(first[name], again[name]) for name in first)
 
@@ -87,22 +87,22 @@ def noisy(tiny: Tiny, clipping_norm: float, multiplier: float, *overrides: str) 
 
 def test_dp_noise_clips_the_weight_difference(tiny: Tiny) -> None:
     start = start_of(tiny())
-    plain, _ = train_locally(tiny(), 0, 1, start)
-    clipped, _ = train_locally(noisy(tiny, 0.01, 0.0), 0, 1, start)
+    plain, *_ = train_locally(tiny(), 0, 1, start)
+    clipped, *_ = train_locally(noisy(tiny, 0.01, 0.0), 0, 1, start)
     update, clipped_update = (flat(sent) - flat(start) for sent in (plain, clipped))
     assert float(update.norm()) > 0.02
     expected = update * 0.01 / update.norm()
     # Both weights are rounded to float32: half an ulp of weights below 1, twice.
     torch.testing.assert_close(clipped_update, expected, atol=6e-8, rtol=0)
-    loose, _ = train_locally(noisy(tiny, 100.0, 0.0), 0, 1, start)
+    loose, *_ = train_locally(noisy(tiny, 100.0, 0.0), 0, 1, start)
     torch.testing.assert_close(flat(loose), flat(plain), atol=6e-8, rtol=0)
 
 
 def test_dp_noise_has_its_standard_deviation(tiny: Tiny) -> None:
     overrides = ("model.name=mlp", "client.local_steps=2")
     start = start_of(tiny(*overrides))
-    clipped, _ = train_locally(noisy(tiny, 0.5, 0.0, *overrides), 0, 1, start)
-    sent, _ = train_locally(noisy(tiny, 0.5, 4.0, *overrides), 0, 1, start)
+    clipped, *_ = train_locally(noisy(tiny, 0.5, 0.0, *overrides), 0, 1, start)
+    sent, *_ = train_locally(noisy(tiny, 0.5, 4.0, *overrides), 0, 1, start)
     noise = flat(sent) - flat(clipped)
     count = len(noise)
     assert count > 250_000
@@ -128,8 +128,8 @@ def test_examples_own_gradients_average_to_the_batchs(tiny: Tiny) -> None:
     overrides = ("client.batch_size=6", "model.name=lenet", "model.bias=true")
     scenario = tiny(*overrides)
     start = start_of(scenario)
-    plain, _ = train_locally(scenario, 0, 1, start)
-    averaged, _ = train_locally(
+    plain, *_ = train_locally(scenario, 0, 1, start)
+    averaged, *_ = train_locally(
         tiny(*overrides, 'defense=[{name="third_party:Averages"}]'), 0, 1, start
     )
     update = flat(plain) - flat(start)
@@ -163,18 +163,18 @@ def test_dropout_is_reproducible_and_differs_between_rounds(tiny: Tiny, defense:
 def test_eval_mode_drops_nothing(tiny: Tiny) -> None:
     scenario = tiny("model.name=third_party:dropout")
     start = start_of(scenario)
-    sent, _ = train_locally(scenario, 0, 1, start)
+    sent, *_ = train_locally(scenario, 0, 1, start)
     expected = plain_sgd(scenario, 0, 1, start)
     assert torch.equal(flat(sent), flat(expected))
 
 
 def test_running_statistics_travel_in_train_mode_only(tiny: Tiny) -> None:
     overrides = ("model.name=third_party:batch_norm", "client.batch_size=4")
-    in_eval, _ = train_locally(tiny(*overrides), 0, 1, start_of(tiny(*overrides)))
+    in_eval, *_ = train_locally(tiny(*overrides), 0, 1, start_of(tiny(*overrides)))
     assert not [name for name in in_eval if "running" in name]
     scenario = tiny(*overrides, "client.mode=train")
     start = start_of(scenario)
-    sent, _ = train_locally(scenario, 0, 1, start)
+    sent, *_ = train_locally(scenario, 0, 1, start)
     assert {name for name in sent if "running" in name} == {"3.running_mean", "3.running_var"}
     assert not torch.equal(sent["3.running_mean"], start["3.running_mean"])
 
@@ -182,7 +182,7 @@ def test_running_statistics_travel_in_train_mode_only(tiny: Tiny) -> None:
 def test_a_parameter_that_is_not_used_stays(tiny: Tiny) -> None:
     scenario = tiny("model.name=third_party:Tempered")
     start = start_of(scenario)
-    sent, _ = train_locally(scenario, 0, 1, start)
+    sent, *_ = train_locally(scenario, 0, 1, start)
     assert torch.equal(sent["unused.weight"], start["unused.weight"])
     assert sent["temperature"].shape == ()
     assert sent["temperature"] != start["temperature"]
@@ -206,7 +206,7 @@ def test_the_app_trains_and_sends_weights_and_counts(tiny: Tiny) -> None:
     start = start_of(scenario)
     config = ConfigRecord({"server-round": 5})
     reply = ask(scenario, "train", RecordDict({"arrays": to_arrays(start), "config": config}))
-    expected, loss = train_locally(scenario, 2, 5, start)
+    expected, loss, _ = train_locally(scenario, 2, 5, start)
     arrays: ArrayRecord = reply.content.array_records["arrays"]
     sent = arrays.to_torch_state_dict()
     assert list(sent) == list(expected)

@@ -31,7 +31,7 @@ class Audited:
         scenario = tiny(*overrides)
         self.federation = Federation.of(scenario)
         model = self.federation.build_model()
-        sent, _ = train_locally(scenario, 1, 2, wire_tensors(model, "eval"))
+        sent, *_ = train_locally(scenario, 1, 2, wire_tensors(model, "eval"))
         size = scenario.client.batch_size
         training = LocalTraining(lr=scenario.client.lr, batch_size=size)
         self.leak = gradient_leak(model, sent, training, input_shape=(1, 4, 4))
@@ -150,7 +150,7 @@ def test_a_mass_is_scored_against_the_labels_of_all_local_steps(tiny: Tiny, name
     scenario = tiny("client.local_steps=3", "client.batch_size=2")
     federation = Federation.of(scenario)
     model = federation.build_model()
-    sent, _ = train_locally(scenario, 1, 2, wire_tensors(model, "eval"))
+    sent, *_ = train_locally(scenario, 1, 2, wire_tensors(model, "eval"))
     training = LocalTraining(lr=scenario.client.lr, batch_size=2, local_steps=3)
     leak = gradient_leak(model, sent, training, input_shape=(1, 4, 4))
     judge = ReplayJudge.of(federation)

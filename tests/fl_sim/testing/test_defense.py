@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks import LABEL_ATTACKS
-from defenses import DEFENSES, ClientStep, Defense
+from defenses import DEFENSES, ClientStep, Defense, Place, WithState
 from fl_sim.testing import check_defense
 
 Fails = Callable[..., None]
@@ -26,6 +27,11 @@ WELL = "well-formed"
 @pytest.mark.parametrize("name", list(DEFENSES))
 def test_ours_conform(name: str) -> None:
     check_defense(name, **OPTIONS.get(name, {}))
+
+
+@pytest.mark.parametrize("name", ["LargestEntries", "Velocity"])
+def test_those_that_keep_something_conform(name: str, tiny_file: Path) -> None:
+    check_defense(f"third_party:{name}")
 
 
 def defense(**members: Any) -> Defense:
@@ -55,6 +61,18 @@ def freeze(model: nn.Module) -> nn.Module:
 def read_loss(step: ClientStep) -> dict[str, Any]:
     shift = 0.0 if step.loss is None else float(step.loss)
     return {"images": (step.images + shift).clamp(0, 1)}
+
+
+def kept(state: Callable[[dict[str, Tensor], Place], Any]) -> Defense:
+    """Return a defense that sends what it is given, and keeps what `state` returns."""
+    return defense(on_update=lambda self, u, place, g: WithState(u, state(u, place)))
+
+
+def add_up(update: dict[str, Tensor], place: Place) -> dict[str, Tensor]:
+    total = dict(place.state)
+    for name, part in update.items():
+        total[name] = total[name].add_(part) if name in total else part
+    return total
 
 
 BROKEN_DEFENSES: dict[str, tuple[Any, str, str]] = {
@@ -96,7 +114,7 @@ BROKEN_DEFENSES: dict[str, tuple[Any, str, str]] = {
         "in on_gradient it changed its input['2.weight']",
     ),
     "update in place": (
-        defense(on_update=lambda self, update, g: halve(update)),
+        defense(on_update=lambda self, update, place, g: halve(update)),
         "pure",
         "in on_update it changed its input",
     ),
@@ -106,13 +124,13 @@ BROKEN_DEFENSES: dict[str, tuple[Any, str, str]] = {
         "on_gradient must return the same names",
     ),
     "shape": (
-        defense(on_update=lambda self, update, g: {n: t[:1] for n, t in update.items()}),
+        defense(on_update=lambda self, update, place, g: {n: t[:1] for n, t in update.items()}),
         WELL,
         "on_update['2.weight'] must be finite",
     ),
     "zero division": (
         defense(
-            on_update=lambda self, update, g: {n: t / t.norm() for n, t in update.items()},
+            on_update=lambda self, update, place, g: {n: t / t.norm() for n, t in update.items()},
         ),
         WELL,
         "on_update of zeros['2.weight'] must be finite",
@@ -128,16 +146,60 @@ BROKEN_DEFENSES: dict[str, tuple[Any, str, str]] = {
         "finite logits (4, 6), found (4, 20)",
     ),
     "raises": (
-        defense(on_update=lambda self, update, g: update["fc.weight"]),
+        defense(on_update=lambda self, update, place, g: update["fc.weight"]),
         "robust",
         "on_update raised KeyError: 'fc.weight'",
     ),
     "facts": (
-        defense(on_update=lambda self, u, g: u, facts=lambda self: {"seed": 1}),
+        defense(on_update=lambda self, u, place, g: u, facts=lambda self: {"seed": 1}),
         WELL,
         "facts() must give a tuple of attacks.facts: TypeError: found {'seed': 1}",
     ),
-    "draws": (defense(on_update=lambda self, u, g: u, draws=0), WELL, "draws must be"),
+    "state in place": (
+        kept(add_up),
+        "pure",
+        "in on_update it changed its state['2.weight']",
+    ),
+    "state of its first round": (
+        kept(lambda u, place: {n: place.state[n] if place.round > 1 else t for n, t in u.items()}),
+        "robust",
+        "on_update raised KeyError: '2.weight'",
+    ),
+    "state of a global draw": (
+        kept(lambda u, place: {"w": torch.rand(2)}),
+        "seeded",
+        "in on_update it moved the global generator of torch",
+    ),
+    "state of numbers": (
+        kept(lambda u, place: {"seen": 1}),
+        "robust",
+        "on_update raised TypeError: state must map names to dense tensors, found 'seen': int",
+    ),
+    "state that no file takes": (
+        kept(lambda u, place: {"w": torch.ones(1, dtype=torch.complex128)}),
+        WELL,
+        "on_update's state can't be saved: KeyError",
+    ),
+    "later rounds": (
+        defense(
+            on_update=lambda self, u, place, g: u if place.round == 1 else dict(list(u.items())[1:])
+        ),
+        WELL,
+        "on_update must return the same names",
+    ),
+    "the other hook's state": (
+        defense(
+            on_gradient=lambda self, step, u, g: WithState(u, {"w": torch.ones(1)}),
+            on_update=lambda self, u, place, g: (
+                {n: t + place.state.get(n, t) for n, t in u.items()}
+                if len(place.state) != 1
+                else u["fc.weight"]
+            ),
+        ),
+        "robust",
+        "on_update raised KeyError: 'fc.weight'",
+    ),
+    "draws": (defense(on_update=lambda self, u, place, g: u, draws=0), WELL, "draws must be"),
 }
 
 

@@ -7,7 +7,7 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,10 @@ import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from safetensors.numpy import load_file
-from torch import Tensor
 
 from fl_sim.federation import Federation
 from fl_sim.flower import client
-from fl_sim.flower.client import train_locally
+from fl_sim.flower.client import Trained, train_locally
 from fl_sim.flower.engines.local import LocalGrid
 from fl_sim.flower.run import run
 from fl_sim.flower.wire import wire_tensors
@@ -28,7 +27,6 @@ from fl_sim.scenario import Scenario
 
 Tiny = Callable[..., Scenario]
 OutcomeOf = Callable[[Path], dict[str, str | bytes]]
-Sent = tuple[dict[str, Tensor], float]
 
 # Everything that draws: sampling, batches, mixup, noise, dropout, an attack.
 ALL_DRAWS = (
@@ -92,13 +90,11 @@ def test_another_process_gives_the_same_bytes(
     assert outcome_of(out) == first
 
 
-def misbehaving(do: Callable[[int, int, Sent], Sent]) -> Callable[..., Sent]:
+def misbehaving(do: Callable[[int, int, Trained], Trained]) -> Callable[..., Trained]:
     """Return `train_locally` with `do` applied to (client, server round, what is sent)."""
 
-    def train(
-        scenario: Scenario, number: int, server_round: int, received: Mapping[str, Tensor]
-    ) -> Sent:
-        return do(number, server_round, train_locally(scenario, number, server_round, received))
+    def train(scenario: Scenario, number: int, server_round: int, *rest: Any) -> Trained:
+        return do(number, server_round, train_locally(scenario, number, server_round, *rest))
 
     return train
 
@@ -106,18 +102,19 @@ def misbehaving(do: Callable[[int, int, Sent], Sent]) -> Callable[..., Sent]:
 def test_clients_that_misbehave_are_left_out_with_their_reasons(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def misbehave(number: int, server_round: int, sent: Sent) -> Sent:
-        weights, loss = sent
+    def misbehave(number: int, server_round: int, sent: Trained) -> Trained:
+        weights = sent.weights
         match (number, server_round):
             case (1, 1):
                 weights["2.weight"][0, 0] = torch.nan
             case (0, 2):
                 raise MemoryError("no room\nfor more")
             case (1, 2):
-                return weights | {"2.weight": weights["2.weight"][:, :1]}, loss
+                narrow = weights["2.weight"][:, :1]
+                return sent._replace(weights=weights | {"2.weight": narrow})
             case (2, 3):
                 del weights["2.bias"]
-        return weights, loss
+        return sent
 
     monkeypatch.setattr(client, "train_locally", misbehaving(misbehave))
     run(tiny(), tmp_path)
@@ -146,7 +143,7 @@ def test_clients_that_misbehave_are_left_out_with_their_reasons(
 def test_the_others_aggregate_as_if_nobody_else_had_replied(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def misbehave(number: int, server_round: int, sent: Sent) -> Sent:
+    def misbehave(number: int, server_round: int, sent: Trained) -> Trained:
         if number == 1:
             raise RuntimeError("out of battery")
         return sent
@@ -164,7 +161,7 @@ def test_the_others_aggregate_as_if_nobody_else_had_replied(
 def test_a_round_without_a_good_reply_changes_nothing(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategy: str
 ) -> None:
-    def misbehave(number: int, server_round: int, sent: Sent) -> Sent:
+    def misbehave(number: int, server_round: int, sent: Trained) -> Trained:
         if server_round != 1:
             raise RuntimeError("out of battery")
         return sent

@@ -190,13 +190,17 @@ def test_a_failure_is_one_sentence(
 # --- Whole runs ---
 
 
+KEEPING = 'defense=[{name="third_party:Velocity"}, {name="third_party:LargestEntries"}]'
+
+
 @pytest.mark.slow
 @pytest.mark.e2e
+@pytest.mark.parametrize("defense", ["defense=[]", KEEPING], ids=["undefended", "keeping"])
 def test_records_are_those_of_local_after_a_kill_of_the_server(
-    tiny: Tiny, tmp_path: Path, temporary: Path, outcome_of: OutcomeOf
+    tiny: Tiny, tmp_path: Path, temporary: Path, outcome_of: OutcomeOf, defense: str
 ) -> None:
     local, on_ray = tmp_path / "local", tmp_path / "ray"
-    run(tiny("rounds=30"), local)
+    run(tiny("rounds=30", defense), local)
     told: list[tuple[int, int, int]] = []
 
     def kill_once(*progress: int) -> None:
@@ -204,7 +208,7 @@ def test_records_are_those_of_local_after_a_kill_of_the_server(
         if progress == (2, 3, 3):
             kill_server(temporary)
 
-    scenario = tiny("rounds=30", "engine=ray")
+    scenario = tiny("rounds=30", "engine=ray", defense)
     with pytest.raises(EngineError, match=r"ended after round \d+: its server process was killed"):
         run(scenario, on_ray, on_progress=kill_once)
     assert told[0] == (1, 0, 3)
@@ -213,8 +217,10 @@ def test_records_are_those_of_local_after_a_kill_of_the_server(
     committed = RunFolder(on_ray).last_round()
     assert committed is not None
     assert 2 <= committed < 30
+    assert RunFolder(on_ray).client_state.exists() == (defense == KEEPING)
     run(scenario, on_ray, resume=True)
     assert outcome_of(on_ray) == outcome_of(local)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["local", "ray"]
 
 
 DEADLY = """

@@ -41,6 +41,7 @@ QUICK = (
     'defense=[{name="dp-noise", clipping_norm=0.1, noise_multiplier=0.1}]',
 )
 STRATEGIES = ["fedavg", "fedadam"]
+KEEPING = 'defense=[{name="third_party:Velocity"}, {name="third_party:LargestEntries"}]'
 logger = logging.getLogger(__name__)
 
 
@@ -99,7 +100,7 @@ def killing(kill: Kill) -> Iterator[None]:
 Unbroken = tuple[Scenario, Outcome, Kill]
 
 
-@pytest.fixture(scope="module", params=STRATEGIES)
+@pytest.fixture(scope="module", params=[*STRATEGIES, KEEPING], ids=[*STRATEGIES, "keeping"])
 def unbroken(
     request: pytest.FixtureRequest,
     tiny: Tiny,
@@ -107,7 +108,9 @@ def unbroken(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Unbroken:
     """Return a scenario, what its unbroken run leaves, and the writes that takes."""
-    scenario, kill = tiny(*QUICK, f"server.strategy={request.param}"), Kill()
+    keeps = request.param == KEEPING
+    change = KEEPING if keeps else f"server.strategy={request.param}"
+    scenario, kill = tiny(*QUICK, change), Kill()
     folder = tmp_path_factory.mktemp("unbroken")
     with killing(kill):
         run(scenario, folder)
@@ -131,17 +134,20 @@ def test_a_kill_at_any_write_loses_nothing(
         assert committed.startswith("\n".join(whole))
         run(scenario, folder, resume=True)
         assert outcome_of(folder) == expected, f"killed at write {at}"
+        assert not RunFolder(folder).client_state.exists()
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_a_run_that_is_killed_again_and_again_comes_to_its_end(
     unbroken: Unbroken, outcome_of: OutcomeOf, tmp_path: Path, seed: int
 ) -> None:
-    scenario, expected, _ = unbroken
+    scenario, expected, counted = unbroken
     draws = random.Random(seed)
     for _attempt in range(100):
         try:
-            with killing(Kill(draws.randint(1, 16), draws.choice([0.0, 0.5, 0.9999]))):
+            with killing(
+                Kill(draws.randint(1, counted.writes * 2 // 3), draws.choice([0.0, 0.5, 0.9999]))
+            ):
                 run(scenario, tmp_path, resume=True)
             break
         except Killed:
@@ -178,9 +184,9 @@ def test_a_resumed_run_does_not_train_again_what_is_committed(
         assert folder.last_round() == 1
     trained = []
 
-    def train(scenario: Scenario, number: int, server_round: int, received: Any) -> Any:
+    def train(scenario: Scenario, number: int, server_round: int, *rest: Any) -> Any:
         trained.append(server_round)
-        return train_locally(scenario, number, server_round, received)
+        return train_locally(scenario, number, server_round, *rest)
 
     monkeypatch.setattr(client, "train_locally", train)
     run(scenario, tmp_path, resume=True)
@@ -226,10 +232,10 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(
 ) -> None:
     out = tmp_path / "run"
 
-    def interrupt(scenario: Scenario, number: int, server_round: int, received: Any) -> Any:
+    def interrupt(scenario: Scenario, number: int, server_round: int, *rest: Any) -> Any:
         if server_round == 2:
             raise KeyboardInterrupt
-        return train_locally(scenario, number, server_round, received)
+        return train_locally(scenario, number, server_round, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(client, "train_locally", interrupt)
