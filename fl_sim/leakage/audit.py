@@ -8,6 +8,8 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
+import torch
+
 from attacks import GradientLeak, Status
 from fl_sim.leakage.attack_update import Answer, attack_update
 from fl_sim.leakage.findings import Finding, write_findings
@@ -15,7 +17,7 @@ from fl_sim.leakage.judge import Judge, Truth, pair_examples, score_mass
 from fl_sim.leakage.plan import AttackPlan
 from fl_sim.leakage.records import LeakageRecord
 from fl_sim.leakage.true_features import TrueFeatures
-from fl_sim.seeds import torch_generator
+from fl_sim.seeds import seed_for, seeded_layers, torch_generator
 
 logger = logging.getLogger(__name__)
 _PLAIN = {bool, int, float, str, type(None)}
@@ -34,6 +36,7 @@ def audit_leak(
 
     An attack that raises, or whose answer has another form than it must have, costs its own record,
     with the reason; nothing else. So does a judge that raises, and whatever goes wrong in scoring.
+    Layers of the leak's model that draw, in eval mode too, are seeded as well.
 
     Args:
         leak: what the server sees, with the plan's knowledge.
@@ -46,6 +49,23 @@ def audit_leak(
     Returns:
         One finding for each example, or a single one where the attack gives no rows.
     """
+    client, attack = str(place.client), str(place.attack)
+    layers = seed_for(seed, "audit layers", place.round, client, attack)
+    parameter = next(leak.model.parameters(), None)
+    device = torch.device("cpu") if parameter is None else parameter.device
+    with seeded_layers(layers, device):
+        generator = torch_generator(seed, "attack", place.round, client, attack)
+        return _audited(leak, plan, place, generator, judge, true_features)
+
+
+def _audited(
+    leak: GradientLeak,
+    plan: AttackPlan,
+    place: LeakageRecord,
+    generator: torch.Generator,
+    judge: Judge | None,
+    true_features: TrueFeatures | None,
+) -> list[Finding]:
     if place.client is None:
         judge = None
     truth, problem = None, None
@@ -54,13 +74,8 @@ def audit_leak(
             truth = None if judge is None else _truth(judge, place)
     except _Unscored as error:
         problem = str(error)
-    client, attack = str(place.client), str(place.attack)
-    answer = attack_update(
-        leak,
-        plan,
-        generator=torch_generator(seed, "attack", place.round, client, attack),
-        classes=None if truth is None else truth.labels.shape[1],
-    )
+    classes = None if truth is None else truth.labels.shape[1]
+    answer = attack_update(leak, plan, generator=generator, classes=classes)
     if problem is None or answer.is_empty:
         try:
             return _findings(leak, answer, place, judge, truth, true_features)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fl_sim.seeds import numpy_generator, seed_for, torch_generator
+from fl_sim.seeds import numpy_generator, seed_for, seeded_layers, torch_generator
 
 
 def test_a_path_gives_the_same_draws_again() -> None:
@@ -59,3 +59,26 @@ def test_only_integers_and_strings_name_a_path(part: object) -> None:
 
 def test_generators_are_on_the_cpu() -> None:
     assert torch_generator(0).device.type == "cpu"
+
+
+def test_layers_draw_by_the_seed_and_the_global_generator_stays() -> None:
+    before, device = torch.get_rng_state(), torch.device("cpu")
+    with seeded_layers(7, device):
+        first = torch.rand(3)
+    with pytest.raises(ZeroDivisionError), seeded_layers(7, device):
+        assert torch.equal(torch.rand(3), first)
+        raise ZeroDivisionError
+    assert torch.equal(first, torch.rand(3, generator=torch.Generator().manual_seed(7)))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.gpu
+def test_layers_draw_by_the_seed_on_a_gpu() -> None:
+    device = torch.device("cuda")
+    before = torch.cuda.get_rng_state()
+    draws = []
+    for _ in range(2):
+        with seeded_layers(7, device):
+            draws.append(torch.rand(3, device=device))
+    assert torch.equal(*draws)
+    assert torch.equal(torch.cuda.get_rng_state(), before)

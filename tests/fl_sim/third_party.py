@@ -46,6 +46,21 @@ def batch_norm(*, num_classes: int, mean: Any, std: Any, **_: Any) -> nn.Module:
     return nn.Sequential(Normalize(mean, std), *layers, nn.Linear(8, num_classes))
 
 
+class AlwaysDrops(nn.Module):
+    """Two linear layers with dropout between them, in eval mode too, and a drawn shift."""
+
+    def __init__(self, *, num_classes: int, **_: Any) -> None:
+        super().__init__()
+        self.body = nn.Linear(16, 32)
+        self.head = nn.Linear(32, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits (B, K)."""
+        hidden = nn.functional.dropout(self.body(images.flatten(1)).relu(), 0.5, training=True)
+        logits: Tensor = self.head(hidden + 0.1 * torch.bernoulli(torch.full_like(hidden, 0.5)))
+        return logits
+
+
 class Tempered(nn.Module):
     """A linear classifier with a learned scalar temperature, and a layer that isn't used."""
 

@@ -160,6 +160,28 @@ def test_dropout_is_reproducible_and_differs_between_rounds(tiny: Tiny, defense:
     assert float((weights("eval", 2) - weights("eval", 1)).abs().max()) < 1e-6
 
 
+@pytest.mark.parametrize("defense", ["", "third_party:Averages"], ids=["batch", "examples"])
+def test_layers_that_draw_in_eval_mode_are_seeded(tiny: Tiny, defense: str) -> None:
+    stages = [f'defense=[{{name="{defense}"}}]'] if defense else []
+    scenario = tiny("model.name=third_party:AlwaysDrops", "client.batch_size=20", *stages)
+    start = start_of(scenario)
+
+    def weights(server_round: int) -> Tensor:
+        return flat(train_locally(scenario, 0, server_round, start)[0])
+
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        first = weights(1)
+        assert torch.equal(torch.get_rng_state(), _state_after_seed(1))
+        torch.manual_seed(2)
+        assert torch.equal(weights(1), first)
+    assert float((weights(2) - first).abs().max()) > 1e-3
+
+
+def _state_after_seed(seed: int) -> Tensor:
+    return torch.Generator().manual_seed(seed).get_state()
+
+
 def test_eval_mode_drops_nothing(tiny: Tiny) -> None:
     scenario = tiny("model.name=third_party:dropout")
     start = start_of(scenario)

@@ -66,6 +66,22 @@ def test_the_same_seed_gives_the_same_bytes(
     assert len([name for name in first if name.startswith("images/")]) == 6
 
 
+def test_a_network_that_draws_in_eval_mode_gives_the_same_bytes(
+    tiny: Tiny, outcome_of: OutcomeOf, tmp_path: Path
+) -> None:
+    attacks = 'attack=[{label="soft-label", image="analytic"}, {label="label-mass"}]'
+    scenario = tiny("model.name=third_party:AlwaysDrops", attacks)
+    outcomes = []
+    for seed in (1, 2):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            run(scenario, tmp_path / str(seed))
+            state = torch.get_rng_state()
+            assert torch.equal(state, torch.Generator().manual_seed(seed).get_state())
+        outcomes.append(outcome_of(tmp_path / str(seed)))
+    assert outcomes[0] == outcomes[1]
+
+
 def test_another_seed_gives_other_bytes(
     tiny: Tiny, outcome_of: OutcomeOf, tmp_path: Path, first: Any
 ) -> None:
