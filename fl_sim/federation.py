@@ -20,7 +20,7 @@ from torch.nn.functional import one_hot
 from defenses import DEFENSES, Chain, ClientStep, Place
 from fl_sim.copies import copy_model
 from fl_sim.data import Dataset, build_dataset
-from fl_sim.data.partition import split
+from fl_sim.data.partition import ALPHA, CLASSES, split
 from fl_sim.errors import UserError
 from fl_sim.models import build_model
 from fl_sim.scenario import Scenario
@@ -127,8 +127,8 @@ def _federation(scenario: Scenario) -> Federation:
         dataset.labels.numpy(),
         scenario.data.clients,
         scheme=scenario.data.partition,
-        alpha=scenario.data.alpha,
-        classes=scenario.data.classes,
+        alpha=scenario.data.alpha or ALPHA,
+        classes=scenario.data.classes or CLASSES,
         generator=numpy_generator(scenario.seed, "partition"),
     )
     try:

@@ -229,8 +229,8 @@ def build_model(
         The network, in eval mode and float32, with its normalisation inside.
 
     Raises:
-        UserError: the name is unknown, an option is wrong, or the result isn't a module that maps
-            zeros of shape (2, C, H, W) to finite values of shape (2, K).
+        UserError: the name is unknown, an option is wrong, `bias` is set and isn't read, or the
+            result isn't a module that maps zeros of shape (2, C, H, W) to finite values of (2, K).
     """
     arguments = {
         "num_classes": num_classes,
@@ -246,6 +246,10 @@ def build_model(
         torch.default_generator.manual_seed(seed_for(seed, "model"))
         try:
             taken = _taken(name, arguments) if ":" in name else arguments
+            if bias and "bias" not in taken:
+                raise UserError(
+                    f"model.bias: must be false, since {name} has no such parameter, found true"
+                )
             model = fl_sim.MODELS.build(name, **taken, **options)
         except ValueError as error:
             raise UserError(str(error)) from error

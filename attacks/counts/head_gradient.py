@@ -19,6 +19,8 @@ from attacks.victim.network import Network, parameter_name
 from attacks.victim.require import require_values
 
 LAST = "the last layer"
+DUMMIES = 64
+"""Random images in place of auxiliary ones; their mean features settle sooner."""
 
 
 @dataclass(frozen=True, eq=False)

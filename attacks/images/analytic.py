@@ -104,6 +104,8 @@ class AnalyticInversion(ImageAttack):
         first = network.executed[0]
         inverse = PixelMap.of(network, first)
         batch = leak.batch_size or labels.batch_size or 1
+        if batch > 1 and self.route == "shortcut":
+            raise NotApplicable(f"the shortcut is for one example, found {batch}")
         if batch == 1 and self._takes_shortcut(network, first, inverse):
             found = _shortcut(leak, network, first, inverse, labels)
         else:

@@ -32,7 +32,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attacks.counts.head_gradient import Auxiliary, HeadGradient, as_auxiliary
+from attacks.counts.head_gradient import DUMMIES, Auxiliary, HeadGradient, as_auxiliary
 from attacks.counts.prototypes import Prior, prototypes
 from attacks.numerics.softmax import softmax
 from attacks.types import GradientLeak, LabelAttack, LabelRecovery
@@ -66,16 +66,21 @@ class LabelMass(LabelAttack):
         dummies: random images in place of auxiliary ones, at least 2.
 
     Raises:
-        ValueError: dummies is below 2, or the file can't be read.
+        ValueError: dummies is below 2 or stands beside auxiliary images, or the file can't be read.
     """
 
     auxiliary: Auxiliary | None = None
-    dummies: int = 64
+    dummies: int = DUMMIES
 
     def __post_init__(self) -> None:
         if self.dummies < 2:
             raise ValueError(f"dummies must be at least 2, found {self.dummies}")
         object.__setattr__(self, "auxiliary", as_auxiliary(self.auxiliary))
+        if self.auxiliary is not None and self.dummies != DUMMIES:
+            raise ValueError(
+                "dummies must be left out where auxiliary images take their place, "
+                f"found {self.dummies}"
+            )
 
     def recover(self, leak: GradientLeak, generator: torch.Generator) -> LabelRecovery:
         """Probe the network along the path, and fit the mass."""

@@ -15,12 +15,9 @@ from typing import Literal
 import numpy as np
 import torch
 
-from attacks.counts.head_gradient import Auxiliary, HeadGradient, as_auxiliary
+from attacks.counts.head_gradient import DUMMIES, Auxiliary, HeadGradient, as_auxiliary
 from attacks.types import GradientLeak, LabelAttack, LabelRecovery
 from attacks.victim.gradients import Array
-
-DUMMIES = 64
-"""Random images behind LLG*; their mean features settle sooner."""
 
 
 @dataclass(frozen=True)

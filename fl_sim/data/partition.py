@@ -11,6 +11,10 @@ from fl_sim.errors import UserError
 
 Indices = NDArray[np.int64]
 DRAWS = 10
+ALPHA = 0.5
+"""Of `dirichlet`, where a scenario doesn't say."""
+CLASSES = 2
+"""Of `pathological`, likewise."""
 
 
 def split(

@@ -28,6 +28,7 @@ from fl_sim.privacy import epsilon
 from fl_sim.replay_judge import ReplayJudge
 from fl_sim.run_folder import RunFolder
 from fl_sim.scenario import Attack, Scenario
+from fl_sim.scenario.sections import Privacy
 from fl_sim.scenario.source import configured_scenario
 from fl_sim.seeds import seed_for, seeded_layers
 from fl_sim.threads import one_thread
@@ -56,6 +57,7 @@ class Server:
         self.federation = Federation.of(scenario)
         self.federation.build_model()  # raises now what is wrong with it
         resolve_device(scenario.device)  # likewise
+        self._require_delta_read()
         self.plans = [_plan(attack, self.federation.defenses) for attack in scenario.attack]
         self.strategy = build_strategy(scenario.server.strategy, scenario.server.options)
 
@@ -143,17 +145,28 @@ class Server:
 
     def _epsilon(self, server_round: int) -> float | None:
         """Return the ε of the client that took part most often; None without a guarantee."""
-        multipliers = [
-            float(stage.parameters["noise_multiplier"])
-            for stage in self.scenario.defense
-            if stage.name == "dp-noise"
-        ]
+        multipliers = self._noise_multipliers()
         if not multipliers:
             return None
         taken = np.zeros(self.scenario.data.clients, dtype=int)
         for past in range(1, server_round + 1):
             taken[self.federation.sampled_clients(past)] += 1
         return epsilon(max(multipliers), int(taken.max()), delta=self.scenario.privacy.delta)
+
+    def _noise_multipliers(self) -> list[float]:
+        return [
+            float(stage.parameters["noise_multiplier"])
+            for stage in self.scenario.defense
+            if stage.name == "dp-noise"
+        ]
+
+    def _require_delta_read(self) -> None:
+        delta = self.scenario.privacy.delta
+        if delta != Privacy().delta and not self._noise_multipliers():
+            raise UserError(
+                "privacy: delta belongs to a defense that guarantees an ε, "
+                f"found {delta:g} without one"
+            )
 
     def _defenses(self) -> str:
         return "+".join(stage.name for stage in self.scenario.defense) or "none"

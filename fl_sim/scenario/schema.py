@@ -21,6 +21,7 @@ from fl_sim.scenario.sections import (
     Client,
     Data,
     DefenseStage,
+    Every,
     Model,
     Positive,
     Privacy,
@@ -69,6 +70,17 @@ class Scenario(Section):
                 raise ValueError(
                     f"attack.{index}.clients: must be at most {last}, found {beyond[0]}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _attacked_rounds_exist(self) -> Scenario:
+        for index, attack in enumerate(self.attack):
+            key, named = f"attack.{index}.rounds", attack.rounds
+            if isinstance(named, Every):
+                key, named = f"{key}.every", [named.every]
+            beyond = [] if named == "all" else [n for n in named if n > self.rounds]
+            if beyond:
+                raise ValueError(f"{key}: must be at most {self.rounds}, found {beyond[0]}")
         return self
 
     @classmethod

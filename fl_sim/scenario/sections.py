@@ -56,8 +56,10 @@ class Data(Section):
     name: str = "mnist-5k"
     clients: Positive = 10
     partition: Literal["iid", "dirichlet", "pathological"] = "iid"
-    alpha: Annotated[float, Field(gt=0)] = 0.5
-    classes: Positive = 2
+    alpha: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="a number above 0"
+    )
+    classes: Positive | None = Field(default=None, description="a whole number of at least 1")
     test_examples: Positive | None = Field(default=None, description="a whole number of at least 1")
     options: Options = {}
 
@@ -65,6 +67,17 @@ class Data(Section):
     @classmethod
     def _known(cls, name: str) -> str:
         return _registered(name, DATASETS)
+
+    @model_validator(mode="after")
+    def _partition_reads(self) -> Data:
+        for key, partition in (("alpha", "dirichlet"), ("classes", "pathological")):
+            found = getattr(self, key)
+            if found is not None and self.partition != partition:
+                raise ValueError(
+                    f"{key} belongs to partition {partition!r}, found {found} with partition "
+                    f"{self.partition!r}"
+                )
+        return self
 
 
 class Model(Section):
@@ -178,6 +191,14 @@ class Attack(Section):
     @classmethod
     def _known_image(cls, name: str | None) -> str | None:
         return None if name is None else _registered(name, IMAGE_ATTACKS)
+
+    @model_validator(mode="after")
+    def _options_are_read(self) -> Attack:
+        if self.image is None and self.image_options:
+            raise ValueError(
+                f"image_options belong to an image attack, found {self.image_options} without one"
+            )
+        return self
 
     def covers(self, server_round: int, client: int) -> bool:
         """Say whether this attack runs on a client in a round."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from attacks.registry import nearest
 from fl_sim.errors import UserError
+from fl_sim.scenario.changes import parse_change
 
 if TYPE_CHECKING:  # what lists the shipped ones needn't load the validation
     from fl_sim.scenario import Scenario
@@ -46,8 +47,8 @@ def configured_scenario(run_config: Mapping[str, Any]) -> Scenario:
     """Return the scenario of a Flower run.
 
     Args:
-        run_config: "scenario" is a resolved scenario as JSON, a shipped scenario's name or a TOML
-            file's path; "set" holds changes as in `--set`, with ";" between them.
+        run_config: "scenario" is a scenario as JSON, a shipped scenario's name or a TOML file's
+            path; "set" holds changes as in `--set`, with ";" between them.
 
     Raises:
         UserError: the scenario can't be found, or isn't valid.
@@ -55,16 +56,16 @@ def configured_scenario(run_config: Mapping[str, Any]) -> Scenario:
     from fl_sim.scenario import Scenario
 
     source = str(run_config["scenario"])
+    changes = [part for part in str(run_config.get("set", "")).split(";") if part.strip()]
     if source.startswith("{"):
-        return _resolved(source)
-    changes = str(run_config.get("set", "")).split(";")
+        return _from_json(source, tuple(changes))
     with scenario_file(source) as path:
-        return Scenario.load(path, [change for change in changes if change.strip()])
+        return Scenario.load(path, changes)
 
 
 @lru_cache(maxsize=4)
-def _resolved(text: str) -> Scenario:
-    """Validate a resolved scenario once, not for every message of a run."""
+def _from_json(text: str, changes: tuple[str, ...]) -> Scenario:
+    """Validate a scenario once, not for every message of a run."""
     from fl_sim.scenario import Scenario
 
-    return Scenario.parse(json.loads(text))
+    return Scenario.parse(json.loads(text)).with_changes(dict(map(parse_change, changes)))

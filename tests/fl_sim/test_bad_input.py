@@ -91,6 +91,31 @@ MISTAKES = [
     ("attack.0.image_options.colour=1", "unknown option 'colour'"),
     ("server.options.colour=1", "strategy 'fedavg': unknown option 'colour'; known: "),
     ("server.options.fraction_train=0.5", "strategy 'fedavg': unknown option 'fraction_train'"),
+    # What nothing would read
+    ("data.alpha=0.3",
+     "data: alpha belongs to partition 'dirichlet', found 0.3 with partition 'iid'"),
+    ("data.partition=dirichlet\ndata.classes=2",
+     "data: classes belongs to partition 'pathological', found 2 with partition 'dirichlet'"),
+    ("client.optimizer=adam\nclient.momentum=0.9",
+     "client: momentum is SGD's, found 0.9 with optimizer 'adam'"),
+    ('attack=[{label="idlg", image_options={tolerance=1}}]',
+     "attack.0: image_options belong to an image attack, found {'tolerance': 1} without one"),
+    ("attack.0.rounds=[1, 4]", "attack.0.rounds: must be at most 3, found 4"),
+    ("attack.0.rounds={every=4}", "attack.0.rounds.every: must be at most 3, found 4"),
+    ("privacy.delta=1e-6",
+     "privacy: delta belongs to a defense that guarantees an ε, found 1e-06 without one"),
+    ("model.name=third_party:own",
+     "model.bias: must be false, since third_party:own has no such parameter, found true"),
+    ("server.strategy=fedadam\nserver.options.eta_l=0.1", "server.options.eta_l: must be left out "
+     "with strategy 'fedadam', since clients train with client.lr, found 0.1"),
+    ("server.options.arrayrecord_key=weights", "server.options.arrayrecord_key: must be left out "
+     "with strategy 'fedavg', since clients expect 'arrays', found 'weights'"),
+    ("server.options.evaluate_metrics_aggr_fn=mean",
+     "server.options.evaluate_metrics_aggr_fn: must be left out with strategy 'fedavg', since "
+     "clients evaluate nothing, found 'mean'"),
+    ("server.strategy=krum\nserver.options.weighted_by_key=train-loss",
+     "server.options.weighted_by_key: must be left out with strategy 'krum', since Krum keeps a "
+     "single reply, found 'train-loss'"),
 ]  # fmt: skip
 
 

@@ -17,6 +17,15 @@ BUILT_IN = {
     "krum": "flwr.serverapp.strategy:Krum",
 }
 
+_LEFT_OUT = {
+    "arrayrecord_key": "since clients expect 'arrays'",
+    "configrecord_key": "since clients expect 'config'",
+    "train_metrics_aggr_fn": "since it would have to be a function",
+    "evaluate_metrics_aggr_fn": "since clients evaluate nothing",
+    "eta_l": "since clients train with client.lr",
+}
+"""What Flower's strategies accept, and neither they nor our clients read."""
+
 
 def build_strategy(name: str, options: Mapping[str, Any]) -> Strategy:
     """Build a strategy that takes every client it is offered.
@@ -48,6 +57,8 @@ def build_strategy(name: str, options: Mapping[str, Any]) -> Strategy:
             raise UserError(
                 f"strategy {name!r}: unknown option {option!r}; known: {', '.join(free)}"
             )
+    if getattr(factory, "__module__", "").startswith("flwr."):
+        _require_read(name, options)
     fixed = {key: value for key, value in offered.items() if key in known}
     try:
         strategy = factory(**fixed, **options)
@@ -56,3 +67,16 @@ def build_strategy(name: str, options: Mapping[str, Any]) -> Strategy:
     if not isinstance(strategy, Strategy):
         raise UserError(f"strategy {name!r} must build a Flower Strategy, found {type(strategy)}")
     return strategy
+
+
+def _require_read(name: str, options: Mapping[str, Any]) -> None:
+    """Raise for an option of a strategy of Flower's that would make no difference."""
+    left_out = dict(_LEFT_OUT)
+    if name == "krum":
+        left_out["weighted_by_key"] = "since Krum keeps a single reply"
+    for option, value in options.items():
+        if option in left_out:
+            raise UserError(
+                f"server.options.{option}: must be left out with strategy {name!r}, "
+                f"{left_out[option]}, found {value!r}"
+            )

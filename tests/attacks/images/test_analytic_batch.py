@@ -381,3 +381,11 @@ def test_without_biases_a_smooth_network_needs_the_scales_bar(
     found = invert(victim, dataclasses.replace(labels, feature_bar=bar))
     assert found.status is Status.RECOVERED, found.reason
     assert psnr_db(found.images, victim.image).min() > 60
+
+
+def test_the_shortcut_is_for_one_example(make_victim: Build, make_label: Build) -> None:
+    victim = make_victim(network(bias=True), batch_of(4, make_label), sent_as="float32")
+    attack = AnalyticInversion(route="shortcut")
+    found = attack(victim.leak, recovery_of(victim), generator=torch.Generator())
+    assert found.status is Status.NOT_APPLICABLE
+    assert found.reason == "the shortcut is for one example, found 4"

@@ -230,6 +230,10 @@ def test_auxiliary_images_are_read_from_a_file(tmp_path: Path, known: Auxiliary)
         (lambda: LLG("llg++"), "variant must be"),  # type: ignore[arg-type]
         (lambda: LLG("llg+"), "needs them"),
         (lambda: LabelMass(dummies=1), "dummies must be at least 2"),
+        (
+            lambda: LabelMass(Auxiliary(torch.zeros(1, 1, 4, 4), torch.arange(1)), dummies=8),
+            "dummies must be left out where auxiliary images take their place, found 8",
+        ),
         (lambda: LABEL_ATTACKS.build("label-mass", auxiliary="none.npz"), "must name an .npz"),
         (lambda: Auxiliary(torch.zeros(2, 4, 4), torch.arange(2)), "shapes"),
         (lambda: Auxiliary(torch.zeros(0, 1, 4, 4), torch.arange(0)), "at least one image"),

@@ -46,7 +46,7 @@ def write(folder: Path, text: str) -> Path:
 @pytest.mark.parametrize(
     ("override", "key", "value"),
     [
-        ("rounds=3", ("rounds",), 3),
+        ("rounds=8", ("rounds",), 8),
         ("client.lr = 0.5", ("client", "lr"), 0.5),
         ("client.nesterov=false", ("client", "nesterov"), False),
         ("server.strategy=fedadam", ("server", "strategy"), "fedadam"),

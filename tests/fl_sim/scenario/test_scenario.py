@@ -234,7 +234,7 @@ def test_json_round_trips(tmp_path: Path) -> None:
 
 def test_the_digest_covers_what_determines_the_records(tmp_path: Path) -> None:
     path = write(tmp_path, DESIGN)
-    overrides = ["seed=8", "rounds=9", "device=auto", "data.alpha=0.6", "model.bias=true"]
+    overrides = ["seed=8", "rounds=9", "device=auto", "data.clients=9", "model.bias=true"]
     overrides += ["client.lr=2", "server.options.x=1", "defense.1.alpha=2", "attack=[]"]
     digests = [Scenario.load(path, [override]).digest() for override in ("seed=7", *overrides)]
     assert len(set(digests)) == 10
@@ -262,6 +262,16 @@ def test_validation_without_defenses_needs_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    "data", [{"partition": "dirichlet", "alpha": 2.0}, {"partition": "pathological", "classes": 1}]
+)
+def test_a_partition_reads_its_own_option(data: dict[str, Any]) -> None:
+    scenario = Scenario.parse({"data": data})
+    assert Scenario.parse(scenario.model_dump(mode="json")) == scenario
+    assert Scenario.parse({"data": {"partition": data["partition"]}}).digest() != scenario.digest()
+    assert Scenario.parse({}).with_changes({"data.partition": data["partition"]})
 
 
 def test_an_attack_on_a_client_that_is_not_there_is_an_error() -> None:
