@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEVELOP := $(VENV)/.installed-dev
+# Two processes, each a file at a time.
+TWICE := -n 2 --dist loadfile
 
 export FLWR_TELEMETRY_ENABLED ?= 0
 export FLWR_DISABLE_UPDATE_CHECK ?= 1
@@ -18,10 +20,10 @@ demo: $(INSTALLED) ## Run the label-smoothing scenario and write its report
 	$(BIN)/fl-sim run label-smoothing
 
 test: lint ## Check format, lint and types, and run the tests that take seconds
-	$(BIN)/pytest
+	$(BIN)/pytest $(TWICE)
 
 test-all: lint ## The same, with the tests that take minutes
-	$(BIN)/pytest -m "not gpu"
+	$(BIN)/pytest $(TWICE) -m "not gpu"
 
 test test-all: export OMP_NUM_THREADS = 1
 
