@@ -9,6 +9,7 @@ from attacks.registry import Entry, Registry
 
 if TYPE_CHECKING:
     from defenses.base import Chain, ClientStep, Defense, Place, WithState
+    from defenses.privacy import LocalPlan, Privacy, Unit
 
 DEFENSES = Registry(
     "defense",
@@ -24,10 +25,30 @@ DEFENSES = Registry(
     group="fl_sim.defenses",
 )
 
-__all__ = ["DEFENSES", "Chain", "ClientStep", "Defense", "Place", "WithState"]
+_NAMES = {
+    "Chain": "defenses.base",
+    "ClientStep": "defenses.base",
+    "Defense": "defenses.base",
+    "LocalPlan": "defenses.privacy",
+    "Place": "defenses.base",
+    "Privacy": "defenses.privacy",
+    "Unit": "defenses.privacy",
+    "WithState": "defenses.base",
+}
+__all__ = [
+    "DEFENSES",
+    "Chain",
+    "ClientStep",
+    "Defense",
+    "LocalPlan",
+    "Place",
+    "Privacy",
+    "Unit",
+    "WithState",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        return getattr(importlib.import_module("defenses.base"), name)
+    if name in _NAMES:
+        return getattr(importlib.import_module(_NAMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

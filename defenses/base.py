@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.facts import Fact
+from defenses.privacy import LocalPlan, Privacy
 
 Gradients = Mapping[str, Tensor]
 State = Mapping[str, Tensor]
@@ -135,6 +136,10 @@ class Defense:
     def facts(self) -> tuple[Fact, ...]:
         """Return what an aware attacker knows, one fact as a rule: the parameters, never a draw."""
         return ()
+
+    def privacy(self, plan: LocalPlan) -> Privacy | None:
+        """Return the differential privacy of what leaves a client in a round; None claims none."""
+        return None
 
 
 GeneratorFor = Callable[[int, str], torch.Generator]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from attacks.facts import Fact, GaussianMechanism
 from defenses.base import Defense, Gradients, Place, is_number
+from defenses.privacy import LocalPlan, Privacy
 
 
 def clip(update: Gradients, clipping_norm: float) -> dict[str, Tensor]:
@@ -75,3 +76,9 @@ class DPNoise(Defense):
         """Tell the norm and the noise's standard deviation."""
         std = self.noise_multiplier * self.clipping_norm
         return (GaussianMechanism(self.clipping_norm, std),)
+
+    def privacy(self, plan: LocalPlan) -> Privacy:
+        """Return that any two updates of norm at most C differ by at most 2C."""
+        return Privacy(
+            sensitivity=2 * self.clipping_norm, noise=self.noise_multiplier * self.clipping_norm
+        )

@@ -6,7 +6,6 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid, ServerApp
@@ -24,7 +23,7 @@ from fl_sim.flower.strategy import LeakageAudit, ReplyGuard, build_strategy
 from fl_sim.flower.strategy.state import pack_state, restore_state
 from fl_sim.flower.wire import LocalTraining, load_tensors, wire_tensors
 from fl_sim.leakage.plan import AttackPlan
-from fl_sim.privacy import epsilon
+from fl_sim.privacy.spending import PrivacySpending
 from fl_sim.replay_judge import ReplayJudge
 from fl_sim.run_folder import RunFolder
 from fl_sim.scenario import Attack, Scenario
@@ -57,6 +56,7 @@ class Server:
         self.federation = Federation.of(scenario)
         self.federation.build_model()  # raises now what is wrong with it
         resolve_device(scenario.device)  # likewise
+        self.privacy = PrivacySpending.of(self.federation)  # likewise
         self._require_delta_read()
         self.plans = [_plan(attack, self.federation.defenses) for attack in scenario.attack]
         self.strategy = build_strategy(scenario.server.strategy, scenario.server.options)
@@ -123,7 +123,7 @@ class Server:
         seed = seed_for(self.scenario.seed, "evaluation", server_round)
         with seeded_layers(seed, resolve_device(self.scenario.device)):
             accuracy, loss = self._evaluate(arrays)
-        return Measured(accuracy, loss, self._epsilon(server_round), replies)
+        return Measured(accuracy, loss, self.privacy.epsilon(server_round), replies)
 
     def _evaluate(self, arrays: ArrayRecord) -> tuple[float, float]:
         """Return accuracy and mean loss on the server's test images."""
@@ -143,26 +143,9 @@ class Server:
                 total += float(cross_entropy(logits, labels, reduction="sum"))
         return hits / count, total / count
 
-    def _epsilon(self, server_round: int) -> float | None:
-        """Return the ε of the client that took part most often; None without a guarantee."""
-        multipliers = self._noise_multipliers()
-        if not multipliers:
-            return None
-        taken = np.zeros(self.scenario.data.clients, dtype=int)
-        for past in range(1, server_round + 1):
-            taken[self.federation.sampled_clients(past)] += 1
-        return epsilon(max(multipliers), int(taken.max()), delta=self.scenario.privacy.delta)
-
-    def _noise_multipliers(self) -> list[float]:
-        return [
-            float(stage.parameters["noise_multiplier"])
-            for stage in self.scenario.defense
-            if stage.name == "dp-noise"
-        ]
-
     def _require_delta_read(self) -> None:
         delta = self.scenario.privacy.delta
-        if delta != Privacy().delta and not self._noise_multipliers():
+        if delta != Privacy().delta and not any(self.privacy.claims):
             raise UserError(
                 "privacy: delta belongs to a defense that guarantees an ε, "
                 f"found {delta:g} without one"
