@@ -7,7 +7,7 @@ import math
 from fl_sim.privacy.gaussian import gaussian_epsilon
 
 LEAST_NOISE = 0.02
-"""σ/Δ below which the rate is left out of account: ε is in the thousands either way."""
+"""σ/Δ below which the rate is left out of account: ε is beyond any use either way."""
 _OF_STEP = 1 / 8
 """Mesh over the deviation of one release's privacy loss: adds up to 0.4 % to its mean."""
 _OF_EPSILON = 1 / 64

@@ -12,9 +12,10 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.functional import cross_entropy
 
 from attacks.facts import Fact, Told
-from defenses import DEFENSES, ClientStep, Defense, Place, WithState
+from defenses import DEFENSES, ClientStep, Defense, LocalPlan, Place, WithState
 from defenses.base import NOTHING, Gradients, State
 from fl_sim.client_state import pack, unpack
+from fl_sim.privacy.claims import claims_of
 from fl_sim.testing.cases import CLASSES, SHAPE, batch, network
 from fl_sim.testing.leaks import gradients_of
 from fl_sim.testing.rules import (
@@ -61,6 +62,7 @@ def check_defense(defense: str | type | Defense | Callable[..., Any], **options:
     )
     exam = _Exam(subject, built)
     before = exam.facts()
+    exam.privacy()
     exam.on_batch()
     exam.on_gradient()
     exam.on_update()
@@ -91,6 +93,15 @@ class _Exam:
                 self.subject.title, Rule.WELL_FORMED, f"{message}: {first_line(error)}"
             ) from error
         return facts
+
+    def privacy(self) -> None:
+        """Check that what it claims of differential privacy is a claim."""
+        plan = LocalPlan(local_steps=2, batch_size=ROWS * self.defense.draws, share_size=100)
+        try:
+            claims_of([(type(self.defense).__name__, self.defense)], plan)
+        except Exception as error:  # as above
+            message = f"privacy() must give a claim or None: {first_line(error)}"
+            raise ConformanceError(self.subject.title, Rule.WELL_FORMED, message) from error
 
     def on_batch(self) -> None:
         """Check images, labels, and that no model is read."""

@@ -116,6 +116,14 @@ MISTAKES = [
     ("server.strategy=krum\nserver.options.weighted_by_key=train-loss",
      "server.options.weighted_by_key: must be left out with strategy 'krum', since Krum keeps a "
      "single reply, found 'train-loss'"),
+    # Claims of privacy
+    ('defense=[{name="third_party:NoisySteps", noise=-1.0}]',
+     "defense 'third_party:NoisySteps': its privacy claim's noise must be a finite number of at"),
+    ('defense=[{name="third_party:NoisySteps", noise=1.0, unit="batch"}]',
+     "unit must be 'update' or 'example', found 'batch'"),
+    ('defense=[{name="third_party:NoisySteps", noise=1.0}, '
+     '{name="dp-noise", clipping_norm=1.0, noise_multiplier=1.0}]',
+     "must have one unit, found 'example' of defense.0 (third_party:NoisySteps) and 'update' of"),
 ]  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from attacks import GradientLeak, ImageAttack, LabelAttack, LabelRecovery, Reconstruction, Status
 from attacks.types import NotApplicable
 from attacks.victim.require import require_one_example
-from defenses import ClientStep, Defense, Place, WithState
+from defenses import ClientStep, Defense, LocalPlan, Place, Privacy, WithState
 from defenses.base import Gradients
 from fl_sim.data import Dataset
 from fl_sim.models import Normalize
@@ -235,6 +235,20 @@ class Spoils(Defense):
     def on_update(self, update: Gradients, place: Place, generator: torch.Generator) -> Gradients:
         """Return what no server can use."""
         return {name: torch.full_like(part, torch.nan) for name, part in update.items()}
+
+
+@dataclass(frozen=True)
+class NoisySteps(Defense):
+    """Claims what noise on each step's clipped gradients would guarantee."""
+
+    noise: float
+    unit: str = "example"
+
+    def privacy(self, plan: LocalPlan) -> Privacy:
+        """Claim that each example is drawn at a rate, in every step."""
+        rate = plan.batch_size / plan.share_size
+        unit = cast(Any, self.unit)
+        return Privacy(1.0, self.noise, sampling=rate, unit=unit, releases=plan.local_steps)
 
 
 def own(num_classes: int) -> nn.Module:

@@ -77,6 +77,11 @@ def add_up(update: dict[str, Tensor], place: Place) -> dict[str, Tensor]:
 
 BROKEN_DEFENSES: dict[str, tuple[Any, str, str]] = {
     "no hook": (defense(on_batches=lambda *_: None), "effective", "overrides none of on_model"),
+    "no claim": (
+        defense(on_update=lambda self, u, g: u, privacy=lambda self, plan: 1.0),
+        WELL,
+        "privacy() must give a claim or None",
+    ),
     "no defense": (LABEL_ATTACKS.build("idlg"), WELL, "isn't a Defense"),
     "images in place": (on_batch(brighten), "pure", "in on_batch it changed the images"),
     "label off the simplex": (
