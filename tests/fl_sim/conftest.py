@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from fl_sim.cli import main  # here, since rich draws from `random` when it is imported
 from fl_sim.scenario import Scenario
 
 HERE = Path(__file__).parent
@@ -55,7 +56,6 @@ def fl_sim(
     tiny_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Iterator[FlSim]:
     """Return a function that runs the command line in this process."""
-    from fl_sim.cli import main
 
     def command(*arguments: str | Path) -> Ended:
         capsys.readouterr()
