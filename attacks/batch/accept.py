@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from attacks.batch.explain import MOST_BAR, ROUNDINGS, Explanation, LabelTests, explain
+from attacks.batch.explain import MOST_BAR, ROUNDINGS, Explanation, explain
+from attacks.batch.label_tests import LabelTests
 from attacks.batch.sharpen import Ray
 from attacks.batch.subspace import Subspace
 from attacks.facts import Told
