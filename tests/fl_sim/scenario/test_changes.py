@@ -11,37 +11,6 @@ from fl_sim.errors import UserError
 from fl_sim.scenario import Scenario
 from fl_sim.scenario.sections import Every
 
-DESIGN = """
-seed = 7
-rounds = 10
-device = "cpu"
-[data]
-name = "mnist-5k"
-clients = 10
-[client]
-lr = 1
-[[defense]]
-name = "label-smoothing"
-smoothing = [0, 0.5]
-[[defense]]
-name = "mixup"
-[[attack]]
-label = "soft-label"
-image = "analytic"
-attacker = "aware"
-rounds = { every = 5 }
-clients = [0, 3]
-[[attack]]
-label = "idlg"
-rounds = [1, 2]
-"""
-
-
-def write(folder: Path, text: str) -> Path:
-    path = folder / "quick.toml"
-    path.write_text(text, encoding="utf-8")
-    return path
-
 
 @pytest.mark.parametrize(
     ("override", "key", "value"),
@@ -59,10 +28,8 @@ def write(folder: Path, text: str) -> Path:
         ("name=", ("name",), ""),
     ],
 )
-def test_overrides(
-    tmp_path: Path, override: str, key: tuple[str | int, ...], value: object
-) -> None:
-    found: Any = Scenario.load(write(tmp_path, DESIGN), [override]).model_dump()
+def test_overrides(design: Path, override: str, key: tuple[str | int, ...], value: object) -> None:
+    found: Any = Scenario.load(design, [override]).model_dump()
     for part in key:
         found = found[part]
     assert found == value
@@ -91,14 +58,14 @@ def test_overrides(
         ("rounds=1\nseed=2", "rounds: must be a whole number, found '1\\nseed=2'"),
     ],
 )
-def test_a_wrong_override_is_one_sentence(tmp_path: Path, override: str, sentence: str) -> None:
+def test_a_wrong_override_is_one_sentence(design: Path, override: str, sentence: str) -> None:
     with pytest.raises(UserError) as caught:
-        Scenario.load(write(tmp_path, DESIGN), [override])
+        Scenario.load(design, [override])
     assert str(caught.value).startswith(sentence)
 
 
-def test_changes_are_typed_and_leave_the_scenario_as_it_was(tmp_path: Path) -> None:
-    scenario = Scenario.load(write(tmp_path, DESIGN))
+def test_changes_are_typed_and_leave_the_scenario_as_it_was(design: Path) -> None:
+    scenario = Scenario.load(design)
     before = scenario.to_json()
     options = {"tolerance": [1e-3]}
     changes = {
@@ -119,7 +86,7 @@ def test_changes_are_typed_and_leave_the_scenario_as_it_was(tmp_path: Path) -> N
     assert scenario.with_changes({}) == scenario
     texts = ["client.lr=0.05", "defense.0.smoothing=0.2", "attack.1.rounds={every=3}", "seed=5"]
     texts += ["attack.1.label_options={tolerance=[1e-3]}", "attack.1.label_options.more=1"]
-    assert Scenario.load(write(tmp_path, DESIGN), texts) == other
+    assert Scenario.load(design, texts) == other
 
 
 @pytest.mark.parametrize(
@@ -134,13 +101,15 @@ def test_changes_are_typed_and_leave_the_scenario_as_it_was(tmp_path: Path) -> N
     ],
 )
 def test_a_wrong_change_is_one_sentence(
-    tmp_path: Path, path: str, value: object, sentence: str
+    design: Path, path: str, value: object, sentence: str
 ) -> None:
     with pytest.raises(UserError) as caught:
-        Scenario.load(write(tmp_path, DESIGN)).with_changes({path: value})
+        Scenario.load(design).with_changes({path: value})
     assert str(caught.value).startswith(sentence)
 
 
 def test_an_override_of_a_defense_that_is_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "quick.toml"
+    path.write_text("rounds = 1", encoding="utf-8")
     with pytest.raises(UserError, match=r"'0' must be the number of an entry of defense, .* has 0"):
-        Scenario.load(write(tmp_path, "rounds = 1"), ["defense.0.name=mixup"])
+        Scenario.load(path, ["defense.0.name=mixup"])

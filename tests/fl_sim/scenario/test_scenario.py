@@ -15,37 +15,6 @@ from fl_sim.errors import UserError
 from fl_sim.scenario import Attack, Scenario
 from fl_sim.scenario.sections import Data, Every
 
-DESIGN = """
-seed = 7
-rounds = 10
-device = "cpu"
-[data]
-name = "mnist-5k"
-clients = 10
-[client]
-lr = 1
-[[defense]]
-name = "label-smoothing"
-smoothing = [0, 0.5]
-[[defense]]
-name = "mixup"
-[[attack]]
-label = "soft-label"
-image = "analytic"
-attacker = "aware"
-rounds = { every = 5 }
-clients = [0, 3]
-[[attack]]
-label = "idlg"
-rounds = [1, 2]
-"""
-
-
-def write(folder: Path, text: str) -> Path:
-    path = folder / "quick.toml"
-    path.write_text(text, encoding="utf-8")
-    return path
-
 
 def mistake(values: dict[str, Any]) -> str:
     with pytest.raises(UserError) as caught:
@@ -53,8 +22,8 @@ def mistake(values: dict[str, Any]) -> str:
     return str(caught.value)
 
 
-def test_reads_a_file(tmp_path: Path) -> None:
-    scenario = Scenario.load(write(tmp_path, DESIGN), ["data.clients=4"], seed=3)
+def test_reads_a_file(design: Path) -> None:
+    scenario = Scenario.load(design, ["data.clients=4"], seed=3)
     assert (scenario.name, scenario.seed, scenario.rounds) == ("quick", 3, 10)
     assert (scenario.data, scenario.client.lr) == (Data(clients=4), 1.0)
     assert [(stage.name, stage.parameters) for stage in scenario.defense] == [
@@ -224,24 +193,23 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, content: bytes | None, sente
     assert str(caught.value).startswith(f"scenario {path} {sentence}")
 
 
-def test_json_round_trips(tmp_path: Path) -> None:
-    scenario = Scenario.load(write(tmp_path, DESIGN))
+def test_json_round_trips(design: Path) -> None:
+    scenario = Scenario.load(design)
     again = Scenario.parse(scenario.model_dump(mode="json"))
     assert again == scenario
     assert again.to_json() == scenario.to_json()
     assert {scenario: "cached"}[again] == "cached"
 
 
-def test_the_digest_covers_what_determines_the_records(tmp_path: Path) -> None:
-    path = write(tmp_path, DESIGN)
+def test_the_digest_covers_what_determines_the_records(design: Path) -> None:
     overrides = ["seed=8", "rounds=9", "device=auto", "data.clients=9", "model.bias=true"]
     overrides += ["client.lr=2", "server.options.x=1", "defense.1.alpha=2", "attack=[]"]
-    digests = [Scenario.load(path, [override]).digest() for override in ("seed=7", *overrides)]
+    digests = [Scenario.load(design, [override]).digest() for override in ("seed=7", *overrides)]
     assert len(set(digests)) == 10
 
 
-def test_the_digest_leaves_out_the_rest(tmp_path: Path) -> None:
-    scenario = Scenario.load(write(tmp_path, DESIGN))
+def test_the_digest_leaves_out_the_rest(design: Path) -> None:
+    scenario = Scenario.load(design)
     other = scenario.model_copy(update={"name": "other", "images": 0, "engine": "ray"})
     assert other.digest() == scenario.digest()
     assert hash(other) == hash(scenario)
