@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import fl_sim
 from fl_sim.errors import UserError
-from fl_sim.seeds import seed_for
+from fl_sim.seeds import seed_for, seeded_layers
 
 Shape = tuple[int, int, int]
 
@@ -241,9 +241,7 @@ def build_model(
     }
     for key in options.keys() & arguments.keys():
         raise UserError(f"the options of model {name!r} can't set {key!r}: the simulator does")
-    with torch.random.fork_rng(devices=[]):
-        # Not torch.manual_seed, which would move the generators of all devices.
-        torch.default_generator.manual_seed(seed_for(seed, "model"))
+    with seeded_layers(seed_for(seed, "model")):
         try:
             taken = _taken(name, arguments) if ":" in name else arguments
             if bias and "bias" not in taken:

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+CPU = torch.device("cpu")
+
 
 def _sequence(seed: int, path: tuple[int | str, ...]) -> np.random.SeedSequence:
     # Hashed, since SeedSequence pads with zeros: [1] and [1, 0] would give the same seed.
@@ -40,8 +42,8 @@ def numpy_generator(seed: int, *path: int | str) -> np.random.Generator:
 
 
 @contextlib.contextmanager
-def seeded_layers(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed what layers such as dropout draw, and leave PyTorch's global generators as they were.
+def seeded_layers(seed: int, device: torch.device = CPU) -> Iterator[None]:
+    """Seed what layers draw, their weights or dropout, and leave PyTorch's global generators alone.
 
     A network may draw in eval mode, too; where none does, this takes a few microseconds.
 

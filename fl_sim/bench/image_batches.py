@@ -26,6 +26,7 @@ from fl_sim.bench.victims import draw_batch, untrained
 from fl_sim.data import Dataset, build_dataset
 from fl_sim.leakage.judge import Truth, pair_examples, psnr_db
 from fl_sim.models import Normalize
+from fl_sim.seeds import seeded_layers
 from fl_sim.testing.leaks import SentAs, leak_of
 
 TITLE = "Images of whole batches from fully connected networks by `analytic`"
@@ -311,8 +312,7 @@ def _model(setting: Setting, data: Dataset, seed: int) -> nn.Module:
     network = "fl_sim.bench.image_batches:wide_fcn" if own else setting.network
     model = untrained(network, data, classes=CLASSES, bias=setting.bias, seed=seed)
     if setting.weights == "default":
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
+        with seeded_layers(seed):
             for layer in model.modules():
                 if isinstance(layer, nn.Linear):
                     layer.reset_parameters()

@@ -27,7 +27,7 @@ from fl_sim.bench.training import accuracy
 from fl_sim.bench.victims import augment, dataset, draw_batch, untrained
 from fl_sim.leakage.judge import psnr_db
 from fl_sim.models import Normalize
-from fl_sim.seeds import numpy_generator
+from fl_sim.seeds import numpy_generator, seeded_layers
 from fl_sim.testing.leaks import SentAs, leak_of
 
 TITLE = "Images of single examples from convolutional networks"
@@ -116,8 +116,7 @@ def narrow_convnet(first: int, second: int, *, seed: int) -> nn.Module:
         seed: of the weights.
     """
     data = dataset("photos")
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with seeded_layers(seed):
         return nn.Sequential(
             Normalize(data.mean, data.std),
             nn.Conv2d(3, first, 3, padding=1),

@@ -15,6 +15,7 @@ from attacks import GradientLeak
 from attacks.labels.soft_label import SoftLabelRecovery
 from attacks.labels.soft_label_pso import ScalarProblem, SoftLabelPSO
 from fl_sim.bench.labels import Cell, head_leaks
+from fl_sim.seeds import seeded_layers
 from fl_sim.testing import facts_of, gradients_of
 
 TITLE = (
@@ -108,8 +109,7 @@ def _timed(call: Callable[..., Any], *arguments: Any, **options: Any) -> float:
 
 def _large(classes: int, width: int, number: int, seed: int) -> list[GradientLeak]:
     """Return leaks of an untrained network 64-D-K, smoothed and mixed labels in turn."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with seeded_layers(seed):
         model = nn.Sequential(
             nn.Flatten(),
             nn.Linear(64, width, bias=False),

@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy
 from attacks import GradientLeak
 from attacks.facts import Fact, HardLabels, LabelSmoothing, Mixup
 from defenses.label_smoothing import smooth_labels
+from fl_sim.seeds import seeded_layers
 
 SentAs = Literal["float64", "float32", "update"]
 Network = TypeVar("Network", bound=nn.Module)
@@ -30,9 +31,7 @@ def build_seeded(build: Callable[[], Network], *, seed: int = 0) -> Network:
         build: makes it; layers draw their weights from the global generator.
         seed: of the weights.
     """
-    with torch.random.fork_rng(devices=[]):
-        # Not torch.manual_seed, which would move the generators of all devices.
-        torch.default_generator.manual_seed(seed)
+    with seeded_layers(seed):
         return build()
 
 
