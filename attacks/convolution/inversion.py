@@ -10,13 +10,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from attacks.answers import ExampleImage, LabelRecovery, Reconstruction, Status
 from attacks.convolution.evidence import Evidence
 from attacks.convolution.rank import NotIdentifiable
 from attacks.convolution.recursion import Front, descend
 from attacks.convolution.stages import Chain, Stage, read_chain
 from attacks.facts import Fact, GaussianMechanism
 from attacks.numerics.rms import rms
-from attacks.types import GradientLeak, ImageAttack, LabelRecovery, Reconstruction, Status
+from attacks.types import GradientLeak, ImageAttack
 from attacks.victim.pixel_map import range_of
 from attacks.victim.require import require_one_example, require_values
 
@@ -109,16 +110,15 @@ class ChainInversion(ImageAttack):
         chain = read_chain(leak)
         evidence = Evidence.of(leak, labels, chain.head)
         stages, front = list(chain.body), Front.at_head(evidence, chain)
-        none = torch.full_like(chain.pixels.slope, torch.nan)
         try:
             while stages and stages[-1].is_linear:
                 front = descend(front, [stages.pop()], evidence, generator)
             found = self.invert(Convolutions(chain, stages, front, evidence), generator)
         except NotIdentifiable as verdict:
-            return _answer(Status.NOT_IDENTIFIABLE, str(verdict), none)
+            return _answer(Status.NOT_IDENTIFIABLE, str(verdict))
         if not torch.isfinite(found.image).all():
             singular = "the layers' equations are singular in the precision of the leak"
-            return _answer(Status.NOT_CONVERGED, singular, none)
+            return _answer(Status.NOT_CONVERGED, singular)
         for low, high in self._ranges(leak, found.image):
             image = found.image.clamp(low, high)
             residual = consistency(chain, evidence, image)
@@ -178,16 +178,9 @@ def consistency(chain: Chain, evidence: Evidence, image: Tensor) -> float:
 def _answer(
     status: Status,
     reason: str | None,
-    image: Tensor,
-    residual: float = torch.nan,
+    image: Tensor | None = None,
+    residual: float | None = None,
     pixel_range: tuple[float, float] = (0.0, 1.0),
 ) -> Reconstruction:
-    return Reconstruction(
-        status,
-        reason,
-        image[None],
-        statuses=(status,),
-        reasons=(reason,),
-        residual=torch.tensor([residual], dtype=torch.float64),
-        pixel_range=pixel_range,
-    )
+    example = ExampleImage(status, reason, image, residual)
+    return Reconstruction.of([example], pixel_range=pixel_range)

@@ -55,6 +55,7 @@ class LeakageRecord:
     gradient_scale: float | None = None
     label_residual: float | None = None
     label_certificate: float | None = None
+    label_candidates: int | None = None
     label_seconds: float | None = None
     baseline_top1: bool | None = None
     mass_tv: float | None = None
