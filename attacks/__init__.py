@@ -14,6 +14,7 @@ from attacks.registry import Entry, Registry
 if TYPE_CHECKING:
     from attacks.answers import (
         Augmentation,
+        Certainty,
         ExampleImage,
         ExampleLabel,
         LabelRecovery,
@@ -81,6 +82,7 @@ __all__ = [
     "IMAGE_ATTACKS",
     "LABEL_ATTACKS",
     "Augmentation",
+    "Certainty",
     "Entry",
     "ExampleImage",
     "ExampleLabel",
@@ -97,6 +99,7 @@ __all__ = [
 
 _HOMES = {
     "Augmentation": "answers",
+    "Certainty": "answers",
     "ExampleImage": "answers",
     "ExampleLabel": "answers",
     "GradientLeak": "types",

@@ -29,6 +29,17 @@ class Status(StrEnum):
     FAILED = "FAILED"
 
 
+class Certainty(StrEnum):
+    """How sure an answer on one example is, as the attacker knows, from the surest down."""
+
+    VOUCHED = "vouched"
+    """It passed a test that a wrong answer fails: its status is RECOVERED."""
+    LIKELY = "likely"
+    """It is the best estimate, and comes with an error bar."""
+    GUESS = "guess"
+    """Nothing says how far off it is."""
+
+
 @dataclass(frozen=True)
 class Augmentation:
     """What was done to a label.
@@ -100,6 +111,12 @@ class ExampleLabel:
         }
         if len(set(sizes.values())) > 1:
             raise ValueError(f"an example's parts must have the same K, found {sizes}")
+
+    @property
+    def certainty(self) -> Certainty | None:
+        """How sure the label is; None without one."""
+        bar = None if self.label_std is None else float(self.label_std.max())
+        return _certainty(self.status, self.label, bar)
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,8 +218,10 @@ class ExampleImage:
         status: RECOVERED claims a PSNR of at least 50 dB.
         reason: one sentence, unless RECOVERED.
         image: (C, H, W) float64; None where there is none.
-        residual: at least 0, the attack's own measure of its error, the smaller the better; None
+        residual: at least 0, the attack's own measure of its misfit, the smaller the better; None
             where there is none.
+        error: root mean square error in pixels, relative to their range, as the attack estimates
+            it; None where it can't.
 
     Raises:
         TypeError: a part is of another type.
@@ -214,13 +233,20 @@ class ExampleImage:
     reason: str | None = None
     image: Tensor | None = None
     residual: float | None = None
+    error: float | None = None
 
     def __post_init__(self) -> None:
         _require_verdict(self)
         _require_tensor("image", self.image, "CHW")
         _require_measure("residual", self.residual)
+        _require_measure("error", self.error)
         if self.status is Status.RECOVERED and self.image is None:
             raise ValueError("RECOVERED must come with an image, found None")
+
+    @property
+    def certainty(self) -> Certainty | None:
+        """How sure the image is; None without one."""
+        return _certainty(self.status, self.image, self.error)
 
 
 @dataclass(frozen=True, eq=False)
@@ -307,6 +333,14 @@ Example = ExampleLabel | ExampleImage
 def without_claim(example: ExampleLabel, reason: str) -> ExampleLabel:
     """Return an example's answer as NOT_IDENTIFIABLE, all else as it is."""
     return dataclasses.replace(example, status=Status.NOT_IDENTIFIABLE, reason=reason)
+
+
+def _certainty(status: Status, found: Tensor | None, bar: float | None) -> Certainty | None:
+    if found is None:
+        return None
+    if status is Status.RECOVERED:
+        return Certainty.VOUCHED
+    return Certainty.GUESS if bar is None or math.isnan(bar) else Certainty.LIKELY
 
 
 def _overall(examples: Sequence[Example], noun: str) -> tuple[Status, str | None]:

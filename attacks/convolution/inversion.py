@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -115,15 +116,16 @@ class ChainInversion(ImageAttack):
                 front = descend(front, [stages.pop()], evidence, generator)
             found = self.invert(Convolutions(chain, stages, front, evidence), generator)
         except NotIdentifiable as verdict:
-            return _answer(Status.NOT_IDENTIFIABLE, str(verdict))
+            return Reconstruction.of([ExampleImage(Status.NOT_IDENTIFIABLE, str(verdict))])
         if not torch.isfinite(found.image).all():
             singular = "the layers' equations are singular in the precision of the leak"
-            return _answer(Status.NOT_CONVERGED, singular)
+            return Reconstruction.of([ExampleImage(Status.NOT_CONVERGED, singular)])
         for low, high in self._ranges(leak, found.image):
             image = found.image.clamp(low, high)
             residual = consistency(chain, evidence, image)
-            status, reason = self._verdict(found, image, labels, residual, high - low)
-            answer = _answer(status, reason, image, residual, (low, high))
+            status, reason, error = self._verdict(found, image, labels, residual, high - low)
+            example = ExampleImage(status, reason, image, residual, error)
+            answer = Reconstruction.of([example], pixel_range=(low, high))
             if status is Status.RECOVERED:
                 break
         return answer
@@ -136,27 +138,29 @@ class ChainInversion(ImageAttack):
 
     def _verdict(
         self, found: Estimate, image: Tensor, labels: LabelRecovery, residual: float, span: float
-    ) -> tuple[Status, str | None]:
+    ) -> tuple[Status, str | None, float | None]:
+        """Return status, reason and the error, as far as it can be estimated."""
         if labels.status is not Status.RECOVERED:
             return (
                 Status.NOT_IDENTIFIABLE,
                 "the image is as uncertain as the label recovery that it starts from",
+                None,
             )
         if not found.is_fit:
             return (
                 Status.NOT_CONVERGED,
                 "the fit ended where the image doesn't explain the gradient",
+                None,
             )
         outside = rms(found.image - image)
         error = max(CAUTION * found.error / span, outside, BLUR * residual)
         if not error <= self.tolerance:
             count = found.saturated
             because = f", with {count} activations saturated or lost in noise" if count else ""
-            return Status.NOT_CONVERGED, (
-                f"the image's error is estimated at {error:.2g}, more than {self.tolerance:.2g}"
-                f"{because}"
-            )
-        return Status.RECOVERED, None
+            estimate = f"estimated at {error:.2g}, more than {self.tolerance:.2g}{because}"
+            bar = error if math.isfinite(error) else None
+            return Status.NOT_CONVERGED, f"the image's error is {estimate}", bar
+        return Status.RECOVERED, None, error
 
 
 def consistency(chain: Chain, evidence: Evidence, image: Tensor) -> float:
@@ -173,14 +177,3 @@ def consistency(chain: Chain, evidence: Evidence, image: Tensor) -> float:
     pairs = [(a.detach().flatten(), evidence.feature)]
     pairs += [(g, evidence.gradient(s)) for g, s in zip(gradients, chain.body, strict=True)]
     return max(float((found - given).norm() / given.norm()) for found, given in pairs)
-
-
-def _answer(
-    status: Status,
-    reason: str | None,
-    image: Tensor | None = None,
-    residual: float | None = None,
-    pixel_range: tuple[float, float] = (0.0, 1.0),
-) -> Reconstruction:
-    example = ExampleImage(status, reason, image, residual)
-    return Reconstruction.of([example], pixel_range=pixel_range)

@@ -143,11 +143,13 @@ class AnalyticInversion(ImageAttack):
         ]
         examples = [
             ExampleImage(
-                *verdict,
+                status,
+                reason,
                 None if is_lost else image.clamp(low, high),
                 residual if math.isfinite(residual) else None,
+                error,
             )
-            for verdict, is_lost, image, residual in zip(
+            for (status, reason, error), is_lost, image, residual in zip(
                 verdicts, lost.tolist(), images, test.residual.tolist(), strict=True
             )
         ]
@@ -171,19 +173,21 @@ class AnalyticInversion(ImageAttack):
         untold: str | None,
         strays: bool,
         error: float,
-    ) -> tuple[Status, str | None]:
+    ) -> tuple[Status, str | None, float | None]:
+        """Return status, reason and the error, as far as it can be estimated."""
         if unidentifiable is not None:
-            return Status.NOT_IDENTIFIABLE, unidentifiable
+            return Status.NOT_IDENTIFIABLE, unidentifiable, None
         if wrong:
-            return Status.NOT_CONVERGED, WRONG
+            return Status.NOT_CONVERGED, WRONG, None
         if untold is not None:
-            return Status.NOT_IDENTIFIABLE, untold
+            return Status.NOT_IDENTIFIABLE, untold, None
         if strays:
-            return Status.NOT_CONVERGED, STRAYS
+            return Status.NOT_CONVERGED, STRAYS, None
         if not error <= self.tolerance:
             estimate = f"estimated at {error:.2g}, more than {self.tolerance:.2g}"
-            return Status.NOT_CONVERGED, f"the image's error is {estimate}"
-        return Status.RECOVERED, None
+            bar = error if math.isfinite(error) else None
+            return Status.NOT_CONVERGED, f"the image's error is {estimate}", bar
+        return Status.RECOVERED, None, error
 
 
 def _shortcut(

@@ -74,7 +74,7 @@ def decide(
             "label": torch.from_numpy(_on_simplex(best.label)),
             "feature": torch.from_numpy(best.λ * problem.g[: problem.width]),
             "augmentation": best.augmentation,
-            "label_std": torch.from_numpy(best.std),
+            "label_std": torch.from_numpy(best.std) if claim.is_explained else None,
             "feature_bar": claim.feature_bar,
             "residual": best.residual,
         }
@@ -91,12 +91,15 @@ class _Claim:
         best: the estimate; None where several fit equally well.
         reason: why the label isn't determined.
         feature_bar: relative error bar of the feature's λ, where it is.
+        is_explained: whether the estimate explains the gradient; its error bar means nothing if
+            it doesn't.
     """
 
     candidates: list[Fit]
     best: Fit | None
     reason: str | None = None
     feature_bar: float | None = None
+    is_explained: bool = True
 
 
 def _claim(
@@ -119,7 +122,7 @@ def _claim(
             ROUNDED_DRIFT * float(np.linalg.norm(problem.σ_α)),
         ):
             reason = OTHER_LOSS
-        return _Claim(guesses, guesses[0] if guesses else None, reason)
+        return _Claim(guesses, guesses[0] if guesses else None, reason, is_explained=False)
     enough = [fit for fit in fitting if fit.surplus >= 1]
     if not enough:
         equations = f"{len(problem.α)} classes give no more equations than unknowns"

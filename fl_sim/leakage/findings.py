@@ -127,6 +127,7 @@ def _answer(labels: LabelRecovery, image: Reconstruction | None, row: int) -> di
     if labels.examples:
         label = labels.examples[row]
         fields |= _verdict("label", label)
+        fields["label_bar"] = None if label.label_std is None else float(label.label_std.max())
         fields["label_certificate"] = label.certificate
         if label.candidates is not None and label.status is Status.NOT_IDENTIFIABLE:
             fields["label_candidates"] = len(label.candidates)
@@ -136,6 +137,7 @@ def _answer(labels: LabelRecovery, image: Reconstruction | None, row: int) -> di
             fields["mixing"] = found.mixing
     if image is not None and image.examples:
         fields |= _verdict("image", image.examples[row])
+        fields["image_bar"] = image.examples[row].error
         if image.examples[row].image is not None:
             fields["image_low"], fields["image_high"] = image.pixel_range
     return fields
@@ -145,6 +147,7 @@ def _verdict(kind: str, example: ExampleLabel | ExampleImage) -> dict[str, Any]:
     return {
         f"{kind}_status": example.status.value,
         f"{kind}_reason": example.reason,
+        f"{kind}_certainty": None if example.certainty is None else example.certainty.value,
         f"{kind}_residual": example.residual,
     }
 

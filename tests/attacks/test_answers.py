@@ -8,7 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from attacks import Augmentation, ExampleImage, ExampleLabel, LabelRecovery, Reconstruction, Status
+from attacks import (
+    Augmentation,
+    Certainty,
+    ExampleImage,
+    ExampleLabel,
+    LabelRecovery,
+    Reconstruction,
+    Status,
+)
 from attacks.answers import without_claim
 
 RECOVERED, FAILED, GUESS = Status.RECOVERED, Status.FAILED, Status.NOT_IDENTIFIABLE
@@ -191,3 +199,22 @@ def test_the_truth_of_a_mass_is_no_ones_business() -> None:
     found.require_fit(batch_size=3, classes=3)
     with pytest.raises(ValueError, match="mass must have 4 classes, found 3"):
         found.require_fit(batch_size=3, classes=4)
+
+
+@pytest.mark.parametrize(
+    ("fields", "certainty"),
+    [
+        ({}, Certainty.VOUCHED),
+        (failed(label_std=0 * LABEL), Certainty.LIKELY),
+        (failed(label_std=LABEL * NAN), Certainty.GUESS),
+        (failed(), Certainty.GUESS),
+        (failed(label=None), None),
+    ],
+)
+def test_a_label_says_how_sure_it_is(fields: dict[str, Any], certainty: Certainty | None) -> None:
+    assert label(**fields).certainty is certainty
+
+
+def test_an_image_says_how_sure_it_is() -> None:
+    found = [image(), image(**failed(error=0.1)), image(**failed()), image(**failed(image=None))]
+    assert [one.certainty for one in found] == [*Certainty, None]
