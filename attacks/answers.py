@@ -67,6 +67,8 @@ class ExampleLabel:
         augmentation: as detected; None where it isn't.
         label_std: (K,) float64, standard errors of the label's entries if the augmentation is
             right, NaN where unknown; None from attacks that don't know them.
+        label_bar: L∞ error bar of the label, whatever else may be unknown; None where nothing
+            tells.
         feature_bar: relative error bar of the feature's scale; None where unknown.
         residual: at least 0, the smaller the better; 0 is a perfect fit, 1 what noise and rounding
             explain; None where there is none.
@@ -87,6 +89,7 @@ class ExampleLabel:
     feature: Tensor | None = None
     augmentation: Augmentation | None = None
     label_std: Tensor | None = None
+    label_bar: float | None = None
     feature_bar: float | None = None
     residual: float | None = None
     certificate: float | None = None
@@ -98,7 +101,7 @@ class ExampleLabel:
         _require_tensor("feature", self.feature, "D")
         _require_tensor("label_std", self.label_std, "K", may_be_nan=True)
         _require_tensor("candidates", self.candidates, "NK")
-        for name in ("feature_bar", "residual", "certificate"):
+        for name in ("label_bar", "feature_bar", "residual", "certificate"):
             _require_measure(name, getattr(self, name))
         if self.augmentation is not None:
             _require_type("augmentation", self.augmentation, Augmentation)
@@ -115,8 +118,7 @@ class ExampleLabel:
     @property
     def certainty(self) -> Certainty | None:
         """How sure the label is; None without one."""
-        bar = None if self.label_std is None else float(self.label_std.max())
-        return _certainty(self.status, self.label, bar)
+        return _certainty(self.status, self.label, self.label_bar)
 
 
 @dataclass(frozen=True, eq=False)
@@ -340,7 +342,7 @@ def _certainty(status: Status, found: Tensor | None, bar: float | None) -> Certa
         return None
     if status is Status.RECOVERED:
         return Certainty.VOUCHED
-    return Certainty.GUESS if bar is None or math.isnan(bar) else Certainty.LIKELY
+    return Certainty.GUESS if bar is None else Certainty.LIKELY
 
 
 def _overall(examples: Sequence[Example], noun: str) -> tuple[Status, str | None]:

@@ -74,7 +74,8 @@ def decide(
             "label": torch.from_numpy(_on_simplex(best.label)),
             "feature": torch.from_numpy(best.λ * problem.g[: problem.width]),
             "augmentation": best.augmentation,
-            "label_std": torch.from_numpy(best.std) if claim.is_explained else None,
+            "label_std": torch.from_numpy(best.std),
+            "label_bar": claim.label_bar,
             "feature_bar": claim.feature_bar,
             "residual": best.residual,
         }
@@ -90,16 +91,16 @@ class _Claim:
         candidates: the labels that fit, the best first.
         best: the estimate; None where several fit equally well.
         reason: why the label isn't determined.
+        label_bar: L∞ error bar of the estimate; None where nothing tells, as where it doesn't
+            explain the gradient.
         feature_bar: relative error bar of the feature's λ, where it is.
-        is_explained: whether the estimate explains the gradient; its error bar means nothing if
-            it doesn't.
     """
 
     candidates: list[Fit]
     best: Fit | None
     reason: str | None = None
+    label_bar: float | None = None
     feature_bar: float | None = None
-    is_explained: bool = True
 
 
 def _claim(
@@ -122,7 +123,7 @@ def _claim(
             ROUNDED_DRIFT * float(np.linalg.norm(problem.σ_α)),
         ):
             reason = OTHER_LOSS
-        return _Claim(guesses, guesses[0] if guesses else None, reason, is_explained=False)
+        return _Claim(guesses, guesses[0] if guesses else None, reason)
     enough = [fit for fit in fitting if fit.surplus >= 1]
     if not enough:
         equations = f"{len(problem.α)} classes give no more equations than unknowns"
@@ -141,7 +142,8 @@ def _claim(
         others = _distinct(others, tolerance)
         found = _count(1 + len(others), "label")
         if problem.is_noisy:  # one of them is likelier
-            return _Claim([best, *others], best, f"noise leaves {found} possible")
+            away = max(float(np.abs(fit.label - best.label).max()) for fit in others)
+            return _Claim([best, *others], best, f"noise leaves {found} possible", away)
         return _Claim([best, *others], None, f"{found} fit equally well")
     bar, feature_bar = widest_bars(problem, best, unknown)
     limit = best.misfit + BAR**2 * max(1.0, best.residual) ** 2
@@ -155,9 +157,10 @@ def _claim(
             if problem.is_coarse
             else "float rounding (the network is saturated, or its logits hardly differ)"
         )
-        uncertain = f"uncertain by ±{min(bar, 1.0):.2g}, more than {tolerance:g}"
-        return _Claim([best], best, f"{cause} leaves the label {uncertain}")
-    return _Claim([best], best, feature_bar=feature_bar)
+        bar = bar if bar < 1 else 1.0  # it may be infinite, or not a number
+        uncertain = f"uncertain by ±{bar:.2g}, more than {tolerance:g}"
+        return _Claim([best], best, f"{cause} leaves the label {uncertain}", bar)
+    return _Claim([best], best, label_bar=bar, feature_bar=feature_bar)
 
 
 def _distinct(fits: Sequence[Fit], tolerance: float) -> list[Fit]:

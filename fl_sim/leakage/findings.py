@@ -127,9 +127,9 @@ def _answer(labels: LabelRecovery, image: Reconstruction | None, row: int) -> di
     if labels.examples:
         label = labels.examples[row]
         fields |= _verdict("label", label)
-        fields["label_bar"] = None if label.label_std is None else float(label.label_std.max())
+        fields["label_bar"] = label.label_bar
         fields["label_certificate"] = label.certificate
-        if label.candidates is not None and label.status is Status.NOT_IDENTIFIABLE:
+        if label.candidates is not None and len(label.candidates) > 1:
             fields["label_candidates"] = len(label.candidates)
         if (found := label.augmentation) is not None:
             fields["augmentation"] = found.type

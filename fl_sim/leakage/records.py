@@ -23,15 +23,15 @@ class LeakageRecord:
     `example` is the position in the batch, None for replies that couldn't be attacked. Recovered
     values stand under their own names, errors against the truth under `..._error`, the guesses of
     an attacker who saw no update under `baseline_...` or `..._chance`. The attacker's own certainty
-    is "vouched" (the status is RECOVERED), "likely" (with an error bar: `label_bar`, the largest
-    standard error of the label's entries, `image_bar`, the root mean square error in pixels) or
-    "guess"; `label_candidates` is the number of labels that fit where several do. None means:
-    doesn't apply or isn't known. `image_low` and `image_high` are the range of an image's values: 0
-    and 1, or what the model takes where the attacker doesn't know how the client's loader
-    normalises; such an image isn't scored. The line of a count attack stands for all examples of an update: `mass_tv`
-    is the total variation distance in [0, 1] between the recovered and the true class shares (lower
-    is better), `mass_irec` the share of instances recovered (higher is better). `unused_facts`
-    names what an aware attacker knows of the defenses and its attacks don't take into account.
+    is "vouched" (the status is RECOVERED), "likely" (with an error bar: `label_bar`, L∞ of the
+    label, `image_bar`, the image's root mean square error in pixels) or "guess"; `label_candidates`
+    is the number of labels that fit where several do. None means: doesn't apply or isn't known.
+    `image_low` and `image_high` are the range of an image's values: 0 and 1, or what the model
+    takes where the attacker doesn't know how the client's loader normalises; such an image isn't
+    scored. The line of a count attack stands for all examples of an update: `mass_tv` is the total
+    variation distance in [0, 1] between the recovered and the true class shares (lower is better),
+    `mass_irec` the share of instances recovered (higher is better). `unused_facts` names what an
+    aware attacker knows of the defenses and its attacks don't take into account.
     """
 
     round: int

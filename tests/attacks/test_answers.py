@@ -205,8 +205,7 @@ def test_the_truth_of_a_mass_is_no_ones_business() -> None:
     ("fields", "certainty"),
     [
         ({}, Certainty.VOUCHED),
-        (failed(label_std=0 * LABEL), Certainty.LIKELY),
-        (failed(label_std=LABEL * NAN), Certainty.GUESS),
+        (failed(label_bar=0.1), Certainty.LIKELY),
         (failed(), Certainty.GUESS),
         (failed(label=None), None),
     ],
