@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
@@ -51,7 +50,6 @@ def run_locally(
         outcome = Outcome(out, str(error))
     else:
         outcome = Outcome.of(folder)
-    shutil.rmtree(folder.client_state, ignore_errors=True)  # nothing is left to resume
     return outcome
 
 
