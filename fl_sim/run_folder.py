@@ -9,11 +9,8 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +19,14 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from fl_sim import __version__
 from fl_sim.atomic import write_atomically
 from fl_sim.errors import UserError
 from fl_sim.leakage.records import append_lines, read_lines, truncate_after
+from fl_sim.origin import AUDIT, when_and_with
 from fl_sim.scenario import Scenario
 
 Arrays = dict[str, NDArray[Any]]
 UNSET = object()
-AUDIT = "audit"
-"""The `kind` of a folder that `LeakageAudit` leaves of an app of one's own."""
 
 
 @dataclass(frozen=True)
@@ -235,17 +230,6 @@ def _description(scenario: Scenario) -> dict[str, Any]:
         "scenario": scenario.model_dump(mode="json"),
         "digest": scenario.digest(),
         **when_and_with(),
-    }
-
-
-def when_and_with() -> dict[str, Any]:
-    """Return what describes a run that starts now: the time, and the versions that it runs with."""
-    # As a Flower app, this package needn't be installed.
-    versions = {"fl-sim": __version__}
-    versions |= {package: version(package) for package in ("flwr", "torch", "numpy", "scipy")}
-    return {
-        "versions": versions | {"python": platform.python_version()},
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 

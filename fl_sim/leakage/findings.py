@@ -26,8 +26,8 @@ class Finding:
 
     Args:
         record: the line for `leakage.jsonl`.
-        tensors: "label" (K,), "image" (C, H, W) as recovered and "true_label", "true_image",
-            as far as there are any.
+        tensors: "label" (K,), "image" (C, H, W) and of attacks that count "mass" (K,), as
+            recovered, and "true_label", "true_image", as far as there are any.
     """
 
     record: LeakageRecord
@@ -64,7 +64,8 @@ def write_findings(
     """
     shared = _shared_fields(answer, leak, place)
     if not answer.rows:
-        return [Finding(shared)]
+        mass = answer.labels.mass
+        return [Finding(shared, {} if mass is None else {"mass": mass})]
     if truth is None or baseline is None:
         return [_finding(shared, answer, row, {"example": row}) for row in range(answer.rows)]
     scores: list[dict[str, Any]] = [{} for _ in pairs]
@@ -80,6 +81,14 @@ def write_findings(
         true = {"true_label": truth.labels[example], "true_image": truth.images[example]}
         findings.append(_finding(shared, answer, row, fields, true))
     return sorted(findings, key=_by_example)
+
+
+def with_class_name(finding: Finding, names: Sequence[str]) -> Finding:
+    """Say in a finding's record what the classes of its label are called, of K names."""
+    record = finding.record
+    classes = (record.label_class, record.label_second_class)
+    name = " + ".join(names[k] for k in classes if k is not None) or None
+    return dataclasses.replace(finding, record=dataclasses.replace(record, label_class_name=name))
 
 
 def _shared_fields(answer: Answer, leak: GradientLeak, place: LeakageRecord) -> LeakageRecord:
@@ -125,11 +134,21 @@ def _answer(labels: LabelRecovery, image: Reconstruction | None, row: int) -> di
         fields["augmentation"] = found.type
         fields["smoothing"] = found.smoothing
         fields["mixing"] = found.mixing
+    fields |= _classes(labels, row, is_mixed=found is not None and found.mixing is not None)
     if image is not None:
         fields |= _verdict("image", image, row)
         if image.images is not None and image.images[row].isfinite().all():
             fields["image_low"], fields["image_high"] = image.pixel_range
     return fields
+
+
+def _classes(labels: LabelRecovery, row: int, *, is_mixed: bool) -> dict[str, Any]:
+    """Return the largest class of a recovered label, and of a mixed one the second largest, too."""
+    if labels.labels is None or not labels.labels[row].isfinite().all():
+        return {}
+    largest = labels.labels[row].argsort(descending=True, stable=True).tolist()
+    fields = {"label_class": largest[0]}
+    return fields | {"label_second_class": largest[1]} if is_mixed else fields
 
 
 def _verdict(kind: str, answer: LabelRecovery | Reconstruction, row: int) -> dict[str, Any]:

@@ -23,7 +23,10 @@ class LeakageRecord:
     `example` is the position in the batch, None for replies that couldn't be attacked. Recovered
     values stand under their own names, errors against the truth under `..._error`, the guesses of
     an attacker who saw no update under `baseline_...` or `..._chance`. None means: doesn't apply or
-    isn't known. `image_low` and `image_high` are the range of an image's values: 0 and 1, or what
+    isn't known. `label_class` is the largest class of a recovered label, `label_second_class` the
+    other one of a mixed label, and `label_class_name` what they are called, where that was told;
+    with `smoothing` and `mixing` they are the label, and `label_status` says how sure it is.
+    `image_low` and `image_high` are the range of an image's values: 0 and 1, or what
     the model takes where the attacker doesn't know how the client's loader normalises; such an
     image isn't scored. The line of a count attack stands for all examples of an update: `mass_tv`
     is the total variation distance in [0, 1] between the recovered and the true class shares (lower
@@ -42,6 +45,9 @@ class LeakageRecord:
     label_attack: str | None = None
     label_status: str | None = None
     label_reason: str | None = None
+    label_class: int | None = None
+    label_second_class: int | None = None
+    label_class_name: str | None = None
     label_linf: float | None = None
     label_l1: float | None = None
     label_top1: bool | None = None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable
 
 from rich.box import SIMPLE
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -51,6 +53,14 @@ def table(records: Iterable[Record]) -> Table:
     ]
     result.caption = "; ".join(note for note in notes if note) or None
     return result
+
+
+def table_text(records: Iterable[Record]) -> str:
+    """Return the closing table of a run as text."""
+    console = Console(file=io.StringIO(), width=100)
+    with console.capture() as capture:
+        console.print(table(records))
+    return "\n".join(line.rstrip() for line in capture.get().rstrip().splitlines())
 
 
 def _mass_note(summary: AttackSummary) -> str:
