@@ -12,7 +12,7 @@ from fl_sim.errors import UserError
 from fl_sim.leakage.reasons import reasons
 from fl_sim.leakage.records import read_lines
 from fl_sim.leakage.summary import AttackSummary, Record, by_round, summarize
-from fl_sim.report import numbers, text
+from fl_sim.report import numbers, own_app, text
 from fl_sim.report.examples import image_pairs, label_charts
 from fl_sim.report.figures import draw_figures
 
@@ -29,12 +29,19 @@ def build_report(directory: Path) -> Path:
         The path of `report.html`.
 
     Raises:
-        UserError: the folder has no `scenario.json`, or one of its files isn't what it should be.
+        UserError: the folder has no `scenario.json`, or one of its files isn't what it should be;
+            it is that of an audit of an app, and has no records.
     """
     run = _run(directory)
     records, rounds = _lines(directory / "leakage.jsonl"), _lines(directory / "rounds.jsonl")
+    if own_app.is_audit_of(run) and not records:
+        raise UserError(
+            f"{directory} holds no records: no round of the audited app came to its end, or no "
+            "attack covers one"
+        )
     summaries = summarize(records)
-    drawings = draw_figures(by_round(records), rounds, summaries)
+    by_rounds = by_round(records) if own_app.has_truth(run) else []
+    drawings = draw_figures(by_rounds, rounds, summaries)
     figures = directory / "figures"
     figures.mkdir(exist_ok=True)
     for drawing in drawings:
@@ -62,7 +69,7 @@ def _context(
     failures = reasons(records)
     delta = float((scenario.get("privacy") or {}).get("delta", 1e-5))
     step = max(1, -(-len(rounds) // ROUNDS_SHOWN))
-    return {
+    context = {
         "name": scenario.get("name", "scenario"),
         "outcome": text.outcome(records, summaries, attacks=attacks, is_finished=is_finished),
         "notice": text.notice(records, rounds, planned),
@@ -80,6 +87,37 @@ def _context(
         "rounds_step": step,
         "attack_seconds": sum(summary.total_seconds for summary in summaries),
         "round_seconds": sum(line.get("seconds") or 0.0 for line in rounds),
+        "is_audit": False,
+        "has_truth": own_app.has_truth(run),
+        "class_names": scenario.get("class_names") or [],
+        "holdings": [],
+        "best": own_app.strongest(summaries).title if summaries else None,
+        "clients_shown": own_app.CLIENTS_SHOWN,
+    }
+    return context | _of_an_audit(run, records, rounds, summaries)
+
+
+def _of_an_audit(
+    run: dict[str, Any],
+    records: list[Record],
+    rounds: list[Record],
+    summaries: list[AttackSummary],
+) -> dict[str, Any]:
+    """Return what the page says otherwise of an app of one's own, and without a truth."""
+    if not own_app.is_audit_of(run):
+        return {}
+    context = {
+        "is_audit": True,
+        "facts": own_app.facts(run, rounds),
+        "rounds": [],  # of their training nothing is measured
+        "holdings": own_app.holdings(records, summaries),
+    }
+    if own_app.has_truth(run):
+        return context
+    return context | {
+        "outcome": own_app.outcome(records, summaries),
+        "cards": own_app.cards(summaries, rounds),
+        "measures": own_app.unscored_measures(summaries),
     }
 
 
