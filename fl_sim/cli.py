@@ -162,7 +162,11 @@ def report(
 def bench(
     suite: Annotated[Suite, typer.Argument()],
     quick: Annotated[
-        bool, typer.Option("--quick", help="A small part, in a minute or so.")
+        bool,
+        typer.Option(
+            "--quick",
+            help="A small part of each benchmark: a minute or two for one, some six for a suite.",
+        ),
     ] = False,
     only: Annotated[
         list[str] | None,

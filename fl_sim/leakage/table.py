@@ -13,36 +13,23 @@ from rich.text import Text
 from fl_sim.leakage.summary import AttackSummary, Record, summarize
 
 
-def table(records: Iterable[Record]) -> Table:
-    """Return the closing table of a run, one row for each attack; it fits 100 columns."""
+def table(records: Iterable[Record], *, has_truth: bool = True) -> Table:
+    """Return the closing table of a run, one row for each attack; it fits 100 columns.
+
+    Args:
+        records: the run's lines.
+        has_truth: whether they are scored; without, the table says what attacks claim.
+    """
     records = list(records)
     result = Table(box=SIMPLE, pad_edge=False, caption_justify="left")
     result.add_column("attack", overflow="fold", max_width=24)
     result.add_column("attacker")
-    for heading in (
-        "examples",
-        "labels\nclaimed\n(false)",
-        "labels\nright",
-        "class\nright\n(guess)",
-        "images\nclaimed\n(false)",
-        "PSNR dB\n(mean\nimage)",
-        "seconds",
-    ):
-        result.add_column(heading, justify="right")
     summaries = summarize(records)
-    for summary in summaries:
-        has_images = summary.image_attack is not None
-        result.add_row(
-            Text(summary.title),
-            Text(summary.attacker or ""),
-            str(summary.examples),
-            f"{summary.recovered}\n({summary.false_accepts})",
-            _percent(summary.label_success),
-            f"{_percent(summary.top1)}\n({_percent(summary.baseline_top1)})",
-            f"{summary.images_recovered}\n({summary.false_images})" if has_images else "",
-            f"{_db(summary.psnr_db)}\n({_db(summary.baseline_psnr_db)})" if has_images else "",
-            f"{summary.total_seconds:.3g}",
-        )
+    rows = [(_scored if has_truth else _unscored)(summary) for summary in summaries]
+    for heading in rows[0] if rows else ():
+        result.add_column(heading, justify="right")
+    for summary, row in zip(summaries, rows, strict=True):
+        result.add_row(Text(summary.title), Text(summary.attacker or ""), *row.values())
     unattacked = sum(record.get("attack") is None for record in records)
     notes = [
         *(_mass_note(summary) for summary in summaries),
@@ -55,11 +42,38 @@ def table(records: Iterable[Record]) -> Table:
     return result
 
 
-def table_text(records: Iterable[Record]) -> str:
+def _scored(summary: AttackSummary) -> dict[str, str]:
+    """Return what a row says beside the truth, by its columns' headings."""
+    has_images = summary.image_attack is not None
+    psnr = f"{_db(summary.psnr_db)}\n({_db(summary.baseline_psnr_db)})"
+    return {
+        "examples": str(summary.examples),
+        "labels\nclaimed\n(false)": f"{summary.recovered}\n({summary.false_accepts})",
+        "labels\nright": _percent(summary.label_success),
+        "class\nright\n(guess)": f"{_percent(summary.top1)}\n({_percent(summary.baseline_top1)})",
+        "images\nclaimed\n(false)": f"{summary.images_recovered}\n({summary.false_images})"
+        if has_images
+        else "",
+        "PSNR dB\n(mean\nimage)": psnr if has_images else "",
+        "seconds": f"{summary.total_seconds:.3g}",
+    }
+
+
+def _unscored(summary: AttackSummary) -> dict[str, str]:
+    """Return what a row says without a truth, by its columns' headings."""
+    return {
+        "examples": str(summary.examples),
+        "labels claimed": str(summary.recovered),
+        "images claimed": "" if summary.image_attack is None else str(summary.images_recovered),
+        "seconds": f"{summary.total_seconds:.3g}",
+    }
+
+
+def table_text(records: Iterable[Record], *, has_truth: bool = True) -> str:
     """Return the closing table of a run as text."""
     console = Console(file=io.StringIO(), width=100)
     with console.capture() as capture:
-        console.print(table(records))
+        console.print(table(records, has_truth=has_truth))
     return "\n".join(line.rstrip() for line in capture.get().rstrip().splitlines())
 
 

@@ -13,6 +13,7 @@ from fl_sim.leakage.reasons import reasons
 from fl_sim.leakage.records import read_lines
 from fl_sim.leakage.summary import AttackSummary, Record, by_round, summarize
 from fl_sim.report import numbers, own_app, text
+from fl_sim.report.counted import counted_classes
 from fl_sim.report.examples import image_pairs, label_charts
 from fl_sim.report.figures import draw_figures
 
@@ -36,8 +37,8 @@ def build_report(directory: Path) -> Path:
     records, rounds = _lines(directory / "leakage.jsonl"), _lines(directory / "rounds.jsonl")
     if own_app.is_audit_of(run) and not records:
         raise UserError(
-            f"{directory} holds no records: no round of the audited app came to its end, or no "
-            "attack covers one"
+            f"{directory} holds no records: no update was attacked, since none came in or no "
+            "attack covers it"
         )
     summaries = summarize(records)
     by_rounds = by_round(records) if own_app.has_truth(run) else []
@@ -55,6 +56,31 @@ def build_report(directory: Path) -> Path:
     return path
 
 
+def headline(directory: Path) -> str:
+    """Return the first sentence of a run folder's page: what the server learned.
+
+    Raises:
+        UserError: as of `build_report`.
+    """
+    run, records = _run(directory), _lines(directory / "leakage.jsonl")
+    rounds, summaries = _lines(directory / "rounds.jsonl"), summarize(records)
+    return _outcome(run, records, rounds, summaries)
+
+
+def _outcome(
+    run: dict[str, Any],
+    records: list[Record],
+    rounds: list[Record],
+    summaries: list[AttackSummary],
+) -> str:
+    if not own_app.has_truth(run):
+        return own_app.outcome(records, summaries)
+    scenario = run["scenario"]
+    attacks = len(scenario.get("attack") or [])
+    is_finished = text.last_round(rounds) >= int(scenario.get("rounds", 0))
+    return text.outcome(records, summaries, attacks=attacks, is_finished=is_finished)
+
+
 def _context(
     run: dict[str, Any],
     records: list[Record],
@@ -64,14 +90,13 @@ def _context(
 ) -> dict[str, Any]:
     """Gather what the page shows, figures apart."""
     scenario = run["scenario"]
-    planned, attacks = int(scenario.get("rounds", 0)), len(scenario.get("attack") or [])
-    is_finished = text.last_round(rounds) >= planned
+    planned = int(scenario.get("rounds", 0))
     failures = reasons(records)
     delta = float((scenario.get("privacy") or {}).get("delta", 1e-5))
     step = max(1, -(-len(rounds) // ROUNDS_SHOWN))
     context = {
         "name": scenario.get("name", "scenario"),
-        "outcome": text.outcome(records, summaries, attacks=attacks, is_finished=is_finished),
+        "outcome": _outcome(run, records, rounds, summaries),
         "notice": text.notice(records, rounds, planned),
         "cards": text.cards(summaries, rounds, delta),
         "delta": delta,
@@ -91,10 +116,11 @@ def _context(
         "has_truth": own_app.has_truth(run),
         "class_names": scenario.get("class_names") or [],
         "holdings": [],
+        "counted": [],
         "best": own_app.strongest(summaries).title if summaries else None,
         "clients_shown": own_app.CLIENTS_SHOWN,
     }
-    return context | _of_an_audit(run, records, rounds, summaries)
+    return context | _of_an_audit(run, records, rounds, summaries, images)
 
 
 def _of_an_audit(
@@ -102,6 +128,7 @@ def _of_an_audit(
     records: list[Record],
     rounds: list[Record],
     summaries: list[AttackSummary],
+    images: Path,
 ) -> dict[str, Any]:
     """Return what the page says otherwise of an app of one's own, and without a truth."""
     if not own_app.is_audit_of(run):
@@ -111,11 +138,11 @@ def _of_an_audit(
         "facts": own_app.facts(run, rounds),
         "rounds": [],  # of their training nothing is measured
         "holdings": own_app.holdings(records, summaries),
+        "counted": counted_classes(images, summaries, run["scenario"].get("class_names") or []),
     }
     if own_app.has_truth(run):
         return context
     return context | {
-        "outcome": own_app.outcome(records, summaries),
         "cards": own_app.cards(summaries, rounds),
         "measures": own_app.unscored_measures(summaries),
     }

@@ -101,7 +101,7 @@ def _choose(folder: Path, limit: int, accepts: Callable[[Arrays], bool]) -> dict
             paths[Key(server_round, attack, client, example)] = path
     chosen: dict[Key, Arrays] = {}
     for key in _spread(paths, limit)[:_OPENED]:
-        arrays = _read(paths[key])
+        arrays = read_arrays(paths[key])
         if accepts(arrays):
             chosen[key] = arrays
         if len(chosen) == limit:
@@ -139,7 +139,7 @@ def _by_turns(keys: Iterable[Key]) -> list[Key]:
     return [key for *_, key in sorted(ordered)]
 
 
-def _read(path: Path) -> Arrays:
+def read_arrays(path: Path) -> Arrays:
     """Read an archive; one that a kill has torn is empty."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:

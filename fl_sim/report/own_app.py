@@ -57,7 +57,7 @@ def strongest(summaries: Sequence[AttackSummary]) -> AttackSummary:
 def outcome(records: Sequence[Record], summaries: Sequence[AttackSummary]) -> str:
     """State in one or two sentences what attacks vouch for, without a truth to compare it with."""
     if not summaries:
-        return "No update was attacked: no attack covers the rounds and clients of this audit."
+        return "No update was attacked: none came in, or no attack covers it."
     best = strongest(summaries)
     examples = count(best.examples, "example")
     who = "The attack" if len(summaries) == 1 else f"The strongest of {len(summaries)} attacks"
@@ -97,7 +97,10 @@ def cards(summaries: Sequence[AttackSummary], rounds: Sequence[Record]) -> list[
 def unscored_measures(summaries: Sequence[AttackSummary]) -> list[Measures]:
     """Return those rows of the comparison that need no truth."""
     groups = (
-        Measures(group.title, [row for row in group.rows if row[0] in _UNSCORED])
+        Measures(
+            group.title,
+            [(term, v) for term, v in group.rows if term in _UNSCORED and set(v) != {NONE}],
+        )
         for group in measures(summaries)
     )
     return [group for group in groups if group.rows]
@@ -143,7 +146,11 @@ def facts(run: Mapping[str, Any], rounds: Sequence[Record]) -> list[tuple[str, l
     classes = [f"{len(names)} classes: {', '.join(names)}"] if names else []
     steps, batch = client.pop("local_steps", 1), client.pop("batch_size", None)
     training = f"{count(steps, 'local step')}, unless a client reports another number"
-    options = [f"{key.replace('_', ' ')} {value}" for key, value in client.items() if value]
+    options = [
+        key.replace("_", " ") if value is True else f"{key.replace('_', ' ')} {value}"
+        for key, value in client.items()
+        if value
+    ]
     attacks = [
         f"{' + '.join(filter(None, (line.get('label'), line.get('image'))))}, {line['attacker']}"
         for line in about.get("attack") or []
@@ -152,7 +159,7 @@ def facts(run: Mapping[str, Any], rounds: Sequence[Record]) -> list[tuple[str, l
     parameters = count(model.get("parameters", 0), "parameter")
     return [
         ("Model", [f"{model.get('name')}, {parameters}", f"images of {size}", *classes]),
-        ("Training, as the server knows it", [f"batches of {batch}, {training}", *options]),
+        ("Training, as the server knows it", [f"batches of {batch}", training, ", ".join(options)]),
         ("Server", [str((about.get("server") or {}).get("strategy"))]),
         ("Rounds", [number(len(rounds))]),
         ("Defenses", [str(about.get("defenses"))]),

@@ -45,7 +45,10 @@ class AuditFolder:
     ) -> None:
         _require_empty(path)
         self.path = path
-        self._described = {"scenario": {"name": path.resolve().name, **described}, "kind": AUDIT}
+        self._described: dict[str, Any] = {
+            "scenario": {"name": path.resolve().name, **described},
+            "kind": AUDIT,
+        }
         self._leakage, self._images = path / "leakage.jsonl", path / "images"
         self._keep_images = keep_images
         self._last_round = 0
@@ -95,7 +98,11 @@ class AuditFolder:
         if self._has_ended:
             return
         self._has_ended = True
-        for line in table_text(read_lines(self._leakage)).splitlines():
+        from fl_sim.report import headline  # it loads matplotlib, which takes a second
+
+        has_truth = bool(self._described["scenario"]["has_judge"])
+        table = table_text(read_lines(self._leakage), has_truth=has_truth)
+        for line in (*table.splitlines(), "", headline(self.path)):
             logger.info("%s", line)
         logger.info("`fl-sim report %s` makes a page of this audit", self.path.absolute())
 
