@@ -178,4 +178,4 @@ def _template() -> Any:
     )
     for name in ("percent", "db", "scientific", "seconds", "number", "epsilon"):
         environment.filters[name] = getattr(numbers, name)
-    return environment.get_template("report.html")
+    return environment.get_template("report.html.md")
