@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,26 @@ def keep_tensors(
     r = finding.record
     example = "" if r.example is None else f"-e{r.example}"
     np.savez(folder / f"r{r.round:04d}-c{r.client:04d}-a{r.attack}{example}.npz", **arrays)
+
+
+def keep_some(
+    folder: Path, findings: Sequence[Finding], *, labels: int, images: int | None
+) -> None:
+    """Write labels of some findings and images of some, each from as many clients as there are.
+
+    Args:
+        folder: where archives go.
+        findings: of a round.
+        labels: most findings whose labels, or class masses, are written, the truth beside them.
+        images: most findings whose images are, likewise; None writes all.
+    """
+    with_label = [f for f in findings if f.tensors.keys() & {"label", "mass"}]
+    with_image = [f for f in findings if "image" in f.tensors]
+    label_of = set(map(id, from_all_clients(with_label)[:labels]))
+    image_of = set(map(id, from_all_clients(with_image)[:images]))
+    for finding in findings:
+        names = LABELS if id(finding) in label_of else ()
+        keep_tensors(folder, finding, (*names, *(IMAGES if id(finding) in image_of else ())))
 
 
 def from_all_clients(findings: Iterable[Finding]) -> list[Finding]:

@@ -15,7 +15,7 @@ from torch import nn
 from fl_sim.errors import UserError
 from fl_sim.flower.wire import LocalTraining
 from fl_sim.leakage.findings import Finding
-from fl_sim.leakage.kept_tensors import IMAGES, LABELS, from_all_clients, keep_tensors
+from fl_sim.leakage.kept_tensors import keep_some
 from fl_sim.leakage.plan import AttackPlan
 from fl_sim.leakage.records import append_lines, read_lines
 from fl_sim.leakage.table import table_text
@@ -79,11 +79,7 @@ class AuditFolder:
             replies: how many clients answered.
             left_out: how many failed.
         """
-        ordered = from_all_clients(finding for finding in findings if finding.tensors)
-        for index, finding in enumerate(ordered):
-            has_image = self._keep_images is None or index < self._keep_images
-            names = (*(LABELS if index < LABELS_KEPT else ()), *(IMAGES if has_image else ()))
-            keep_tensors(self._images, finding, names)
+        keep_some(self._images, findings, labels=LABELS_KEPT, images=self._keep_images)
         append_lines(self._leakage, [finding.record.to_json() for finding in findings])
         line = {
             "round": self._last_round,
