@@ -72,7 +72,7 @@ def outcome(records: Sequence[Record], summaries: Sequence[AttackSummary]) -> st
     if all(record.get("label_status") == "NOT_APPLICABLE" for record in records):
         return f"No attack applies to these updates, which is no sign of safety: {reason}."
     return (
-        f"No attack vouches for a label or an image of these {examples}, which is no sign of "
+        f"No attack vouches for the label or the image of any of {examples}, which is no sign of "
         f"safety. The commonest reason: {reason}."
     )
 
@@ -159,7 +159,10 @@ def facts(run: Mapping[str, Any], rounds: Sequence[Record]) -> list[tuple[str, l
     parameters = count(model.get("parameters", 0), "parameter")
     return [
         ("Model", [f"{model.get('name')}, {parameters}", f"images of {size}", *classes]),
-        ("Training, as the server knows it", [f"batches of {batch}", training, ", ".join(options)]),
+        (
+            "Training, as the server knows it",
+            [f"batches of {batch or 'a size that is not told'}", training, ", ".join(options)],
+        ),
         ("Server", [str((about.get("server") or {}).get("strategy"))]),
         ("Rounds", [number(len(rounds))]),
         ("Defenses", [str(about.get("defenses"))]),
