@@ -165,7 +165,7 @@ def bench(
         bool,
         typer.Option(
             "--quick",
-            help="A small part of each benchmark: a minute or two for one, some six for a suite.",
+            help="A small part: up to two minutes a benchmark, two to six a suite.",
         ),
     ] = False,
     only: Annotated[

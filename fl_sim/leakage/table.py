@@ -12,6 +12,17 @@ from rich.text import Text
 
 from fl_sim.leakage.summary import AttackSummary, Record, summarize
 
+_SCORED = (
+    "examples",
+    "labels\nclaimed\n(false)",
+    "labels\nright",
+    "class\nright\n(guess)",
+    "images\nclaimed\n(false)",
+    "PSNR dB\n(mean\nimage)",
+    "seconds",
+)
+_UNSCORED = ("examples", "labels claimed", "images claimed", "seconds")
+
 
 def table(records: Iterable[Record], *, has_truth: bool = True) -> Table:
     """Return the closing table of a run, one row for each attack; it fits 100 columns.
@@ -25,11 +36,11 @@ def table(records: Iterable[Record], *, has_truth: bool = True) -> Table:
     result.add_column("attack", overflow="fold", max_width=24)
     result.add_column("attacker")
     summaries = summarize(records)
-    rows = [(_scored if has_truth else _unscored)(summary) for summary in summaries]
-    for heading in rows[0] if rows else ():
+    for heading in _SCORED if has_truth else _UNSCORED:
         result.add_column(heading, justify="right")
-    for summary, row in zip(summaries, rows, strict=True):
-        result.add_row(Text(summary.title), Text(summary.attacker or ""), *row.values())
+    for summary in summaries:
+        row = _scored(summary) if has_truth else _unscored(summary)
+        result.add_row(Text(summary.title), Text(summary.attacker or ""), *row)
     unattacked = sum(record.get("attack") is None for record in records)
     notes = [
         *(_mass_note(summary) for summary in summaries),
@@ -42,31 +53,29 @@ def table(records: Iterable[Record], *, has_truth: bool = True) -> Table:
     return result
 
 
-def _scored(summary: AttackSummary) -> dict[str, str]:
-    """Return what a row says beside the truth, by its columns' headings."""
+def _scored(summary: AttackSummary) -> list[str]:
     has_images = summary.image_attack is not None
+    images = f"{summary.images_recovered}\n({summary.false_images})"
     psnr = f"{_db(summary.psnr_db)}\n({_db(summary.baseline_psnr_db)})"
-    return {
-        "examples": str(summary.examples),
-        "labels\nclaimed\n(false)": f"{summary.recovered}\n({summary.false_accepts})",
-        "labels\nright": _percent(summary.label_success),
-        "class\nright\n(guess)": f"{_percent(summary.top1)}\n({_percent(summary.baseline_top1)})",
-        "images\nclaimed\n(false)": f"{summary.images_recovered}\n({summary.false_images})"
-        if has_images
-        else "",
-        "PSNR dB\n(mean\nimage)": psnr if has_images else "",
-        "seconds": f"{summary.total_seconds:.3g}",
-    }
+    return [
+        str(summary.examples),
+        f"{summary.recovered}\n({summary.false_accepts})",
+        _percent(summary.label_success),
+        f"{_percent(summary.top1)}\n({_percent(summary.baseline_top1)})",
+        images if has_images else "",
+        psnr if has_images else "",
+        f"{summary.total_seconds:.3g}",
+    ]
 
 
-def _unscored(summary: AttackSummary) -> dict[str, str]:
-    """Return what a row says without a truth, by its columns' headings."""
-    return {
-        "examples": str(summary.examples),
-        "labels claimed": str(summary.recovered),
-        "images claimed": "" if summary.image_attack is None else str(summary.images_recovered),
-        "seconds": f"{summary.total_seconds:.3g}",
-    }
+def _unscored(summary: AttackSummary) -> list[str]:
+    images = "" if summary.image_attack is None else str(summary.images_recovered)
+    return [
+        str(summary.examples),
+        str(summary.recovered),
+        images,
+        f"{summary.total_seconds:.3g}",
+    ]
 
 
 def table_text(records: Iterable[Record], *, has_truth: bool = True) -> str:
