@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any
 from attacks.registry import Entry, Registry
 
 if TYPE_CHECKING:
-    from attacks.normalization import Normalization
-    from attacks.types import (
+    from attacks.answers import (
         Augmentation,
-        GradientLeak,
-        ImageAttack,
-        LabelAttack,
+        Certainty,
+        ExampleImage,
+        ExampleLabel,
         LabelRecovery,
-        NotApplicable,
         Reconstruction,
         Status,
     )
+    from attacks.normalization import Normalization
+    from attacks.types import GradientLeak, ImageAttack, LabelAttack, NotApplicable
 
 LABEL_ATTACKS = Registry(
     "label attack",
@@ -82,7 +82,10 @@ __all__ = [
     "IMAGE_ATTACKS",
     "LABEL_ATTACKS",
     "Augmentation",
+    "Certainty",
     "Entry",
+    "ExampleImage",
+    "ExampleLabel",
     "GradientLeak",
     "ImageAttack",
     "LabelAttack",
@@ -94,8 +97,23 @@ __all__ = [
     "Status",
 ]
 
+_HOMES = {
+    "Augmentation": "answers",
+    "Certainty": "answers",
+    "ExampleImage": "answers",
+    "ExampleLabel": "answers",
+    "GradientLeak": "types",
+    "ImageAttack": "types",
+    "LabelAttack": "types",
+    "LabelRecovery": "answers",
+    "Normalization": "normalization",
+    "NotApplicable": "types",
+    "Reconstruction": "answers",
+    "Status": "answers",
+}
+
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        return getattr(importlib.import_module("attacks.types"), name)
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"attacks.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,32 +7,21 @@ Axis letters, the same everywhere: `B` batch, `C` channels, `H` `W` height and w
 from __future__ import annotations
 
 import abc
-import dataclasses
 import functools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from attacks.answers import LabelRecovery, Reconstruction, Status
 from attacks.facts import Fact, Told
 from attacks.intake import plain_gradients, plain_model
 from attacks.normalization import Normalization
 
 Mode = Literal["eval", "train"]
-
-
-class Status(StrEnum):
-    """How an attack ended. Anything but RECOVERED comes with a one-sentence reason."""
-
-    RECOVERED = "RECOVERED"
-    NOT_CONVERGED = "NOT_CONVERGED"
-    NOT_IDENTIFIABLE = "NOT_IDENTIFIABLE"
-    NOT_APPLICABLE = "NOT_APPLICABLE"
-    FAILED = "FAILED"
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,98 +178,6 @@ class GradientLeak:
         """Return the relative rounding of a gradient that was sent as such."""
         dtypes = (self.gradients[name].dtype, self.model.get_parameter(name).dtype)
         return max(torch.finfo(dtype).eps for dtype in dtypes)
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """What was done to a label.
-
-    Args:
-        type: "hard", "label-smoothing", "mixup" or "mixup+label-smoothing".
-        smoothing: ε of `y = (1−ε)·y₀ + ε/K`; 0 without smoothing.
-        mixing: the larger share of a mixed pair, in [0.5, 1]; None for one class.
-    """
-
-    type: str
-    smoothing: float = 0.0
-    mixing: float | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class LabelRecovery:
-    """What a label attack answers; the rows of a batch come in no particular order.
-
-    Args:
-        status: RECOVERED claims an error of less than the attack's tolerance in every label.
-        reason: one sentence, unless RECOVERED.
-        labels: (B, K) float64, rows of NaN where an example isn't recovered; None if not tried.
-        features: (B, D) float64, the last layer's inputs, likewise.
-        label_std: (B, K) float64, standard errors of the labels' entries if the augmentation is
-            right, NaN where unknown; from attacks that know them.
-        feature_bar: (B,) float64, relative error bars of the features' scale, likewise.
-        gradient_scale: the factor on the gradient (clipping, a wrong learning rate) that the labels
-            imply; None from attacks that take it as 1.
-        statuses: one for each example.
-        reasons: one sentence for each example, None where it is RECOVERED.
-        augmentations: the detected augmentation of each example, None where undetected.
-        residual: (B,) float64, the smaller the better; 0 is a perfect fit, 1 what noise and
-            rounding explain; NaN where there is none.
-        certificate: (B,) float64, higher is safer; the attack states its threshold. NaN without a
-            runner-up, never infinite.
-        candidates: (N, K), the labels that fit equally well under NOT_IDENTIFIABLE.
-        mass: (K,), at least 0, the label mass Σ_b y_b of all examples behind the leak, from attacks
-            that count; it sums to B · local steps, and to 1 where B is unknown.
-        batch_size: B, estimated where the leak doesn't give it.
-    """
-
-    status: Status
-    reason: str | None = None
-    labels: Tensor | None = None
-    features: Tensor | None = None
-    label_std: Tensor | None = None
-    feature_bar: Tensor | None = None
-    gradient_scale: float | None = None
-    statuses: tuple[Status, ...] = ()
-    reasons: tuple[str | None, ...] = ()
-    augmentations: tuple[Augmentation | None, ...] = ()
-    residual: Tensor | None = None
-    certificate: Tensor | None = None
-    candidates: Tensor | None = None
-    mass: Tensor | None = None
-    batch_size: int | None = None
-
-    def without_claim(self, reason: str) -> LabelRecovery:
-        """Return one example's answer as NOT_IDENTIFIABLE, all else as it is."""
-        status = Status.NOT_IDENTIFIABLE
-        return dataclasses.replace(
-            self, status=status, reason=reason, statuses=(status,), reasons=(reason,)
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class Reconstruction:
-    """What an image attack answers.
-
-    Args:
-        status: RECOVERED claims a PSNR of at least 50 dB for every image.
-        reason: one sentence, unless RECOVERED.
-        images: (B, C, H, W) float64 pixels in `pixel_range`, NaN where an example isn't recovered;
-            None under NOT_APPLICABLE.
-        statuses: one for each example.
-        reasons: one sentence for each example, None where it is RECOVERED.
-        residual: (B,) float64, the attack's own measure of its error, the smaller the better; NaN
-            where there is none.
-        pixel_range: the images' least and largest value: [0, 1], or where the leak doesn't say
-            what became of pixels before the model, and its input isn't in [0, 1], that input's.
-    """
-
-    status: Status
-    reason: str | None = None
-    images: Tensor | None = None
-    statuses: tuple[Status, ...] = ()
-    reasons: tuple[str | None, ...] = ()
-    residual: Tensor | None = None
-    pixel_range: tuple[float, float] = (0.0, 1.0)
 
 
 class NotApplicable(Exception):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections import Counter
-from collections.abc import Iterable, Sequence
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from attacks.answers import ExampleLabel, LabelRecovery, Status, without_claim
 from attacks.batch.accept import Example, accept, certify, gradient_factor
 from attacks.batch.explain import Explanation
 from attacks.batch.labels import rank_one_parts, with_single_precision_labels
@@ -18,8 +18,7 @@ from attacks.batch.rest import peel
 from attacks.batch.sharpen import Ray, sharpen
 from attacks.batch.subspace import Subspace, find_subspace
 from attacks.one_example.problem import OWN_EPS, Problem
-from attacks.types import Augmentation, GradientLeak, LabelRecovery, NotApplicable, Status
-from attacks.victim.gradients import Array
+from attacks.types import GradientLeak, NotApplicable
 from attacks.victim.loss import OTHER_LOSS, is_of_another_loss
 from attacks.victim.network import Network
 
@@ -122,28 +121,12 @@ class Batch:
 
     def answer(self, solved: Sequence[LabelRecovery]) -> LabelRecovery:
         """Put the answers to the problems together, the recovered ones first."""
-        rows = [_Row.of(*pair) for pair in zip(self.examples, solved, strict=True)]
+        pairs = zip(self.examples, solved, strict=True)
+        rows = [_confirmed(example, one.examples[0]) for example, one in pairs]
         rows.sort(key=lambda row: row.status is not Status.RECOVERED)
-        rows += [_Row.missing(self.space)] * (self.size - len(rows))
-        recovered = sum(row.status is Status.RECOVERED for row in rows)
-        reason = None
-        if recovered < self.size:
-            first = next(row.reason for row in rows if row.reason is not None)
-            reason = f"{recovered} of {self.size} examples recovered; why others weren't: {first}"
-        return LabelRecovery(
-            _status_of(rows),
-            reason,
-            labels=torch.from_numpy(np.array([row.label for row in rows])),
-            features=torch.from_numpy(np.array([row.feature for row in rows])),
-            feature_bar=_column(row.feature_bar for row in rows),
-            gradient_scale=self.factor,
-            statuses=tuple(row.status for row in rows),
-            reasons=tuple(row.reason for row in rows),
-            augmentations=tuple(row.augmentation for row in rows),
-            residual=_column(row.residual for row in rows),
-            certificate=_column(row.certificate for row in rows),
-            batch_size=self.size,
-        )
+        missing = ExampleLabel(Status.NOT_CONVERGED, MISSING)
+        rows += [missing] * (self.size - len(rows))
+        return LabelRecovery.of(rows, gradient_scale=self.factor)
 
 
 def _with_precision(example: Example, part: Problem, factor: float | None) -> Problem:
@@ -158,59 +141,18 @@ def _with_precision(example: Example, part: Problem, factor: float | None) -> Pr
     return part
 
 
-@dataclass(frozen=True, eq=False)
-class _Row:
-    """One example of the answer; NaN where it isn't found."""
-
-    status: Status
-    reason: str | None
-    label: Array
-    feature: Array
-    augmentation: Augmentation | None = None
-    feature_bar: float = math.nan
-    residual: float = math.nan
-    certificate: float = math.nan
-
-    @classmethod
-    def of(cls, example: Example, one: LabelRecovery) -> _Row:
-        """Take the answer to one example's scalar problem."""
-        assert one.labels is not None and one.features is not None
-        assert one.residual is not None and one.feature_bar is not None
-        certificate, status, reason = math.nan, one.status, one.reason
-        label = one.labels[0].numpy()
-        if example.explanation is not None:
-            certificate = 1 / max(example.explanation.residual, OWN_EPS)
-        if status is Status.RECOVERED and not _agree(example.explanation, label):
-            status, reason = Status.NOT_IDENTIFIABLE, DISAGREEMENT
-        return cls(
-            status,
-            reason,
-            label,
-            one.features[0].numpy(),
-            one.augmentations[0],
-            float(one.feature_bar[0]),
-            float(one.residual[0]),
-            certificate,
-        )
-
-    @classmethod
-    def missing(cls, space: Subspace) -> _Row:
-        label = np.full(len(space.rows), np.nan)
-        return cls(Status.NOT_CONVERGED, MISSING, label, np.full(len(space.live), np.nan))
+def _confirmed(example: Example, one: ExampleLabel) -> ExampleLabel:
+    """Return the answer to one example's scalar problem, as far as its ray alone confirms it."""
+    found = example.explanation
+    certificate = None if found is None else 1 / max(found.residual, OWN_EPS)
+    one = dataclasses.replace(one, label_std=None, candidates=None, certificate=certificate)
+    if one.status is Status.RECOVERED and not _agree(found, one.label):
+        return without_claim(one, DISAGREEMENT)
+    return one
 
 
-def _agree(explanation: Explanation | None, label: Array) -> bool:
+def _agree(explanation: Explanation | None, label: torch.Tensor | None) -> bool:
     """Say whether the label that explains the ray alone is that from all rays together."""
-    if explanation is None:
+    if explanation is None or label is None:
         return False
-    return bool(np.abs(explanation.label - label).max() <= AGREED)
-
-
-def _status_of(rows: Sequence[_Row]) -> Status:
-    """Return the status of most of the rows that aren't recovered."""
-    counts = Counter(row.status for row in rows if row.status is not Status.RECOVERED)
-    return counts.most_common(1)[0][0] if counts else Status.RECOVERED
-
-
-def _column(values: Iterable[float]) -> torch.Tensor:
-    return torch.tensor(list(values), dtype=torch.float64)
+    return bool(np.abs(explanation.label - label.numpy()).max() <= AGREED)

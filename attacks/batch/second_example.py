@@ -12,9 +12,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from attacks.answers import LabelRecovery, without_claim
 from attacks.batch.subspace import signal_rank
 from attacks.one_example.problem import Problem
-from attacks.types import GradientLeak, LabelRecovery, NotApplicable
+from attacks.types import GradientLeak, NotApplicable
 from attacks.victim.gradients import has_layer_gradient
 from attacks.victim.network import Network, parameter_name
 
@@ -59,8 +60,10 @@ def without_second_example(
     found = second_example(leak, network)
     if found is None:
         return answer
-    return answer.without_claim(
-        f"{found}: where two have nearly the same last feature, the label is a mixture of theirs"
+    mixture = "where two have nearly the same last feature, the label is a mixture of theirs"
+    return LabelRecovery.of(
+        [without_claim(answer.examples[0], f"{found}: {mixture}")],
+        gradient_scale=answer.gradient_scale,
     )
 
 

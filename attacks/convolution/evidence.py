@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from attacks.answers import LabelRecovery
 from attacks.convolution.stages import Stage
 from attacks.numerics.rms import rms
-from attacks.types import GradientLeak, LabelRecovery, NotApplicable
+from attacks.types import GradientLeak, NotApplicable
 from attacks.victim.gradients import read_gradient
 from attacks.victim.network import parameter_name
 
@@ -67,7 +68,7 @@ class Evidence:
         noise = _noise(leak, gradient - torch.outer(delta, x), rounding)
         variance = rounding.square() + noise**2
         feature_noise = (delta.square() @ variance).sqrt() / float(delta @ delta)
-        bar = 0.0 if labels.feature_bar is None else float(labels.feature_bar[0].nan_to_num())
+        bar = labels.examples[0].feature_bar or 0.0
         return cls(leak, x, feature_noise, delta, bar, noise, _eps(leak, head))
 
     def gradient(self, stage: Stage) -> Tensor:

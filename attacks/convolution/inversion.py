@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -10,13 +11,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from attacks.answers import ExampleImage, LabelRecovery, Reconstruction, Status
 from attacks.convolution.evidence import Evidence
 from attacks.convolution.rank import NotIdentifiable
 from attacks.convolution.recursion import Front, descend
 from attacks.convolution.stages import Chain, Stage, read_chain
 from attacks.facts import Fact, GaussianMechanism
 from attacks.numerics.rms import rms
-from attacks.types import GradientLeak, ImageAttack, LabelRecovery, Reconstruction, Status
+from attacks.types import GradientLeak, ImageAttack
 from attacks.victim.pixel_map import range_of
 from attacks.victim.require import require_one_example, require_values
 
@@ -109,21 +111,21 @@ class ChainInversion(ImageAttack):
         chain = read_chain(leak)
         evidence = Evidence.of(leak, labels, chain.head)
         stages, front = list(chain.body), Front.at_head(evidence, chain)
-        none = torch.full_like(chain.pixels.slope, torch.nan)
         try:
             while stages and stages[-1].is_linear:
                 front = descend(front, [stages.pop()], evidence, generator)
             found = self.invert(Convolutions(chain, stages, front, evidence), generator)
         except NotIdentifiable as verdict:
-            return _answer(Status.NOT_IDENTIFIABLE, str(verdict), none)
+            return Reconstruction.of([ExampleImage(Status.NOT_IDENTIFIABLE, str(verdict))])
         if not torch.isfinite(found.image).all():
             singular = "the layers' equations are singular in the precision of the leak"
-            return _answer(Status.NOT_CONVERGED, singular, none)
+            return Reconstruction.of([ExampleImage(Status.NOT_CONVERGED, singular)])
         for low, high in self._ranges(leak, found.image):
             image = found.image.clamp(low, high)
             residual = consistency(chain, evidence, image)
-            status, reason = self._verdict(found, image, labels, residual, high - low)
-            answer = _answer(status, reason, image, residual, (low, high))
+            status, reason, error = self._verdict(found, image, labels, residual, high - low)
+            example = ExampleImage(status, reason, image, residual, error)
+            answer = Reconstruction.of([example], pixel_range=(low, high))
             if status is Status.RECOVERED:
                 break
         return answer
@@ -136,27 +138,29 @@ class ChainInversion(ImageAttack):
 
     def _verdict(
         self, found: Estimate, image: Tensor, labels: LabelRecovery, residual: float, span: float
-    ) -> tuple[Status, str | None]:
+    ) -> tuple[Status, str | None, float | None]:
+        """Return status, reason and the error, as far as it can be estimated."""
         if labels.status is not Status.RECOVERED:
             return (
                 Status.NOT_IDENTIFIABLE,
                 "the image is as uncertain as the label recovery that it starts from",
+                None,
             )
         if not found.is_fit:
             return (
                 Status.NOT_CONVERGED,
                 "the fit ended where the image doesn't explain the gradient",
+                None,
             )
         outside = rms(found.image - image)
         error = max(CAUTION * found.error / span, outside, BLUR * residual)
         if not error <= self.tolerance:
             count = found.saturated
             because = f", with {count} activations saturated or lost in noise" if count else ""
-            return Status.NOT_CONVERGED, (
-                f"the image's error is estimated at {error:.2g}, more than {self.tolerance:.2g}"
-                f"{because}"
-            )
-        return Status.RECOVERED, None
+            estimate = f"estimated at {error:.2g}, more than {self.tolerance:.2g}{because}"
+            bar = error if math.isfinite(error) else None
+            return Status.NOT_CONVERGED, f"the image's error is {estimate}", bar
+        return Status.RECOVERED, None, error
 
 
 def consistency(chain: Chain, evidence: Evidence, image: Tensor) -> float:
@@ -173,21 +177,3 @@ def consistency(chain: Chain, evidence: Evidence, image: Tensor) -> float:
     pairs = [(a.detach().flatten(), evidence.feature)]
     pairs += [(g, evidence.gradient(s)) for g, s in zip(gradients, chain.body, strict=True)]
     return max(float((found - given).norm() / given.norm()) for found, given in pairs)
-
-
-def _answer(
-    status: Status,
-    reason: str | None,
-    image: Tensor,
-    residual: float = torch.nan,
-    pixel_range: tuple[float, float] = (0.0, 1.0),
-) -> Reconstruction:
-    return Reconstruction(
-        status,
-        reason,
-        image[None],
-        statuses=(status,),
-        reasons=(reason,),
-        residual=torch.tensor([residual], dtype=torch.float64),
-        pixel_range=pixel_range,
-    )

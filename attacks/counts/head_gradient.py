@@ -11,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from attacks.answers import LabelRecovery, Status
 from attacks.numerics.softmax import softmax
-from attacks.types import GradientLeak, LabelRecovery, NotApplicable, Status
+from attacks.types import GradientLeak, NotApplicable
 from attacks.victim.gradients import Array, as_double, read_gradient
 from attacks.victim.loss import require_mean_loss
 from attacks.victim.network import Network, parameter_name

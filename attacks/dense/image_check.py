@@ -24,8 +24,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from attacks.answers import Status
 from attacks.dense.chain import column_space
-from attacks.types import GradientLeak, Status
+from attacks.types import GradientLeak
 from attacks.victim.gradients import has_layer_gradient
 from attacks.victim.network import Network, parameter_name
 from attacks.victim.pixel_map import PixelMap

@@ -15,18 +15,14 @@ solved for by weighted least squares.
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from attacks.numerics.gauss_newton import gauss_newton
 from attacks.numerics.softmax import softmax
-from attacks.types import GradientLeak, LabelRecovery, Reconstruction
 from attacks.victim.gradients import Array, Layer
-from attacks.victim.network import Network
 
 REFIT_STEPS = 20
 MOST_MISFIT = 10.0
@@ -48,35 +44,6 @@ class Refit:
     scales: Array
     bars: Array
     misfit: Array
-
-
-def refit_from_images(
-    leak: GradientLeak, labels: LabelRecovery, images: Reconstruction
-) -> LabelRecovery:
-    """Return a label recovery with the labels and features that its images give.
-
-    Args:
-        leak: what was attacked.
-        labels: the recovery that the images were found from.
-        images: of the whole batch; where one is missing, or a feature, nothing changes.
-
-    Returns:
-        `labels` with new labels (B, K) and features (B, D) and with everything else as it was.
-    """
-    given = (images.images, labels.labels, labels.features)
-    if any(part is None or not part.isfinite().all() for part in given):
-        return labels
-    assert images.images is not None and labels.labels is not None
-    network = Network.of(leak)
-    head = Layer.of(leak, network, network.head_name).rescaled(labels.gradient_scale or 1.0)
-    features = network.double_features(images.images).numpy()
-    refit = refit_labels(head, features, labels.labels.double().numpy(), len(features))
-    positive = refit.labels.clip(0)
-    return dataclasses.replace(
-        labels,
-        labels=torch.from_numpy(positive / positive.sum(axis=1, keepdims=True)),
-        features=torch.from_numpy(features * refit.scales[:, None]),
-    )
 
 
 def refit_labels(head: Layer, features: Array, labels: Array, batch: int) -> Refit:

@@ -20,12 +20,14 @@ before.
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from attacks.answers import ExampleImage, LabelRecovery, Reconstruction, Status
 from attacks.batch.second_example import second_example
 from attacks.dense.batch import invert_batch
 from attacks.dense.image_check import check_images
@@ -33,14 +35,7 @@ from attacks.dense.inputs import Inputs
 from attacks.dense.network import FullyConnected
 from attacks.dense.shortcut import from_bias, from_feature, is_homogeneous
 from attacks.numerics.rms import row_rms
-from attacks.types import (
-    GradientLeak,
-    ImageAttack,
-    LabelRecovery,
-    NotApplicable,
-    Reconstruction,
-    Status,
-)
+from attacks.types import GradientLeak, ImageAttack, NotApplicable
 from attacks.victim.network import Network
 from attacks.victim.pixel_map import PixelMap, range_of
 from attacks.victim.require import require_known_layers, require_one_step, require_values
@@ -110,7 +105,7 @@ class AnalyticInversion(ImageAttack):
             found = _shortcut(leak, network, first, inverse, labels)
         else:
             found = _chain(leak, network, batch, labels, generator)
-        statuses = labels.statuses or (labels.status,) * batch
+        statuses = _statuses(labels, batch)
         test = check_images(leak, network, inverse, found.a, found.features, statuses)
         size = row_rms(found.a) * inverse.worth
         factor = 1.0 if batch == 1 else SAFETY
@@ -132,7 +127,6 @@ class AnalyticInversion(ImageAttack):
         strays = overshoot > self.tolerance * (high - low)
         wrong = (test.residual > HOPELESS) | ~found.a.isfinite().all(dim=1)
         lost = wrong | ((errors > HOPELESS * size / (high - low)) & (errors < torch.inf) & ~strays)
-        images = torch.where(lost[:, None, None, None], torch.nan, images.clamp(low, high))
         untold = test.reasons
         if batch == 1:
             untold = (second_example(leak, network) or untold[0],)
@@ -147,12 +141,19 @@ class AnalyticInversion(ImageAttack):
                 strict=True,
             )
         ]
-        statuses = tuple(status for status, _ in verdicts)
-        reasons = tuple(reason for _, reason in verdicts)
-        status, reason = _overall(statuses, reasons)
-        return Reconstruction(
-            status, reason, images, statuses, reasons, test.residual, pixel_range=(low, high)
-        )
+        examples = [
+            ExampleImage(
+                status,
+                reason,
+                None if is_lost else image.clamp(low, high),
+                residual if math.isfinite(residual) else None,
+                error,
+            )
+            for (status, reason, error), is_lost, image, residual in zip(
+                verdicts, lost.tolist(), images, test.residual.tolist(), strict=True
+            )
+        ]
+        return Reconstruction.of(examples, pixel_range=(low, high))
 
     def _takes_shortcut(self, network: Network, first: str, inverse: PixelMap) -> bool:
         if self.route == "chain":
@@ -172,19 +173,21 @@ class AnalyticInversion(ImageAttack):
         untold: str | None,
         strays: bool,
         error: float,
-    ) -> tuple[Status, str | None]:
+    ) -> tuple[Status, str | None, float | None]:
+        """Return status, reason and the error, as far as it can be estimated."""
         if unidentifiable is not None:
-            return Status.NOT_IDENTIFIABLE, unidentifiable
+            return Status.NOT_IDENTIFIABLE, unidentifiable, None
         if wrong:
-            return Status.NOT_CONVERGED, WRONG
+            return Status.NOT_CONVERGED, WRONG, None
         if untold is not None:
-            return Status.NOT_IDENTIFIABLE, untold
+            return Status.NOT_IDENTIFIABLE, untold, None
         if strays:
-            return Status.NOT_CONVERGED, STRAYS
+            return Status.NOT_CONVERGED, STRAYS, None
         if not error <= self.tolerance:
             estimate = f"estimated at {error:.2g}, more than {self.tolerance:.2g}"
-            return Status.NOT_CONVERGED, f"the image's error is {estimate}"
-        return Status.RECOVERED, None
+            bar = error if math.isfinite(error) else None
+            return Status.NOT_CONVERGED, f"the image's error is {estimate}", bar
+        return Status.RECOVERED, None, error
 
 
 def _shortcut(
@@ -240,15 +243,20 @@ def _chain(
 
 def _uncertain(labels: LabelRecovery, batch: int) -> tuple[str | None, ...]:
     """Say of which examples the scale isn't known, because the label isn't."""
-    statuses = labels.statuses or (labels.status,) * batch
     reason = "without biases the image's scale is as uncertain as the label recovery"
-    return tuple(None if status is Status.RECOVERED else reason for status in statuses)
+    return tuple(
+        None if status is Status.RECOVERED else reason for status in _statuses(labels, batch)
+    )
+
+
+def _statuses(labels: LabelRecovery, batch: int) -> tuple[Status, ...]:
+    return labels.statuses or (labels.status,) * batch
 
 
 def _scale_bars(labels: LabelRecovery, batch: int, *, default: float = 0.0) -> Tensor:
-    if labels.feature_bar is None:
-        return torch.full((batch,), default, dtype=torch.float64)
-    return labels.feature_bar.double().nan_to_num(default)
+    bars = [example.feature_bar for example in labels.examples] or [None] * batch
+    given = [default if bar is None else bar for bar in bars]
+    return torch.tensor(given, dtype=torch.float64)
 
 
 def _range_of(
@@ -261,16 +269,3 @@ def _range_of(
     if not (overshoot[fits] > tolerance).any():
         return 0.0, 1.0
     return range_of(pixels[fits])
-
-
-def _overall(
-    statuses: tuple[Status, ...], reasons: tuple[str | None, ...]
-) -> tuple[Status, str | None]:
-    """Return RECOVERED if all are, or else the first failure, with the number of failures."""
-    failed = [i for i, status in enumerate(statuses) if status is not Status.RECOVERED]
-    if not failed:
-        return Status.RECOVERED, None
-    reason = reasons[failed[0]]
-    if len(statuses) > 1:
-        reason = f"{len(failed)} of {len(statuses)} images aren't certain; the first: {reason}"
-    return statuses[failed[0]], reason

@@ -14,6 +14,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
+from attacks.answers import LabelRecovery, Status, without_claim
 from attacks.batch.second_example import one_example, without_second_example
 from attacks.facts import Fact
 from attacks.labels.soft_label import SoftLabelRecovery, fits_at
@@ -22,7 +23,7 @@ from attacks.one_example.bars import unknowns
 from attacks.one_example.fit import Root
 from attacks.one_example.label_model import label_models
 from attacks.one_example.verdict import decide
-from attacks.types import GradientLeak, LabelAttack, LabelRecovery, NotApplicable, Status
+from attacks.types import GradientLeak, LabelAttack, NotApplicable
 from attacks.victim.gradients import as_double, read_head
 from attacks.victim.network import Network
 from attacks.victim.require import require_one_example, require_values
@@ -70,17 +71,19 @@ class BiasRatio(LabelAttack):
             unknown=unknowns(leak),
             tolerance=self.tolerance,
         )
-        recovered = verdict.status is Status.RECOVERED
-        assert verdict.labels is not None
-        distance = float(np.abs(label - verdict.labels[0].numpy()).max())
-        if recovered and distance > self.tolerance / 2:
-            reason = f"one row leaves the label off by {distance:.2g} from what all rows say"
-            verdict = verdict.without_claim(reason)
-        elif recovered:
+        if verdict.status is Status.RECOVERED:
             verdict = without_second_example(verdict, leak, network)
-        return dataclasses.replace(
-            verdict,
-            labels=torch.from_numpy(label)[None],
-            features=torch.from_numpy(x)[None],
+        example = dataclasses.replace(
+            verdict.examples[0],
+            label=torch.from_numpy(label),
+            feature=torch.from_numpy(x),
             candidates=None,
         )
+        if verdict.status is Status.RECOVERED:
+            whole = verdict.examples[0].label
+            assert whole is not None
+            distance = float(np.abs(whole.numpy() - label).max())
+            if distance > self.tolerance / 2:
+                reason = f"one row leaves the label off by {distance:.2g} from what all rows say"
+                example = without_claim(example, reason)
+        return LabelRecovery.of([example], gradient_scale=verdict.gradient_scale)

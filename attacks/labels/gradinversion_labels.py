@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from attacks.answers import LabelRecovery
 from attacks.counts.head_gradient import HeadGradient
-from attacks.types import GradientLeak, LabelAttack, LabelRecovery, NotApplicable
+from attacks.types import GradientLeak, LabelAttack, NotApplicable
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import one_hot
 
-from attacks.types import Augmentation, GradientLeak, LabelAttack, LabelRecovery, Status
+from attacks.answers import Augmentation, ExampleLabel, LabelRecovery, Status
+from attacks.types import GradientLeak, LabelAttack
 from attacks.victim.gradients import read_head
 from attacks.victim.network import Network
 from attacks.victim.require import require_one_example
@@ -36,22 +37,17 @@ class IDLG(LabelAttack):
         products = gradient @ gradient.T
         products.fill_diagonal_(-torch.inf)
         opposed = (products <= 0).all(dim=1) & (gradient != 0).any(dim=1)
-        classes = len(gradient)
         found = opposed.nonzero().flatten()
         if len(found) != 1:
-            return LabelRecovery(
+            example = ExampleLabel(
                 Status.NOT_IDENTIFIABLE,
                 f"{len(found)} classes oppose all others: the label isn't hard, or noise hides it",
-                labels=torch.full((1, classes), torch.nan, dtype=torch.float64),
-                statuses=(Status.NOT_IDENTIFIABLE,),
-                augmentations=(None,),
-                batch_size=1,
             )
-        return LabelRecovery(
-            Status.NOT_IDENTIFIABLE,
-            "the sign rule gives the class; a hard label and a cross-entropy are assumed",
-            labels=one_hot(found, classes).double(),
-            statuses=(Status.NOT_IDENTIFIABLE,),
-            augmentations=(Augmentation("hard"),),
-            batch_size=1,
-        )
+        else:
+            example = ExampleLabel(
+                Status.NOT_IDENTIFIABLE,
+                "the sign rule gives the class; a hard label and a cross-entropy are assumed",
+                label=one_hot(found[0], len(gradient)).double(),
+                augmentation=Augmentation("hard"),
+            )
+        return LabelRecovery.of([example])

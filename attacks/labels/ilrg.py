@@ -15,9 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from attacks.answers import LabelRecovery
 from attacks.counts.head_gradient import HeadGradient
 from attacks.numerics.softmax import softmax
-from attacks.types import GradientLeak, LabelAttack, LabelRecovery, NotApplicable
+from attacks.types import GradientLeak, LabelAttack, NotApplicable
 from attacks.victim.gradients import Array
 
 LARGEST = 1e10

@@ -32,10 +32,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from attacks.answers import LabelRecovery
 from attacks.counts.head_gradient import DUMMIES, Auxiliary, HeadGradient, as_auxiliary
 from attacks.counts.prototypes import Prior, prototypes
 from attacks.numerics.softmax import softmax
-from attacks.types import GradientLeak, LabelAttack, LabelRecovery
+from attacks.types import GradientLeak, LabelAttack
 from attacks.victim.gradients import Array
 
 PATH_POINTS = 3

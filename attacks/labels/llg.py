@@ -15,8 +15,9 @@ from typing import Literal
 import numpy as np
 import torch
 
+from attacks.answers import LabelRecovery
 from attacks.counts.head_gradient import DUMMIES, Auxiliary, HeadGradient, as_auxiliary
-from attacks.types import GradientLeak, LabelAttack, LabelRecovery
+from attacks.types import GradientLeak, LabelAttack
 from attacks.victim.gradients import Array
 
 

@@ -25,6 +25,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
+from attacks.answers import LabelRecovery, Status
 from attacks.batch.recover import split_batch
 from attacks.batch.second_example import one_example, without_second_example
 from attacks.facts import LABELS, Fact, GaussianMechanism
@@ -37,7 +38,7 @@ from attacks.one_example.problem import Problem
 from attacks.one_example.scan import find_roots
 from attacks.one_example.verdict import Tried, decide
 from attacks.one_example.view import View, view_few
-from attacks.types import GradientLeak, LabelAttack, LabelRecovery, Status
+from attacks.types import GradientLeak, LabelAttack
 from attacks.victim.gradients import Array
 from attacks.victim.network import Network
 from attacks.victim.require import require_one_step, require_values

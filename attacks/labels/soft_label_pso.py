@@ -19,9 +19,10 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
+from attacks.answers import ExampleLabel, LabelRecovery, Status
 from attacks.facts import Fact, LabelSmoothing, Mixup
 from attacks.numerics.particle_swarm import particle_swarm
-from attacks.types import GradientLeak, LabelAttack, LabelRecovery, NotApplicable, Status
+from attacks.types import GradientLeak, LabelAttack, NotApplicable
 from attacks.victim.gradients import read_head
 from attacks.victim.network import Network
 from attacks.victim.require import require_one_example, require_values
@@ -167,17 +168,14 @@ class SoftLabelPSO(LabelAttack):
         if accepted:
             reason = "the loss is below its threshold, and may be at a wrong label too"
         scalar = torch.tensor([best.scalar], dtype=torch.float64)
-        return LabelRecovery(
+        example = ExampleLabel(
             status,
             reason,
-            labels=problem.labels(scalar),
-            features=problem.features(scalar),
-            statuses=(status,),
-            reasons=(reason,),
-            augmentations=(None,),
-            residual=torch.tensor([best.loss / self.threshold], dtype=torch.float64),
-            batch_size=1,
+            label=problem.labels(scalar)[0],
+            feature=problem.features(scalar)[0],
+            residual=best.loss / self.threshold,
         )
+        return LabelRecovery.of([example])
 
     def problem(self, leak: GradientLeak) -> ScalarProblem:
         """Reduce a leak to one row of the last layer's gradient.

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from attacks.answers import Augmentation
 from attacks.numerics.gauss_newton import gauss_newton
 from attacks.numerics.least_squares import BAR, left_inverse, standard_errors
 from attacks.numerics.softmax import softmax
 from attacks.one_example.label_model import LabelModel
 from attacks.one_example.noise import Deviation
 from attacks.one_example.problem import Problem
-from attacks.types import Augmentation
 from attacks.victim.gradients import Array
 
 NO_FIT = 1e4

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from attacks.answers import Augmentation
 from attacks.facts import Told
-from attacks.types import Augmentation
 from attacks.victim.gradients import Array
 
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
+from attacks.answers import ExampleLabel, LabelRecovery, Status
 from attacks.numerics.least_squares import BAR
 from attacks.one_example.bars import Unknown, widest_bars
 from attacks.one_example.fit import Fit
 from attacks.one_example.noise import ROUNDED_DRIFT
 from attacks.one_example.problem import Problem
-from attacks.types import LabelRecovery, Status
 from attacks.victim.gradients import Array
 from attacks.victim.loss import IMBALANCE, OTHER_LOSS
 
@@ -62,27 +63,24 @@ def decide(
     """
     claim = _claim(problem, roots, unknown, tolerance, plausible)
     status = Status.RECOVERED if claim.reason is None else Status.NOT_IDENTIFIABLE
-    best = claim.best
-    width = problem.width
-    label = np.full(len(problem.α), np.nan) if best is None else _on_simplex(best.label)
-    feature = np.full(width, np.nan) if best is None else best.λ * problem.g[:width]
     candidates = [_on_simplex(fit.label) for fit in claim.candidates[:MAX_CANDIDATES]]
-    return LabelRecovery(
-        status,
-        claim.reason,
-        labels=torch.from_numpy(label)[None],
-        features=torch.from_numpy(feature)[None],
-        label_std=None if best is None else torch.from_numpy(best.std)[None],
-        gradient_scale=None if best is None else best.gradient_scale,
-        feature_bar=_row(claim.feature_bar),
-        statuses=(status,),
-        reasons=(claim.reason,),
-        augmentations=(None if best is None else best.augmentation,),
-        residual=_row(None if best is None else best.residual),
-        certificate=_row(certificate),
-        candidates=torch.from_numpy(np.array(candidates)),
-        batch_size=1,
+    found = dict[str, Any](
+        certificate=certificate,
+        candidates=torch.from_numpy(np.array(candidates)) if candidates else None,
     )
+    best = claim.best
+    if best is not None:
+        found |= {
+            "label": torch.from_numpy(_on_simplex(best.label)),
+            "feature": torch.from_numpy(best.λ * problem.g[: problem.width]),
+            "augmentation": best.augmentation,
+            "label_std": torch.from_numpy(best.std),
+            "label_bar": claim.label_bar,
+            "feature_bar": claim.feature_bar,
+            "residual": best.residual,
+        }
+    example = ExampleLabel(status, claim.reason, **found)
+    return LabelRecovery.of([example], gradient_scale=None if best is None else best.gradient_scale)
 
 
 @dataclass(frozen=True)
@@ -93,12 +91,15 @@ class _Claim:
         candidates: the labels that fit, the best first.
         best: the estimate; None where several fit equally well.
         reason: why the label isn't determined.
+        label_bar: L∞ error bar of the estimate; None where nothing tells, as where it doesn't
+            explain the gradient.
         feature_bar: relative error bar of the feature's λ, where it is.
     """
 
     candidates: list[Fit]
     best: Fit | None
     reason: str | None = None
+    label_bar: float | None = None
     feature_bar: float | None = None
 
 
@@ -141,7 +142,8 @@ def _claim(
         others = _distinct(others, tolerance)
         found = _count(1 + len(others), "label")
         if problem.is_noisy:  # one of them is likelier
-            return _Claim([best, *others], best, f"noise leaves {found} possible")
+            away = max(float(np.abs(fit.label - best.label).max()) for fit in others)
+            return _Claim([best, *others], best, f"noise leaves {found} possible", away)
         return _Claim([best, *others], None, f"{found} fit equally well")
     bar, feature_bar = widest_bars(problem, best, unknown)
     limit = best.misfit + BAR**2 * max(1.0, best.residual) ** 2
@@ -155,9 +157,10 @@ def _claim(
             if problem.is_coarse
             else "float rounding (the network is saturated, or its logits hardly differ)"
         )
-        uncertain = f"uncertain by ±{min(bar, 1.0):.2g}, more than {tolerance:g}"
-        return _Claim([best], best, f"{cause} leaves the label {uncertain}")
-    return _Claim([best], best, feature_bar=feature_bar)
+        bar = bar if bar < 1 else 1.0  # it may be infinite, or not a number
+        uncertain = f"uncertain by ±{bar:.2g}, more than {tolerance:g}"
+        return _Claim([best], best, f"{cause} leaves the label {uncertain}", bar)
+    return _Claim([best], best, label_bar=bar, feature_bar=feature_bar)
 
 
 def _distinct(fits: Sequence[Fit], tolerance: float) -> list[Fit]:
@@ -167,10 +170,6 @@ def _distinct(fits: Sequence[Fit], tolerance: float) -> list[Fit]:
         if all(np.abs(fit.label - other.label).max() > tolerance for other in kept):
             kept.append(fit)
     return kept
-
-
-def _row(value: float | None) -> torch.Tensor:
-    return torch.tensor([torch.nan if value is None else value], dtype=torch.float64)
 
 
 def _select(problem: Problem, explaining: Sequence[Fit]) -> Fit:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from attacks import GradientLeak, LabelAttack, LabelRecovery, NotApplicable, Status
+from attacks import ExampleLabel, GradientLeak, LabelAttack, LabelRecovery, NotApplicable, Status
 from attacks.victim.gradients import read_head
 from attacks.victim.network import Network
 from attacks.victim.require import require_one_example
@@ -30,12 +30,7 @@ class RowSum(LabelAttack):
         if not network.has_nonnegative_features():
             raise NotApplicable("the last layer's inputs may be negative, so the signs say nothing")
         sums = weight.double().sum(dim=1)
-        label = torch.zeros(1, len(sums), dtype=torch.float64)
-        label[0, sums.argmin()] = 1
-        return LabelRecovery(
-            Status.NOT_IDENTIFIABLE,
-            "the row sums give the class; that the label is hard is assumed",
-            labels=label,
-            statuses=(Status.NOT_IDENTIFIABLE,),
-            batch_size=1,
-        )
+        label = torch.zeros(len(sums), dtype=torch.float64)
+        label[sums.argmin()] = 1
+        reason = "the row sums give the class; that the label is hard is assumed"
+        return LabelRecovery.of([ExampleLabel(Status.NOT_IDENTIFIABLE, reason, label)])

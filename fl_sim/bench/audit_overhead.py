@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from attacks import GradientLeak, LabelAttack, LabelRecovery, Status
+from attacks import ExampleLabel, GradientLeak, LabelAttack, LabelRecovery, Status
 from fl_sim.flower.run import run
 from fl_sim.leakage.records import read_lines
 from fl_sim.scenario import Scenario
@@ -37,13 +37,9 @@ class UniformGuess(LabelAttack):
     def recover(self, leak: GradientLeak, generator: torch.Generator) -> LabelRecovery:
         """Return a uniform row for each example."""
         assert leak.batch_size is not None
-        labels = torch.full((leak.batch_size, 10), 0.1, dtype=torch.float64)
-        return LabelRecovery(
-            Status.NOT_CONVERGED,
-            "it guesses",
-            labels=labels,
-            statuses=(Status.NOT_CONVERGED,) * leak.batch_size,
-        )
+        label = torch.full((10,), 0.1, dtype=torch.float64)
+        guess = ExampleLabel(Status.NOT_CONVERGED, "it guesses", label)
+        return LabelRecovery.of([guess] * leak.batch_size)
 
 
 def rows(*, quick: bool, seed: int) -> Iterator[dict[str, object]]:

@@ -18,8 +18,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from attacks import IMAGE_ATTACKS, LABEL_ATTACKS, GradientLeak, LabelRecovery, Status
-from attacks.dense.refit import refit_from_images
+from attacks import IMAGE_ATTACKS, LABEL_ATTACKS, ExampleLabel, GradientLeak, LabelRecovery, Status
 from attacks.victim.network import Network
 from fl_sim.bench.training import trained
 from fl_sim.bench.victims import draw_batch, untrained
@@ -78,7 +77,6 @@ class Outcome:
         claimed: (B,), whether it is called RECOVERED.
         mean_image: (B,), PSNR of the test data's mean image.
         label_error: L∞ error of the labels that the images were found from; infinite without.
-        refitted_error: the same after the labels were fitted to the images.
         label_seconds: of the label attack.
         seconds: of the image attack.
     """
@@ -89,7 +87,6 @@ class Outcome:
     claimed: Tensor
     mean_image: Tensor
     label_error: float
-    refitted_error: float
     label_seconds: float
     seconds: float
 
@@ -143,7 +140,6 @@ def attack_batch(setting: Setting, seed: int) -> Outcome:
     labelled = time.perf_counter()
     found = IMAGE_ATTACKS.build("analytic")(leak, recovery, generator=generator)
     seconds = time.perf_counter() - labelled
-    refitted = refit_from_images(leak, recovery, found)
     recovered = found.images
     if recovered is None:
         recovered = torch.full(images.shape, torch.nan, dtype=torch.float64)
@@ -160,7 +156,6 @@ def attack_batch(setting: Setting, seed: int) -> Outcome:
         claimed=torch.tensor([status is Status.RECOVERED for status in statuses]),
         mean_image=torch.tensor([psnr_db(mean, image) for image in true]),
         label_error=_label_error(recovery, labels[pairs]),
-        refitted_error=_label_error(refitted, labels[pairs]),
         label_seconds=labelled - started,
         seconds=seconds,
     )
@@ -178,13 +173,13 @@ def given_labels(
     noise = torch.randn(truth.labels.shape, generator=generator, dtype=torch.float64)
     spread = torch.randn(features.shape, generator=generator, dtype=torch.float64)
     size_of = features.square().mean(dim=1, keepdim=True).sqrt()
-    return LabelRecovery(
-        Status.RECOVERED,
-        labels=truth.labels.double() + error * noise,
-        features=features * (1 + scale * draws) + error * size_of * spread,
-        statuses=(Status.RECOVERED,) * size,
-        reasons=(None,) * size,
-        batch_size=size,
+    labels = truth.labels.double() + error * noise
+    features = features * (1 + scale * draws) + error * size_of * spread
+    return LabelRecovery.of(
+        [
+            ExampleLabel(Status.RECOVERED, label=label, feature=feature)
+            for label, feature in zip(labels, features, strict=True)
+        ]
     )
 
 
@@ -284,7 +279,6 @@ def _row(setting: Setting, outcomes: Sequence[Outcome]) -> dict[str, object]:
         "false_accepts": int((claimed & (psnr < CLAIM_DB)).sum()),
         "mean_image_db": round(float(mean_image.median()), 1),
         "label_error": f"{np.median([o.label_error for o in outcomes]):.1g}",
-        "refitted_label_error": f"{np.median([o.refitted_error for o in outcomes]):.1g}",
         "label_seconds": round(float(np.median([o.label_seconds for o in outcomes])), 2),
         "image_seconds": round(float(np.median([o.seconds for o in outcomes])), 2),
     }

@@ -185,7 +185,7 @@ def judge(answer: LabelRecovery, labels: Tensor, features: Tensor) -> dict[str, 
         exact = int((off[pairs] < STRICT).sum())
         exact_features = int((away[pairs] < STRICT).sum())
         false = int((off[pairs] > TOLERANCE).sum())
-    why = Counter(reason for reason in answer.reasons or (answer.reason,) if reason)
+    why = Counter(part.reason for part in answer.examples or (answer,) if part.reason)
     return {
         "found": len(rows_found),
         "labels < 1e-3": exact,

@@ -91,13 +91,13 @@ def _trial(
     feature = network.double_features(image)[0].numpy()
     bound = _bound(as_double(network.head.weight), feature, truth, sigma)
     found = {"bound": float(bound.max()), "status": recovery.status}
-    if recovery.labels is not None and recovery.labels.isfinite().all():
+    if recovery.labels is not None:
         error = np.abs(recovery.labels[0].numpy() - truth)
         found["maximum likelihood"] = float(error.max())
-        assert recovery.label_std is not None
-        std = recovery.label_std[0].numpy()
+        std = recovery.examples[0].label_std
+        assert std is not None
         worst = int(bound.argmax())
-        found["covered"] = bool(error[worst] <= WITHIN_95 * std[worst])
+        found["covered"] = bool(error[worst] <= WITHIN_95 * float(std[worst]))
     try:
         problem = Problem.of(leak, network)
     except Exception:

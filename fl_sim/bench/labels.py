@@ -135,11 +135,12 @@ def _measure(
         answer = attack(leak, generator=generator)
         seconds.append(time.perf_counter() - started)
         error = np.inf
-        if answer.labels is not None and answer.labels.isfinite().all():
+        if answer.labels is not None:
             error = float((answer.labels[0] - labels[index]).abs().max())
         errors.append(error)
         if name == "soft-label-pso":
-            accepted.append(answer.residual is not None and float(answer.residual[0]) < 1)
+            residual = answer.examples[0].residual if answer.examples else None
+            accepted.append(residual is not None and residual < 1)
         else:
             accepted.append(answer.status is Status.RECOVERED)
             silent += answer.status in (Status.NOT_IDENTIFIABLE, Status.NOT_APPLICABLE)

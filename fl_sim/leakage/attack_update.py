@@ -7,7 +7,6 @@ import time
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from attacks import GradientLeak, LabelRecovery, Reconstruction, Status
 from fl_sim.leakage.plan import AttackPlan
@@ -17,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """What a plan's attacks answered on one leak, in the form that `attacks.types` asks for.
+    """What a plan's attacks answered on one leak.
 
     Args:
         labels: of the label attack.
@@ -34,9 +33,8 @@ class Answer:
     @property
     def rows(self) -> int:
         """How many examples it holds; 0 from attacks that count, and from those that failed."""
-        images = None if self.image is None else self.image.images
-        parts = (self.labels.labels, images)
-        return max(0 if part is None else len(part) for part in parts)
+        images = () if self.image is None else self.image.examples
+        return max(len(self.labels.examples), len(images))
 
     @property
     def is_empty(self) -> bool:
@@ -53,8 +51,7 @@ def attack_update(
 ) -> Answer:
     """Run a plan's attacks on one leak.
 
-    An attack that raises, or whose answer has another form than it must have, answers FAILED, with
-    the reason.
+    An attack that raises, or whose answer doesn't fit the leak, answers FAILED, with the reason.
 
     Args:
         leak: what the server sees, with the plan's knowledge.
@@ -76,22 +73,23 @@ def attack_update(
     started = time.perf_counter()
     try:
         labels = plan.label(leak, generator=generator)
-        _check_answer(labels, LabelRecovery, leak.batch_size, labels=(classes,), features=(None,))
-        _check_mass(labels.mass, classes)
+        _require_kind(labels, LabelRecovery)
+        labels.require_fit(batch_size=leak.batch_size, classes=classes)
     except Exception as error:  # a third party's attack may raise anything
         _log_failure(plan.label_name, error)
-        labels = LabelRecovery(Status.FAILED, f"{type(error).__name__}: {error}")
+        labels = LabelRecovery(Status.FAILED, _sentence(error))
     label_seconds = time.perf_counter() - started
     if plan.image is None:
         return Answer(labels, None, label_seconds, None)
     started = time.perf_counter()
     try:
         image = plan.image(leak, labels, generator=generator)
-        rows = leak.batch_size or (None if labels.labels is None else len(labels.labels))
-        _check_answer(image, Reconstruction, rows, images=leak.input_shape)
+        _require_kind(image, Reconstruction)
+        size = leak.batch_size or len(labels.examples) or None
+        image.require_fit(batch_size=size, shape=leak.input_shape)
     except Exception as error:  # likewise
         _log_failure(plan.image_name, error)
-        image = Reconstruction(Status.FAILED, f"{type(error).__name__}: {error}")
+        image = Reconstruction(Status.FAILED, _sentence(error))
     return Answer(labels, image, label_seconds, time.perf_counter() - started)
 
 
@@ -100,43 +98,10 @@ def _log_failure(name: str | None, error: Exception) -> None:
     logger.debug("attack %s", name, exc_info=error)
 
 
-def _check_answer(
-    answer: object, kind: type, rows: int | None, **tensors: tuple[int | None, ...]
-) -> None:
-    """Raise unless an attack's answer has the form that `attacks.types` asks for.
+def _sentence(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
-    Args:
-        answer: what the attack returned.
-        kind: the type that it must have.
-        rows: number of rows; None takes the first tensor's.
-        tensors: attribute -> the shape of one row, None where any size will do.
-    """
+
+def _require_kind(answer: object, kind: type) -> None:
     if not isinstance(answer, kind):
         raise TypeError(f"the answer must be a {kind.__name__}, found {type(answer).__name__}")
-    status = getattr(answer, "status", None)
-    if not isinstance(status, Status):
-        raise TypeError(f"status must be a Status, found {status!r}")
-    for name, shape in tensors.items():
-        found = getattr(answer, name)
-        if found is None:
-            continue
-        rows = rows or len(found)
-        required, sizes = (rows, *shape), tuple(found.shape)
-        pairs = zip(required, sizes, strict=False)
-        if len(sizes) != len(required) or any(rule not in (None, size) for rule, size in pairs):
-            raise ValueError(f"{name} must have the shape {required}, found {sizes}")
-    for name in ("statuses", "reasons", "augmentations", "residual", "certificate"):
-        value = getattr(answer, name, None)
-        entries = 0 if value is None else len(value)
-        if rows and entries not in (0, rows):
-            raise ValueError(f"{name} must have {rows} entries, found {entries}")
-
-
-def _check_mass(mass: Tensor | None, classes: int | None) -> None:
-    """Raise unless an attack's label mass is one."""
-    if mass is None:
-        return
-    if mass.ndim != 1 or classes not in (None, len(mass)):
-        raise ValueError(f"mass must have the shape ({classes},), found {tuple(mass.shape)}")
-    if not (mass.isfinite().all() and mass.min() >= 0 and mass.sum() > 0):
-        raise ValueError(f"mass must be finite, at least 0 and not all 0, found {mass}")

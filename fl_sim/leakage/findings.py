@@ -10,7 +10,14 @@ from typing import Any
 
 from torch import Tensor
 
-from attacks import GradientLeak, LabelRecovery, Reconstruction, Status
+from attacks import (
+    ExampleImage,
+    ExampleLabel,
+    GradientLeak,
+    LabelRecovery,
+    Reconstruction,
+    Status,
+)
 from fl_sim.leakage.attack_update import Answer
 from fl_sim.leakage.image_scores import score_image
 from fl_sim.leakage.judge import Baseline, Truth, score_labels
@@ -26,8 +33,8 @@ class Finding:
 
     Args:
         record: the line for `leakage.jsonl`.
-        tensors: "label" (K,), "image" (C, H, W) and of attacks that count "mass" (K,), as
-            recovered, and "true_label", "true_image", as far as there are any.
+        tensors: "label" (K,), "image" (C, H, W), "candidates" (N, K) and of attacks that count
+            "mass" (K,), as recovered, "true_label" and "true_image", as far as there are any.
     """
 
     record: LeakageRecord
@@ -69,7 +76,7 @@ def write_findings(
     if truth is None or baseline is None:
         return [_finding(shared, answer, row, {"example": row}) for row in range(answer.rows)]
     scores: list[dict[str, Any]] = [{} for _ in pairs]
-    if answer.labels.labels is not None:
+    if answer.labels.examples:
         scores = score_labels(answer.labels, truth, pairs, true_features or TrueFeatures(leak))
     findings = []
     for row, example in enumerate(pairs):
@@ -125,50 +132,54 @@ def _finding(
 
 def _answer(labels: LabelRecovery, image: Reconstruction | None, row: int) -> dict[str, Any]:
     """Return the fields of a record that an attack's answer fills for one row."""
-    fields = _verdict("label", labels, row)
-    fields["gradient_scale"] = labels.gradient_scale
-    if labels.certificate is not None:
-        fields["label_certificate"] = float(labels.certificate[row])
-    found = labels.augmentations[row] if labels.augmentations else None
-    if found is not None:
-        fields["augmentation"] = found.type
-        fields["smoothing"] = found.smoothing
-        fields["mixing"] = found.mixing
-    fields |= _classes(labels, row, is_mixed=found is not None and found.mixing is not None)
-    if image is not None:
-        fields |= _verdict("image", image, row)
-        if image.images is not None and image.images[row].isfinite().all():
+    fields: dict[str, Any] = {"gradient_scale": labels.gradient_scale}
+    if labels.examples:
+        label = labels.examples[row]
+        fields |= _verdict("label", label)
+        fields["label_bar"] = label.label_bar
+        fields["label_certificate"] = label.certificate
+        if label.candidates is not None and len(label.candidates) > 1:
+            fields["label_candidates"] = len(label.candidates)
+        if (found := label.augmentation) is not None:
+            fields["augmentation"] = found.type
+            fields["smoothing"] = found.smoothing
+            fields["mixing"] = found.mixing
+        fields |= _classes(label)
+    if image is not None and image.examples:
+        fields |= _verdict("image", image.examples[row])
+        fields["image_bar"] = image.examples[row].error
+        if image.examples[row].image is not None:
             fields["image_low"], fields["image_high"] = image.pixel_range
     return fields
 
 
-def _classes(labels: LabelRecovery, row: int, *, is_mixed: bool) -> dict[str, Any]:
+def _classes(answer: ExampleLabel) -> dict[str, Any]:
     """Return the largest class of a recovered label, and of a mixed one the second largest, too."""
-    if labels.labels is None or not labels.labels[row].isfinite().all():
+    if answer.label is None:
         return {}
-    largest = labels.labels[row].argsort(descending=True, stable=True).tolist()
-    fields = {"label_class": largest[0]}
-    return fields | {"label_second_class": largest[1]} if is_mixed else fields
+    largest = answer.label.argsort(descending=True, stable=True).tolist()
+    is_mixed = answer.augmentation is not None and answer.augmentation.mixing is not None
+    return {"label_class": largest[0], "label_second_class": largest[1] if is_mixed else None}
 
 
-def _verdict(kind: str, answer: LabelRecovery | Reconstruction, row: int) -> dict[str, Any]:
-    fields: dict[str, Any] = {}
-    if answer.statuses:
-        fields[f"{kind}_status"] = answer.statuses[row].value
-    if answer.reasons:
-        fields[f"{kind}_reason"] = answer.reasons[row]
-    if answer.residual is not None:
-        fields[f"{kind}_residual"] = float(answer.residual[row])
-    return fields
+def _verdict(kind: str, example: ExampleLabel | ExampleImage) -> dict[str, Any]:
+    return {
+        f"{kind}_status": example.status.value,
+        f"{kind}_reason": example.reason,
+        f"{kind}_certainty": None if example.certainty is None else example.certainty.value,
+        f"{kind}_residual": example.residual,
+    }
 
 
 def _tensors(labels: LabelRecovery, image: Reconstruction | None, row: int) -> dict[str, Tensor]:
-    tensors = {}
-    if labels.labels is not None:
-        tensors["label"] = labels.labels[row]
-    if image is not None and image.images is not None:
-        tensors["image"] = image.images[row]
-    return tensors
+    label = labels.examples[row] if labels.examples else None
+    pixels = image.examples[row].image if image is not None and image.examples else None
+    tensors = {
+        "label": None if label is None else label.label,
+        "candidates": None if label is None else label.candidates,
+        "image": pixels,
+    }
+    return {name: part for name, part in tensors.items() if part is not None}
 
 
 def _compare(
@@ -181,8 +192,9 @@ def _compare(
     try:
         true_image = truth.images[example].double()
         fields |= baseline.scores(true_image, truth.labels[example])
-        if image.images is not None and image.pixel_range == (0.0, 1.0):
-            fields |= score_image(image.images[row].double(), true_image)
+        found = image.examples[row].image if image.examples else None
+        if found is not None and image.pixel_range == (0.0, 1.0):
+            fields |= score_image(found, true_image)
     except Exception as error:  # of a truth that a third party tells
         logger.warning("scoring an image raised %s: %s", type(error).__name__, error)
         fields["image_status"] = Status.FAILED.value

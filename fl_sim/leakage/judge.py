@@ -12,8 +12,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from attacks import LabelRecovery
+from attacks.answers import Augmentation
 from attacks.counts.head_gradient import round_to_sum
-from attacks.types import Augmentation
 from fl_sim.leakage.image_scores import psnr_db
 from fl_sim.leakage.true_features import TrueFeatures
 
@@ -158,8 +158,10 @@ def pair_examples(
         images: (R, C, H, W), as recovered; None if there are none.
 
     Example:
-        >>> from attacks import Status
-        >>> recovery = LabelRecovery(Status.RECOVERED, labels=torch.eye(3)[[2, 0]])
+        >>> from attacks import ExampleLabel, Status
+        >>> labels = torch.eye(3).double()[[2, 0]]
+        >>> found = [ExampleLabel(Status.RECOVERED, label=label) for label in labels]
+        >>> recovery = LabelRecovery.of(found)
         >>> pair_examples(recovery, Truth(torch.rand(3, 1, 4, 4), torch.eye(3)), 2)
         [2, 0]
     """
@@ -189,7 +191,7 @@ def score_labels(
     """Return the label fields of a record for each recovered row.
 
     Args:
-        recovery: with labels (R, K).
+        recovery: with R examples.
         truth: (B, ...).
         pairs: for each row, the example that it is compared with; None for none.
         true_features: of the network that was attacked.
@@ -197,34 +199,28 @@ def score_labels(
     Returns:
         Fields for each row; none for a row that is compared with none.
     """
-    assert recovery.labels is not None
-    rows = [row for row, example in enumerate(pairs) if example is not None]
-    chosen = torch.tensor(rows, dtype=torch.int64)
-    examples = torch.tensor([pairs[row] for row in rows], dtype=torch.int64)
-    labels = truth.labels.index_select(0, examples).double()
-    recovered = recovery.labels.index_select(0, chosen)
-    error = (recovered.double() - labels).abs().numpy()
-    hits = (recovered.argmax(dim=1) == labels.argmax(dim=1)).tolist()
     fields: list[dict[str, Any]] = [{} for _ in pairs]
-    for index, (row, true) in enumerate(zip(rows, describe_labels(labels), strict=True)):
-        scores = fields[row]
+    compared = [(row, example) for row, example in enumerate(pairs) if example is not None]
+    labels = truth.labels[[example for _, example in compared]].double()
+    for (row, _), label, true in zip(compared, labels, describe_labels(labels), strict=True):
+        found, scores = recovery.examples[row], fields[row]
         scores["true_augmentation"] = true.type
-        if np.isfinite(error[index]).all():
-            scores["label_linf"] = float(error[index].max())
-            scores["label_l1"] = float(error[index].sum())
-            scores["label_top1"] = hits[index]
-        found = recovery.augmentations[row] if recovery.augmentations else None
-        if found is not None:
-            scores["smoothing_error"] = abs(found.smoothing - true.smoothing)
-            if found.mixing is not None and true.mixing is not None:
-                scores["mixing_error"] = abs(found.mixing - true.mixing)
-    if rows and recovery.features is not None and recovery.features.isfinite().any():
-        features = true_features(truth.images.index_select(0, examples))
-        found_features = recovery.features.index_select(0, chosen)
-        distance = (found_features - features).norm(dim=1) / features.norm(dim=1)
-        for row, value in zip(rows, distance.tolist(), strict=True):
-            if np.isfinite(value):
-                fields[row]["feature_error"] = value
+        if found.label is not None:
+            error = (found.label - label).abs()
+            scores["label_linf"] = float(error.max())
+            scores["label_l1"] = float(error.sum())
+            scores["label_top1"] = int(found.label.argmax()) == int(label.argmax())
+        if found.augmentation is not None:
+            scores["smoothing_error"] = abs(found.augmentation.smoothing - true.smoothing)
+            if found.augmentation.mixing is not None and true.mixing is not None:
+                scores["mixing_error"] = abs(found.augmentation.mixing - true.mixing)
+    featured = [pair for pair in compared if recovery.examples[pair[0]].feature is not None]
+    if featured:
+        features = true_features(truth.images[[example for _, example in featured]])
+        for (row, _), feature in zip(featured, features, strict=True):
+            distance = (recovery.examples[row].feature - feature).norm() / feature.norm()
+            if distance.isfinite():
+                fields[row]["feature_error"] = float(distance)
     return fields
 
 

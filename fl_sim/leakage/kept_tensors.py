@@ -11,7 +11,7 @@ import numpy as np
 
 from fl_sim.leakage.findings import Finding
 
-LABELS = ("label", "true_label", "mass")
+LABELS = ("label", "candidates", "true_label", "mass")
 IMAGES = ("image", "true_image")
 
 

@@ -22,16 +22,18 @@ class LeakageRecord:
 
     `example` is the position in the batch, None for replies that couldn't be attacked. Recovered
     values stand under their own names, errors against the truth under `..._error`, the guesses of
-    an attacker who saw no update under `baseline_...` or `..._chance`. None means: doesn't apply or
-    isn't known. `label_class` is the largest class of a recovered label, `label_second_class` the
-    other one of a mixed label, and `label_class_name` what they are called, where that was told;
-    with `smoothing` and `mixing` they are the label, and `label_status` says how sure it is.
-    `image_low` and `image_high` are the range of an image's values: 0 and 1, or what
-    the model takes where the attacker doesn't know how the client's loader normalises; such an
-    image isn't scored. The line of a count attack stands for all examples of an update: `mass_tv`
-    is the total variation distance in [0, 1] between the recovered and the true class shares (lower
-    is better), `mass_irec` the share of instances recovered (higher is better). `unused_facts`
-    names what an aware attacker knows of the defenses and its attacks don't take into account.
+    an attacker who saw no update under `baseline_...` or `..._chance`. `label_class` is the largest
+    class of a recovered label, `label_second_class` the other one of a mixed label, and
+    `label_class_name` what they are called, where that was told. The attacker's own certainty
+    is "vouched" (the status is RECOVERED), "likely" (with an error bar: `label_bar`, L∞ of the
+    label, `image_bar`, the image's root mean square error in pixels) or "guess"; `label_candidates`
+    is the number of labels that fit where several do. None means: doesn't apply or isn't known.
+    `image_low` and `image_high` are the range of an image's values: 0 and 1, or what the model
+    takes where the attacker doesn't know how the client's loader normalises; such an image isn't
+    scored. The line of a count attack stands for all examples of an update: `mass_tv` is the total
+    variation distance in [0, 1] between the recovered and the true class shares (lower is better),
+    `mass_irec` the share of instances recovered (higher is better). `unused_facts` names what an
+    aware attacker knows of the defenses and its attacks don't take into account.
     """
 
     round: int
@@ -48,6 +50,8 @@ class LeakageRecord:
     label_class: int | None = None
     label_second_class: int | None = None
     label_class_name: str | None = None
+    label_certainty: str | None = None
+    label_bar: float | None = None
     label_linf: float | None = None
     label_l1: float | None = None
     label_top1: bool | None = None
@@ -61,6 +65,7 @@ class LeakageRecord:
     gradient_scale: float | None = None
     label_residual: float | None = None
     label_certificate: float | None = None
+    label_candidates: int | None = None
     label_seconds: float | None = None
     baseline_top1: bool | None = None
     mass_tv: float | None = None
@@ -70,6 +75,8 @@ class LeakageRecord:
     image_attack: str | None = None
     image_status: str | None = None
     image_reason: str | None = None
+    image_certainty: str | None = None
+    image_bar: float | None = None
     image_low: float | None = None
     image_high: float | None = None
     psnr_db: float | None = None

@@ -156,6 +156,6 @@ class _Exam:
         watched["its own parameters"] = self.attack
         if labels is not None:
             inputs = (leak, labels)
-            watched["the label recovery"] = vars(labels)
+            watched["the label recovery"] = labels
         with self.subject.watch(f"on {case.name}", watched, salt=salt):
             return self.attack(*inputs, generator=generator())

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from attacks import GradientLeak, LabelRecovery, Status
+from attacks import ExampleLabel, GradientLeak, LabelRecovery, Status
 from attacks.facts import Fact
 from defenses.label_smoothing import smooth_labels
 from fl_sim.models import Normalize
@@ -149,25 +149,19 @@ def perfect_recovery(case: Case) -> LabelRecovery:
     with torch.no_grad():
         model(case.images)
     handle.remove()
-    rows = len(case.labels)
-    return LabelRecovery(
-        Status.RECOVERED,
-        labels=case.labels.double(),
-        features=inputs[0].flatten(1).double(),
-        feature_bar=torch.full((rows,), 1e-6, dtype=torch.float64),
-        statuses=(Status.RECOVERED,) * rows,
-        augmentations=(None,) * rows,
-        batch_size=rows,
+    pairs = zip(case.labels.double(), inputs[0].flatten(1).double(), strict=True)
+    return LabelRecovery.of(
+        [
+            ExampleLabel(Status.RECOVERED, label=label, feature=feature, feature_bar=1e-6)
+            for label, feature in pairs
+        ]
     )
 
 
 def no_recovery(case: Case) -> LabelRecovery:
     """Return the label recovery of an attack that doesn't cover the leak."""
-    return LabelRecovery(
-        Status.NOT_APPLICABLE,
-        "this attack never works",
-        batch_size=case.leak.batch_size,
-    )
+    size = case.leak.batch_size
+    return LabelRecovery(Status.NOT_APPLICABLE, "this attack never works", batch_size=size)
 
 
 def batch(rows: int, classes: int = CLASSES, *, seed: int) -> tuple[Tensor, Tensor]:

@@ -168,16 +168,25 @@ def content(value: object) -> object:
     if isinstance(value, Tensor):
         flat = value.detach().cpu().contiguous().reshape(-1)
         return value.dtype, tuple(value.shape), flat.view(torch.uint8).numpy().tobytes()
+    if isinstance(value, tuple):
+        return tuple(content(part) for part in value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = dataclasses.fields(value)
+        return type(value), *(content(getattr(value, field.name)) for field in fields)
     return repr(value)
 
 
 def difference(one: Any, two: Any) -> str | None:
-    """Name the first field in which two dataclass instances differ; None if they agree."""
+    """Name the first field in which two dataclass instances, or parts of theirs, differ."""
     if type(one) is not type(two):
         return "type"
     for field in dataclasses.fields(one):
-        if content(getattr(one, field.name)) != content(getattr(two, field.name)):
-            return field.name
+        first, second = getattr(one, field.name), getattr(two, field.name)
+        if content(first) == content(second):
+            continue
+        parts = zip(first, second, strict=False) if isinstance(first, tuple) else ()
+        inside = (difference(*pair) for pair in parts if dataclasses.is_dataclass(pair[0]))
+        return next((name for name in inside if name), field.name)
     return None
 
 

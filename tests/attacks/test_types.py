@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attacks import GradientLeak, ImageAttack, LabelAttack, LabelRecovery, Status
-from attacks.types import NotApplicable, Reconstruction
+from attacks import ExampleLabel, GradientLeak, ImageAttack, LabelAttack, LabelRecovery, Status
+from attacks.answers import Reconstruction
+from attacks.types import NotApplicable
 from attacks.victim.network import Network
 from attacks.victim.require import require_one_example
 
@@ -101,7 +102,7 @@ def test_rounding_is_never_zero_in_a_weight_update() -> None:
 class _Refuses(LabelAttack):
     def recover(self, leak: GradientLeak, generator: torch.Generator) -> LabelRecovery:
         require_one_example(leak)
-        return LabelRecovery(Status.RECOVERED)
+        return LabelRecovery.of([ExampleLabel(Status.RECOVERED, label=torch.ones(2).double())])
 
 
 class _RefusesImages(ImageAttack):
@@ -130,7 +131,7 @@ def test_not_applicable_is_an_answer(changes: dict[str, Any], reason: str | None
 
 
 def test_not_applicable_is_an_answer_for_images() -> None:
-    labels = LabelRecovery(Status.RECOVERED)
+    labels = LabelRecovery(Status.FAILED, "it failed")
     answer = _RefusesImages()(make_leak(), labels, generator=torch.Generator())
     assert answer.status is Status.NOT_APPLICABLE
     assert (answer.reason, answer.images) == ("there is no image here", None)

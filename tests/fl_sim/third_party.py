@@ -9,7 +9,16 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from attacks import GradientLeak, ImageAttack, LabelAttack, LabelRecovery, Reconstruction, Status
+from attacks import (
+    ExampleImage,
+    ExampleLabel,
+    GradientLeak,
+    ImageAttack,
+    LabelAttack,
+    LabelRecovery,
+    Reconstruction,
+    Status,
+)
 from attacks.types import NotApplicable
 from attacks.victim.require import require_one_example
 from defenses import ClientStep, Defense, LocalPlan, Place, Privacy, WithState
@@ -154,12 +163,11 @@ class Formula(LabelAttack):
         require_one_example(leak)
         weight, bias = list(leak.gradients.values())[-2:]
         row = int(bias.abs().argmax())
-        feature = (weight[row] / bias[row])[None]
+        feature = weight[row] / bias[row]
         head = copy.deepcopy(cast(nn.Sequential, leak.model)[-1]).double()
         with torch.no_grad():
-            labels = head(feature).softmax(dim=1) - bias
-        done = (Status.RECOVERED,)
-        return LabelRecovery(Status.RECOVERED, labels=labels, features=feature, statuses=done)
+            label = head(feature).softmax(dim=0) - bias
+        return LabelRecovery.of([ExampleLabel(Status.RECOVERED, label=label, feature=feature)])
 
 
 @dataclass(frozen=True)
@@ -173,9 +181,8 @@ class FormulaImage(ImageAttack):
         if labels.features is None or labels.features.shape[1] != 16:
             raise NotApplicable("there is no feature of 16 pixels")
         normalize = cast(Normalize, cast(nn.Sequential, leak.model)[0])
-        images = labels.features.reshape(1, *SHAPE) * normalize.std + normalize.mean
-        done = (Status.RECOVERED,)
-        return Reconstruction(Status.RECOVERED, images=images.clamp(0, 1), statuses=done)
+        [image] = labels.features.reshape(1, *SHAPE) * normalize.std + normalize.mean
+        return Reconstruction.of([ExampleImage(Status.RECOVERED, image=image.clamp(0, 1))])
 
 
 @dataclass(frozen=True)
@@ -193,13 +200,11 @@ class Answers(LabelAttack):
 
     rows: int
     classes: int
-    statuses: int = 0
 
     def recover(self, leak: GradientLeak, generator: torch.Generator) -> LabelRecovery:
         """Answer."""
-        status = Status.NOT_CONVERGED
-        labels = torch.zeros(self.rows, self.classes, dtype=torch.float64)
-        return LabelRecovery(status, "zeros", labels, statuses=(status,) * self.statuses)
+        label = torch.zeros(self.classes, dtype=torch.float64)
+        return LabelRecovery.of([ExampleLabel(Status.NOT_CONVERGED, "zeros", label)] * self.rows)
 
 
 @dataclass(frozen=True)
@@ -209,7 +214,9 @@ class Draws(LabelAttack):
     def recover(self, leak: GradientLeak, generator: torch.Generator) -> LabelRecovery:
         """Draw."""
         guess = torch.rand(leak.batch_size or 1, 4, generator=generator, dtype=torch.float64)
-        return LabelRecovery(Status.NOT_CONVERGED, "a guess", guess / guess.sum())
+        return LabelRecovery.of(
+            [ExampleLabel(Status.NOT_CONVERGED, "a guess", row) for row in guess / guess.sum()]
+        )
 
 
 def returns_nothing() -> Any:

@@ -60,7 +60,7 @@ def test_recovers_every_example_whatever_its_augmentation(
     assert labels.max() < 1e-4  # measured: 1e-15, 2e-7, 2e-6
     assert features.max() < 1e-3  # measured: 1e-14, 1e-6, 5e-5
     for row, example in zip(rows, examples, strict=True):
-        found = recovery.augmentations[row]
+        found = recovery.examples[row].augmentation
         assert found is not None
         assert found.type == KINDS[example % 4]
 
@@ -111,7 +111,8 @@ def test_knowledge_is_a_constraint(
     victim = make_victim(model, label, sent_as="float32", knowledge=knowledge)
     recovery = recover(victim.leak)
     assert recovery.status is Status.RECOVERED, recovery.reason
-    assert all(found.smoothing == pytest.approx(0.1) for found in recovery.augmentations if found)
+    augmentations = [example.augmentation for example in recovery.examples]
+    assert all(found.smoothing == pytest.approx(0.1) for found in augmentations if found)
     wrong = dataclasses.replace(victim.leak, knowledge=facts_of("hard"))
     assert Status.RECOVERED not in recover(wrong).statuses
 

@@ -200,8 +200,7 @@ def test_counts_equations_beforehand(
     _, found = invert(leak)
     assert found.status is Status.NOT_IDENTIFIABLE
     assert sentence in str(found.reason)
-    assert found.images is not None
-    assert found.images.isnan().all()
+    assert found.images is None
     _, tried = invert(leak, attack_on(model, respects_rank=False, iterations=3, starts=1))
     assert tried.status is not Status.RECOVERED
 
@@ -281,11 +280,10 @@ def a_victim(make_victim: Build, make_label: Build, **options: Any) -> Any:
 @pytest.mark.parametrize(
     ("change", "status", "sentence"),
     [
-        ({"features": None}, Status.NOT_APPLICABLE, "feature"),
-        ({"features": torch.full((1, 1152), torch.nan)}, Status.NOT_APPLICABLE, "feature"),
-        ({"features": torch.zeros(1, 1152)}, Status.NOT_APPLICABLE, "is zero"),
-        ({"features": torch.ones(1, 5)}, Status.NOT_APPLICABLE, "last layer's input"),
-        ({"features": torch.ones(2, 1152)}, Status.NOT_APPLICABLE, "feature"),
+        ({"feature": None}, Status.NOT_APPLICABLE, "feature"),
+        ({"feature": None}, Status.NOT_APPLICABLE, "feature"),
+        ({"feature": torch.zeros(1152).double()}, Status.NOT_APPLICABLE, "is zero"),
+        ({"feature": torch.ones(5).double()}, Status.NOT_APPLICABLE, "last layer's input"),
         ({"status": Status.NOT_IDENTIFIABLE, "reason": "two"}, Status.NOT_IDENTIFIABLE, "label"),
         ({"status": Status.FAILED, "reason": "it failed"}, Status.NOT_IDENTIFIABLE, "label"),
     ],
@@ -299,7 +297,7 @@ def test_needs_a_whole_label_recovery(
 ) -> None:
     leak = a_victim(make_victim, make_label).leak
     labels = SoftLabelRecovery()(leak, generator=torch.Generator())
-    labels = dataclasses.replace(labels, **change)
+    labels = LabelRecovery.of([dataclasses.replace(labels.examples[0], **change)])
     found = ReLUFit()(leak, labels, generator=torch.Generator())
     assert found.status is status
     assert sentence in str(found.reason)
@@ -309,10 +307,11 @@ def test_a_wrong_feature_is_not_claimed(make_label: Build, make_victim: Build) -
     """A scale, a swap, a blend: the other layers' gradients give it away."""
     victim = a_victim(make_victim, make_label)
     labels = SoftLabelRecovery()(victim.leak, generator=torch.Generator())
-    assert labels.features is not None
-    x = labels.features
-    for wrong in (1.5 * x, 1.001 * x, x.flip(1), x + x.roll(1)):
-        claimed = dataclasses.replace(labels, features=wrong)
+    [example] = labels.examples
+    x = example.feature
+    assert x is not None
+    for wrong in (1.5 * x, 1.001 * x, x.flip(0), x + x.roll(1)):
+        claimed = LabelRecovery.of([dataclasses.replace(example, feature=wrong)])
         found = ReLUFit(starts=1)(victim.leak, claimed, generator=torch.Generator())
         check_no_claim(found)
 

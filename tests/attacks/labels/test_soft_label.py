@@ -59,7 +59,7 @@ def test_recovers_label_feature_and_augmentation(
         assert recovery.features is not None
         distance = (recovery.features - victim.feature).norm() / victim.feature.norm()
         assert distance < 1e-4  # measured: at most 1e-5
-        [found] = recovery.augmentations
+        found = recovery.examples[0].augmentation
         assert found is not None
         assert found.type == kind
         classes_of = victim.label[0].sort(descending=True).values.double()
@@ -145,8 +145,9 @@ def test_candidates_hold_the_truth_where_several_labels_fit(
         recovery = recover(victim.leak)
         assert recovery.status is Status.NOT_IDENTIFIABLE
         assert recovery.labels is None or not recovery.labels.isfinite().all()
-        assert recovery.candidates is not None
-        errors = (recovery.candidates - victim.label).abs().amax(dim=1)
+        candidates = recovery.examples[0].candidates
+        assert candidates is not None
+        errors = (candidates - victim.label).abs().amax(dim=1)
         held += bool(errors.min() < 1e-3)
     assert held >= 15  # measured: 17; roots closer together than the grid's step can be missed
 
@@ -285,8 +286,9 @@ def test_a_saturated_network_leaves_the_label_uncertain(
             assert error_of(recovery, victim.label) < 1e-2
         elif factor != 300:
             check_no_claim(recovery, "float rounding (the network is saturated")
-            assert recovery.label_std is not None
-            assert recovery.label_std.isfinite().all()
+            std = recovery.examples[0].label_std
+            assert std is not None
+            assert std.isfinite().all()
     recovered = sum(recovery.status is Status.RECOVERED for recovery in recoveries)
     # At 300 one of ten has two labels that fit.
     assert recovered == {30: 7, 300: 0, 3000: 0}[factor]
@@ -417,10 +419,11 @@ def test_standard_errors_cover_the_truth(
         victim = make_victim(model, label, seed=seed, noise_std=1e-4, knowledge=aware)
         recovery = recover(victim.leak)
         assert recovery.labels is not None
-        assert recovery.label_std is not None
+        std = recovery.examples[0].label_std
+        assert std is not None
         entry = int(label.argmax())
         error = abs(float(recovery.labels[0, entry] - label[0, entry]))
-        covered += error <= 1.96 * float(recovery.label_std[0, entry])
+        covered += error <= 1.96 * float(std[entry])
     assert 0.9 * number <= covered <= number  # measured: 95
 
 

@@ -28,7 +28,7 @@ def assert_not_identifiable(answer: LabelRecovery, reason: str) -> None:
     assert answer.statuses == (Status.NOT_IDENTIFIABLE,)
     assert answer.reason is not None
     assert reason in answer.reason
-    assert answer.reasons == (answer.reason,)
+    assert answer.examples[0].reason == answer.reason
 
 
 def error_of(answer: LabelRecovery, label: Array) -> float:
@@ -62,10 +62,9 @@ def test_recovered(label: Array, settings: dict[str, Any], bias: bool, make_head
     assert answer.status is Status.RECOVERED, answer.reason
     assert answer.statuses == (Status.RECOVERED,)
     assert answer.reason is None
-    assert answer.reasons == (None,)
+    assert answer.examples[0].reason is None
     assert error_of(answer, label) < 1e-2
-    assert answer.feature_bar is not None
-    assert answer.feature_bar.isfinite().all()
+    assert answer.examples[0].feature_bar is not None
 
 
 def test_no_label_fits_a_changed_gradient(make_head: Build) -> None:
@@ -109,9 +108,8 @@ def test_too_few_equations(make_head: Build) -> None:
         label = 0.7 * np.eye(3)[1] + 0.3 / 3
         answer = recover(make_head(label, seed=seed))
         assert_not_identifiable(answer, "3 classes give no more equations than unknowns; ")
-        assert answer.labels is not None
-        assert answer.labels.isnan().all()
-        assert answer.label_std is None
+        assert answer.labels is None
+        assert answer.examples[0].label_std is None
 
 
 def test_noise_hides_the_gradient(make_head: Build) -> None:
@@ -126,12 +124,12 @@ def test_two_labels_fit_equally_well(dtype: torch.dtype, make_head: Build) -> No
     head = make_head(**two_signs(4.0), dtype=dtype)
     answer = recover(head)
     assert_not_identifiable(answer, "2 labels fit equally well")
-    assert answer.labels is not None
-    assert answer.labels.isnan().all()
-    assert answer.label_std is None
-    assert answer.candidates is not None
+    assert answer.labels is None
+    assert answer.examples[0].label_std is None
+    candidates = answer.examples[0].candidates
+    assert candidates is not None
     mirrored = head.label[[1, 0, *range(2, 8)]]
-    found = sorted(answer.candidates.numpy().tolist())
+    found = sorted(candidates.numpy().tolist())
     expected = sorted([head.label.tolist(), mirrored.tolist()])
     assert np.abs(np.array(found) - expected).max() < 1e-5  # float32
 
@@ -141,8 +139,9 @@ def test_noise_leaves_two_labels_possible(make_head: Build) -> None:
     assert_not_identifiable(answer, "noise leaves 2 labels possible")
     assert answer.labels is not None
     assert answer.labels.isfinite().all()  # one of them is likelier
-    assert answer.candidates is not None
-    assert answer.candidates.argmax(dim=1).sort().values.tolist() == [0, 1]
+    candidates = answer.examples[0].candidates
+    assert candidates is not None
+    assert candidates.argmax(dim=1).sort().values.tolist() == [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -161,8 +160,9 @@ def test_bars_that_are_too_wide(settings: dict[str, Any], cause: str, make_head:
     assert answer.reason.endswith("more than 0.01")
     assert answer.labels is not None
     assert answer.labels.isfinite().all()
-    assert answer.label_std is not None
-    assert answer.label_std.isfinite().all()
+    std = answer.examples[0].label_std
+    assert std is not None
+    assert std.isfinite().all()
 
 
 def test_the_tolerance_decides_which_bars_are_too_wide(make_head: Build) -> None:
@@ -186,10 +186,10 @@ def test_a_factor_is_part_of_the_answer(factor: float, make_head: Build) -> None
 def test_under_noise_a_wider_model_must_earn_its_unknowns(make_head: Build) -> None:
     for seed in range(10):
         answer = recover(make_head(np.eye(10)[3], noise=1e-3, seed=seed))
-        [found] = answer.augmentations
+        found = answer.examples[0].augmentation
         assert found is not None
         assert found.type == "hard"
         answer = recover(make_head(SMOOTHED, noise=1e-3, seed=seed))
-        [found] = answer.augmentations
+        found = answer.examples[0].augmentation
         assert found is not None
         assert found.type == "label-smoothing"

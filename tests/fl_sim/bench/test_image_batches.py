@@ -26,7 +26,6 @@ def test_given_labels_give_exact_images(sent_as: image_batches.SentAs) -> None:
     assert outcome.claimed.all()
     assert outcome.psnr.min() > 100  # the figure asked for; measured: 140
     assert outcome.mean_image.max() < 20
-    assert outcome.refitted_error < outcome.label_error / 10
     # Seeds decide all but the seconds.
     again = attack_batch(Setting("mnist-5k", 8, sent_as, labels="given"), 0)
     assert torch.equal(again.images, outcome.images)
@@ -41,7 +40,6 @@ def test_a_row_counts_failures() -> None:
         claimed=torch.tensor([True, True, False, False]),
         mean_image=torch.full((4,), 11.0),
         label_error=1e-3,
-        refitted_error=1e-6,
         label_seconds=0.1,
         seconds=0.2,
     )

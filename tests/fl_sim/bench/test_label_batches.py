@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 from itertools import islice
 
 import torch
 
-from attacks import LabelRecovery, Status
+from attacks import ExampleLabel, LabelRecovery, Status
+from attacks.answers import without_claim
 from fl_sim.bench.label_batches import Cell, _victim, figure, judge, rows
 
 
 def answer(labels: torch.Tensor, features: torch.Tensor) -> LabelRecovery:
     """Claim both rows."""
-    both = (Status.RECOVERED,) * 2
-    return LabelRecovery(both[0], labels=labels, features=features, statuses=both)
+    pairs = zip(labels, features, strict=True)
+    return LabelRecovery.of(
+        [ExampleLabel(Status.RECOVERED, label=label, feature=feature) for label, feature in pairs]
+    )
 
 
 def test_the_judge_pairs_rows_and_counts_false_accepts() -> None:
@@ -27,9 +29,8 @@ def test_the_judge_pairs_rows_and_counts_false_accepts() -> None:
     wrong[1] = torch.tensor([0.5, 0.5, 0.0])
     mixed = judge(answer(wrong, features), labels, features)
     assert (mixed["found"], mixed["labels < 1e-3"], mixed["false"]) == (2, 1, 1)
-    unclaimed = dataclasses.replace(
-        answer(wrong, features), statuses=(Status.RECOVERED, Status.NOT_CONVERGED)
-    )
+    first, second = answer(wrong, features).examples
+    unclaimed = LabelRecovery.of([first, without_claim(second, "it is uncertain")])
     assert judge(unclaimed, labels, features)["false"] == 0
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attacks import GradientLeak, LabelRecovery, Status
-from attacks.types import Augmentation
+from attacks import ExampleLabel, GradientLeak, LabelRecovery, Status
+from attacks.answers import Augmentation
 from fl_sim.leakage.judge import (
     Baseline,
     Truth,
@@ -63,8 +63,22 @@ def truth_of(labels: Tensor) -> Truth:
     return Truth(torch.rand(len(labels), 1, 4, 4, generator=generator), labels)
 
 
-def recovery_of(labels: Tensor | None, **fields: Any) -> LabelRecovery:
-    return LabelRecovery(Status.NOT_CONVERGED, "for a test", labels, **fields)
+NOTHING = LabelRecovery(Status.NOT_CONVERGED, "for a test")
+
+
+def recovery_of(labels: Tensor, **fields: Any) -> LabelRecovery:
+    """Return a recovery of rows, of which those of NaN aren't recovered."""
+    return LabelRecovery.of(
+        [
+            ExampleLabel(
+                Status.NOT_CONVERGED,
+                "for a test",
+                row if row.isfinite().all() else None,
+                **{name: column[index] for name, column in fields.items()},
+            )
+            for index, row in enumerate(labels.double())
+        ]
+    )
 
 
 def test_rows_are_paired_so_that_the_total_distance_is_least() -> None:
@@ -84,8 +98,8 @@ def test_rows_and_examples_need_not_be_equally_many() -> None:
     rows[2] = NAN
     assert pair_examples(recovery_of(rows), truth, 4) == [0, 2, None, 1]
     assert pair_examples(recovery_of(rows[3:]), truth, 1) == [1]
-    assert pair_examples(recovery_of(None), truth, 4) == [0, 1, 2, None]
-    assert pair_examples(recovery_of(None), truth, 1, truth.images[2:]) == [2]
+    assert pair_examples(NOTHING, truth, 4) == [0, 1, 2, None]
+    assert pair_examples(NOTHING, truth, 1, truth.images[2:]) == [2]
 
 
 @pytest.mark.parametrize("missing", [(0,), (1, 3), (0, 1, 2, 3)])
@@ -99,16 +113,16 @@ def test_rows_that_were_not_recovered_take_what_is_left(missing: tuple[int, ...]
 
 
 def test_without_labels_rows_stay_in_order() -> None:
-    assert pair_examples(recovery_of(None), truth_of(torch.eye(3)), 3) == [0, 1, 2]
+    assert pair_examples(NOTHING, truth_of(torch.eye(3)), 3) == [0, 1, 2]
 
 
 def test_without_labels_rows_are_paired_by_their_images() -> None:
     truth = truth_of(torch.eye(4))
     order = [2, 0, 3, 1]
-    assert pair_examples(recovery_of(None), truth, 4, truth.images[order]) == order
+    assert pair_examples(NOTHING, truth, 4, truth.images[order]) == order
     images = truth.images[order].double()
     images[1] = NAN
-    assert pair_examples(recovery_of(None), truth, 4, images) == order
+    assert pair_examples(NOTHING, truth, 4, images) == order
     rows = torch.eye(4)[order]
     rows[[0, 2]] = NAN
     assert pair_examples(recovery_of(rows), truth, 4, truth.images[order]) == order
@@ -155,9 +169,8 @@ def test_scores_compare_each_row_with_its_example() -> None:
     rows = torch.tensor([SMOOTHED, (0.5, 0.3, 0.1, 0.1), (NAN,) * 4]).double()
     features = 2 * truth.images.flatten(1).double()[[1, 0, 2]]
     features[1] *= 1.25
-    features[2] = NAN
     found = (Augmentation("label-smoothing", 0.25), Augmentation("mixup", 0.05, 0.75), None)
-    recovery = recovery_of(rows, features=features, augmentations=found)
+    recovery = recovery_of(rows, feature=[*features[:2], None], augmentation=found)
     first, second, third = scores_of(recovery, truth, [1, 0, 2])
     # Float32 labels throughout.
     assert first == {
@@ -181,7 +194,7 @@ def test_scores_compare_each_row_with_its_example() -> None:
 
 
 def test_a_missing_mixing_is_no_error_of_it() -> None:
-    recovery = recovery_of(torch.eye(4)[:1], augmentations=(Augmentation("hard"),))
+    recovery = recovery_of(torch.eye(4)[:1], augmentation=(Augmentation("hard"),))
     [scores] = scores_of(recovery, truth_of(torch.tensor([[0.75, 0.25, 0, 0]])), [0])
     assert "mixing_error" not in scores
     assert scores["smoothing_error"] == 0

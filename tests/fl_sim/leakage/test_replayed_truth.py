@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from attacks import LabelRecovery, Reconstruction, Status
+from attacks import ExampleImage, ExampleLabel, LabelRecovery, Reconstruction, Status
 from fl_sim.federation import Federation
 from fl_sim.flower.client import train_locally
 from fl_sim.flower.wire import LocalTraining, gradient_leak, wire_tensors
@@ -72,50 +72,38 @@ def zeros(*shape: int) -> Tensor:
     return torch.zeros(shape, dtype=torch.float64)
 
 
-def labelled(labels: Tensor | None = None, **fields: Any) -> LabelRecovery:
-    return LabelRecovery(Status.NOT_CONVERGED, "for a test", labels, **fields)
+def labelled(rows: int, classes: int) -> LabelRecovery:
+    guess = ExampleLabel(Status.NOT_CONVERGED, "for a test", zeros(classes))
+    return LabelRecovery.of([guess] * rows)
+
+
+def shown(rows: int, *shape: int) -> Reconstruction:
+    guess = ExampleImage(Status.NOT_CONVERGED, "for a test", zeros(*shape))
+    return Reconstruction.of([guess] * rows)
 
 
 LABEL_ANSWERS: dict[str, tuple[Any, str]] = {
     "nothing": (None, "TypeError: the answer must be a LabelRecovery, found NoneType"),
     "a tensor": (zeros(2, 4), "TypeError: the answer must be a LabelRecovery, found Tensor"),
-    "too few rows": (labelled(zeros(1, 4)), "labels must have the shape (2, 4), found (1, 4)"),
-    "too many rows": (labelled(zeros(3, 4)), "labels must have the shape (2, 4), found (3, 4)"),
-    "other classes": (labelled(zeros(2, 5)), "labels must have the shape (2, 4), found (2, 5)"),
-    "one row": (labelled(zeros(4)), "labels must have the shape (2, 4), found (4,)"),
-    "features": (
-        labelled(zeros(2, 4), features=zeros(1, 9)),
-        "features must have the shape (2, None), found (1, 9)",
-    ),
-    "statuses": (
-        labelled(zeros(2, 4), statuses=(Status.RECOVERED,)),
-        "statuses must have 2 entries, found 1",
-    ),
-    "augmentations": (
-        labelled(zeros(2, 4), augmentations=(None,) * 3),
-        "augmentations must have 2 entries, found 3",
-    ),
+    "too few rows": (labelled(1, 4), "it must answer on 2 examples or none, found 1"),
+    "too many rows": (labelled(3, 4), "it must answer on 2 examples or none, found 3"),
+    "other classes": (labelled(2, 5), "labels must have 4 classes, found 5"),
     "a mass of other classes": (
-        labelled(mass=torch.ones(5)),
-        "ValueError: mass must have the shape (4,), found (5,)",
+        LabelRecovery(Status.NOT_CONVERGED, "for a test", mass=torch.ones(5)),
+        "ValueError: mass must have 4 classes, found 5",
     ),
-    "a negative mass": (
-        labelled(mass=torch.tensor([3.0, -1.0, 0.0, 0.0])),
-        "ValueError: mass must be finite, at least 0 and not all 0, found",
-    ),
-    "lists": (labelled([[0.0] * 4] * 2), "AttributeError: "),  # type: ignore[arg-type]
 }
 IMAGE_ANSWERS: dict[str, tuple[Any, str]] = {
     "nothing": (None, "TypeError: the answer must be a Reconstruction, found NoneType"),
-    "labels": (labelled(), "TypeError: the answer must be a Reconstruction, found LabelRecovery"),
+    "labels": (
+        labelled(2, 4),
+        "TypeError: the answer must be a Reconstruction, found LabelRecovery",
+    ),
     "other pixels": (
-        Reconstruction(Status.NOT_CONVERGED, "for a test", zeros(2, 1, 4, 5)),
-        "ValueError: images must have the shape (2, 1, 4, 4), found (2, 1, 4, 5)",
+        shown(2, 1, 4, 5),
+        "ValueError: images must have the shape (1, 4, 4), found (1, 4, 5)",
     ),
-    "too few": (
-        Reconstruction(Status.NOT_CONVERGED, "for a test", zeros(1, 1, 4, 4)),
-        "ValueError: images must have the shape (2, 1, 4, 4), found (1, 1, 4, 4)",
-    ),
+    "too few": (shown(1, 1, 4, 4), "ValueError: it must answer on 2 examples or none, found 1"),
 }
 
 
@@ -134,7 +122,7 @@ def test_an_image_of_another_form_leaves_the_label(tiny: Tiny, kind: str) -> Non
     answer, reason = IMAGE_ANSWERS[kind]
     plan = AttackPlan(
         "mine",
-        lambda leak, *, generator: labelled(zeros(2, 4)),  # type: ignore[arg-type]
+        lambda leak, *, generator: labelled(2, 4),  # type: ignore[arg-type]
         "mine",
         lambda leak, labels, *, generator: answer,  # type: ignore[arg-type]
     )

@@ -14,13 +14,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attacks import (
-    LABEL_ATTACKS,
-    GradientLeak,
-    LabelAttack,
-    LabelRecovery,
-    Status,
-)
+from attacks import LABEL_ATTACKS, ExampleLabel, GradientLeak, LabelAttack, LabelRecovery, Status
+from attacks.answers import without_claim
 from fl_sim.testing import (
     check_dataset,
     check_defense,
@@ -56,26 +51,25 @@ def row_sum(leak: GradientLeak, generator: torch.Generator) -> LabelRecovery:
         return LabelRecovery(Status.NOT_APPLICABLE, "one finite gradient is needed")
     gradient = matrices[-1]
     label = one_hot(int(gradient.detach().sum(1).argmin()), leak)
-    return LabelRecovery(
-        Status.NOT_IDENTIFIABLE, "a guess", labels=label, statuses=(Status.NOT_IDENTIFIABLE,)
-    )
+    return LabelRecovery.of([ExampleLabel(Status.NOT_IDENTIFIABLE, "a guess", label)])
 
 
 def one_hot(index: int, leak: GradientLeak) -> Tensor:
     with torch.no_grad():
         classes = leak.model(torch.zeros(1, *leak.input_shape)).shape[1]
-    return torch.eye(classes, dtype=torch.float64)[index % classes][None]
+    return torch.eye(classes, dtype=torch.float64)[index % classes]
 
 
 def answering(**fields: Any) -> LabelAnswer:
-    """Return `row_sum` with other fields in its answer; those that are callable get the labels."""
+    """Return `row_sum` with other fields in its example; those that are callable get the label."""
 
     def answer(leak: GradientLeak, generator: torch.Generator) -> LabelRecovery:
         plain = row_sum(leak, generator)
-        if plain.labels is None:
+        if not plain.examples:
             return plain
-        values = {k: v(plain.labels) if callable(v) else v for k, v in fields.items()}
-        return dataclasses.replace(plain, **values)
+        [example] = plain.examples
+        values = {k: v(example.label) if callable(v) else v for k, v in fields.items()}
+        return LabelRecovery.of([dataclasses.replace(example, **values)])
 
     return answer
 
@@ -95,7 +89,7 @@ def reading(read: Callable[[nn.Module], Tensor]) -> LabelAnswer:
 
     def answer(leak: GradientLeak, generator: torch.Generator) -> LabelRecovery:
         label = one_hot(int(read(leak.model)), leak)
-        return LabelRecovery(Status.RECOVERED, labels=label, statuses=(Status.RECOVERED,))
+        return LabelRecovery.of([ExampleLabel(Status.RECOVERED, label=label)])
 
     return answer
 
@@ -109,7 +103,9 @@ def if_there(read: Callable[[nn.Module], Tensor]) -> LabelAnswer:
             agrees = plain.labels is not None and plain.labels.argmax() == read(leak.model)
         except (KeyError, ValueError, AttributeError):
             return plain
-        return plain if agrees else dataclasses.replace(plain, reason="it isn't the client's label")
+        if agrees:
+            return plain
+        return LabelRecovery.of([without_claim(plain.examples[0], "it isn't the client's label")])
 
     return answer
 
@@ -126,8 +122,8 @@ def formula(leak: GradientLeak, generator: torch.Generator) -> LabelRecovery:
     label = (weight @ feature + bias).softmax(0) - bias_gradient
     if weight.ndim != 2 or not label.isfinite().all() or leak.local_steps > 1:
         return LabelRecovery(Status.NOT_APPLICABLE, "the formula gives no number")
-    rows = label.detach().repeat(leak.batch_size or 1, 1)
-    return LabelRecovery(Status.RECOVERED, labels=rows)
+    example = ExampleLabel(Status.RECOVERED, label=label.detach())
+    return LabelRecovery.of([example] * (leak.batch_size or 1))
 
 
 def where(applies: Callable[[GradientLeak], bool], act: LabelAnswer) -> LabelAnswer:
@@ -150,16 +146,16 @@ def perturb(leak: GradientLeak) -> None:
 def with_saved_state(leak: GradientLeak, generator: torch.Generator) -> LabelRecovery:
     """Draw from the global generator and put it back."""
     state = torch.get_rng_state()
-    residual = torch.rand(1, dtype=torch.float64)
+    residual = torch.rand(1, dtype=torch.float64).item()
     torch.set_rng_state(state)
-    return dataclasses.replace(row_sum(leak, generator), residual=residual)
+    return answering(residual=residual)(leak, generator)
 
 
 def unseeded(leak: GradientLeak, generator: torch.Generator) -> LabelRecovery:
     own = torch.Generator()
     own.seed()
-    residual = torch.rand(1, dtype=torch.float64, generator=own)
-    return dataclasses.replace(row_sum(leak, generator), residual=residual)
+    residual = torch.rand(1, dtype=torch.float64, generator=own).item()
+    return answering(residual=residual)(leak, generator)
 
 
 def hooked_labels(model: nn.Module) -> Tensor:
@@ -225,16 +221,15 @@ BROKEN_LABEL_ATTACKS: dict[str, tuple[LabelAnswer, str, str]] = {
     "unseeded": (unseeded, "seeded", "residual"),
     # claims what isn't so
     "hard labels assumed": (
-        answering(status=RECOVERED, reason=None, statuses=(RECOVERED,)),
+        answering(status=RECOVERED, reason=None),
         "honest",
         "on a smoothed label it calls a label RECOVERED with an L∞ error of",
     ),
     "off the simplex": (
-        answering(status=RECOVERED, reason=None, statuses=(), labels=lambda y: 3 * y),
+        answering(status=RECOVERED, reason=None, label=lambda y: 3 * y),
         "honest",
         "L∞ error of",
     ),
-    "one of its rows": (answering(statuses=(RECOVERED,)), "honest", "L∞ error of"),
     "formula alone": (formula, "honest", "on a batch it calls a label RECOVERED with an L∞"),
     "formula, one example": (
         where(lambda k: k.batch_size == 1, formula),
@@ -244,7 +239,7 @@ BROKEN_LABEL_ATTACKS: dict[str, tuple[LabelAnswer, str, str]] = {
     "zero gradient": (
         where(
             lambda k: bool(k.gradients) and not any(g.any() for g in k.gradients.values()),
-            lambda k, g: LabelRecovery(RECOVERED, labels=one_hot(0, k)),
+            lambda k, g: LabelRecovery.of([ExampleLabel(RECOVERED, label=one_hot(0, k))]),
         ),
         "honest",
         "on gradients that are zero it calls a label RECOVERED, which nothing",

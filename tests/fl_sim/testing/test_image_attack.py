@@ -11,6 +11,7 @@ import torch
 
 from attacks import (
     IMAGE_ATTACKS,
+    ExampleImage,
     GradientLeak,
     ImageAttack,
     LabelRecovery,
@@ -48,19 +49,28 @@ class CustomImage(ImageAttack):
         return answer
 
 
-def image(status: Status, *, rows: int = 1, value: float = 0.5, **fields: Any) -> ImageAnswer:
+def image(
+    status: Status,
+    *,
+    rows: int = 1,
+    value: float = 0.5,
+    pixel_range: Any = (0.0, 1.0),
+    **fields: Any,
+) -> ImageAnswer:
     def answer(leak: GradientLeak, labels: LabelRecovery) -> Reconstruction:
-        size = (leak.batch_size or 1) * rows
-        images = torch.full((size, *leak.input_shape), value, dtype=torch.float64)
+        pixels = torch.full(leak.input_shape, value, dtype=torch.float64)
         reason = None if status is RECOVERED else "a guess"
-        return Reconstruction(**{"status": status, "reason": reason, "images": images, **fields})
+        example = ExampleImage(**{"status": status, "reason": reason, "image": pixels, **fields})
+        size = (leak.batch_size or 1) * rows
+        return Reconstruction.of([example] * size, pixel_range=pixel_range)
 
     return answer
 
 
 def spoil_labels(leak: GradientLeak, labels: LabelRecovery) -> Reconstruction:
-    if labels.labels is not None:
-        labels.labels.zero_()
+    for example in labels.examples:
+        if example.label is not None:
+            example.label.zero_()
     return Reconstruction(Status.NOT_APPLICABLE, "it had enough")
 
 
@@ -70,19 +80,20 @@ GUESS = Status.NOT_CONVERGED
 @pytest.mark.parametrize(
     ("how", "rule", "words"),
     [
-        (image(GUESS, value=1.5), WELL, "images must be in pixel_range, [0, 1], or NaN"),
-        (image(GUESS, value=0.5, pixel_range=(-1.0, 0.0)), WELL, "in pixel_range, [-1, 0], or NaN"),
-        (image(GUESS, pixel_range=(1.0, 0.0)), WELL, "pixel_range must be two finite numbers"),
-        (image(GUESS, pixel_range=None), WELL, "the lower first, found None"),
-        (image(GUESS, rows=2), WELL, "images must be a (1, 1, 6, 6) float64 tensor"),
-        (image(GUESS, images=torch.zeros(1, 1, 6, 6)), WELL, "found (1, 1, 6, 6) float32"),
+        (image(GUESS, value=1.5), "robust", "images must be in [0, 1], found [1.5, 1.5]"),
+        (image(GUESS, rows=2), WELL, "it must answer on 1 examples or none, found 2"),
+        (
+            image(GUESS, image=torch.zeros(1, 6, 5).double()),
+            WELL,
+            "found (1, 6, 5)",
+        ),
         (image(Status.NOT_APPLICABLE), WELL, "None under NOT_APPLICABLE"),
-        (image(RECOVERED, images=None), WELL, "RECOVERED must come with images"),
+        (image(RECOVERED, image=None), "robust", "RECOVERED must come with an image"),
         (image(RECOVERED), "honest", "an image RECOVERED with a mean square error"),
         (lambda leak, labels: labels, WELL, "Reconstruction, found LabelRecovery"),
-        (spoil_labels, "pure", "the label recovery['labels']"),
+        (spoil_labels, "pure", "it changed the label recovery"),
         (
-            lambda leak, labels: image(GUESS, residual=labels.features.sum(dim=1))(leak, labels),
+            lambda leak, labels: image(GUESS, residual=labels.features.sum().item())(leak, labels),
             "robust",
             "AttributeError",
         ),

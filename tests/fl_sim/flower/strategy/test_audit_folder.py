@@ -179,15 +179,17 @@ def test_labels_stay_and_images_only_when_asked_for(tmp_path: Path) -> None:
         assert len(list((out / "images").glob("*-e0.npz"))) == 2 * 3
         images = sum("image" in np.load(path) for path in (out / "images").glob("*-e0.npz"))
         assert images == expected
-        assert tensors_in(out) == {"label", "mass", *(["image"] if expected else [])}
+        assert tensors_in(out) == {"label", "candidates", "mass", *(["image"] if expected else [])}
 
 
 def test_images_of_the_truth_stay_with_the_recovered_ones_only(tmp_path: Path) -> None:
     app = App()
     app.run(app.audit(tmp_path / "a", judge=Judge()))
-    assert tensors_in(tmp_path / "a") == {"label", "true_label", "mass"}
+    assert tensors_in(tmp_path / "a") == {"label", "candidates", "true_label", "mass"}
     app.run(app.audit(tmp_path / "b", judge=Judge(), keep_images=True))
-    assert tensors_in(tmp_path / "b") == {"label", "true_label", "image", "true_image", "mass"}
+    assert tensors_in(tmp_path / "b") == {
+        *("label", "candidates", "true_label", "image", "true_image", "mass")
+    }
     with np.load(tmp_path / "b" / "images" / "r0001-c0003-a0-e0.npz") as arrays:
         np.testing.assert_allclose(arrays["image"], arrays["true_image"], atol=1e-4)
 
