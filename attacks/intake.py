@@ -60,6 +60,40 @@ def plain_names(names: Iterable[str], model: nn.Module) -> dict[str, str]:
     return plain
 
 
+def prefix_mismatch(names: Iterable[str], model: nn.Module) -> str | None:
+    """Say which prefix names have that a model's parameters don't, or the other way round.
+
+    A network is often wrapped, as in `nn.Sequential(Normalize(...), network)`, on one side only.
+
+    Returns:
+        One sentence; None if no prefix explains all parameters.
+
+    Example:
+        >>> prefix_mismatch(["1.weight", "1.bias"], nn.Linear(4, 2))[:57]
+        "'1.weight' would be the model's 'weight' without its '1.'"
+    """
+    given, own = set(names), [n for n, p in model.named_parameters() if p.requires_grad]
+    if given.issuperset(own) or not own:
+        return None
+    for name in sorted(given):
+        prefix = name.removesuffix(own[0])
+        if name != prefix and prefix.endswith(".") and all(prefix + o in given for o in own):
+            return (
+                f"{name!r} would be the model's {own[0]!r} without its {prefix!r}: where it comes "
+                "from, the network is wrapped, as in nn.Sequential(normalize, network); give the "
+                "wrapped one as the model"
+            )
+        prefix = own[0].removesuffix(name)
+        inner = {o.removeprefix(prefix) for o in own if o.startswith(prefix)}
+        if own[0] != prefix and prefix.endswith(".") and len(inner) == len(own) and inner <= given:
+            return (
+                f"{name!r} would be the model's {own[0]!r} with {prefix!r} before it: the model is "
+                "wrapped, as in nn.Sequential(normalize, network), and where it comes from the "
+                "network isn't; give the inner one as the model"
+            )
+    return None
+
+
 def plain_gradients(
     gradients: Mapping[str, Any] | Sequence[Any], model: nn.Module
 ) -> dict[str, Tensor]:
@@ -72,12 +106,16 @@ def plain_gradients(
 
     Raises:
         TypeError: they are neither, or one is no tensor.
-        ValueError: there are more or fewer than parameters, or one has no values.
+        ValueError: there are more or fewer than parameters, one has no values, or all names have a
+            prefix that the parameters' names don't have, or lack one.
     """
     if not isinstance(gradients, Mapping):
         gradients = _named(gradients, model)
     given = {name: gradient for name, gradient in gradients.items() if gradient is not None}
     plain = plain_names(given, model)
+    mismatch = prefix_mismatch(plain.values(), model)
+    if mismatch is not None:
+        raise ValueError(f"gradient {mismatch}")
     return {plain[name]: _dense(name, gradient) for name, gradient in given.items()}
 
 

@@ -12,10 +12,11 @@ from attacks.registry import Entry, Registry
 
 if TYPE_CHECKING:
     from attacks.normalization import Normalization
+    from fl_sim.flower.engines.local import LocalGrid
     from fl_sim.flower.run import run
     from fl_sim.flower.strategy import LeakageAudit, ReplyGuard
     from fl_sim.flower.wire import LocalTraining
-    from fl_sim.leakage.judge import Truth
+    from fl_sim.leakage.judge import Baseline, Judge, Truth
     from fl_sim.leakage.records import LeakageRecord
     from fl_sim.reported_run import run_and_report
     from fl_sim.scenario import Scenario
@@ -74,8 +75,11 @@ ENGINES = Registry(
 )
 
 _NAMES = {
+    "Baseline": "fl_sim.leakage.judge",
+    "Judge": "fl_sim.leakage.judge",
     "LeakageAudit": "fl_sim.flower.strategy",
     "LeakageRecord": "fl_sim.leakage.records",
+    "LocalGrid": "fl_sim.flower.engines.local",
     "LocalTraining": "fl_sim.flower.wire",
     "Normalization": "attacks.normalization",
     "ReplyGuard": "fl_sim.flower.strategy",
@@ -88,8 +92,11 @@ __all__ = [
     "DATASETS",
     "ENGINES",
     "MODELS",
+    "Baseline",
+    "Judge",
     "LeakageAudit",
     "LeakageRecord",
+    "LocalGrid",
     "LocalTraining",
     "Normalization",
     "ReplyGuard",
@@ -104,3 +111,8 @@ def __getattr__(name: str) -> Any:
     if name in _NAMES:
         return getattr(importlib.import_module(_NAMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Return what is public, without loading any of it."""
+    return sorted([*__all__, "__all__", "__doc__", "__version__"])

@@ -20,7 +20,7 @@ from attacks import IMAGE_ATTACKS, LABEL_ATTACKS
 from defenses import DEFENSES
 from fl_sim import DATASETS, ENGINES, MODELS, __version__, run_and_report
 from fl_sim.errors import EngineError, NothingAccepted, UserError
-from fl_sim.scenario.source import scenario_file, shipped_scenarios
+from fl_sim.scenario.source import scenario_file, shipped_scenario, shipped_scenarios
 from fl_sim.terminal.command import Command
 from fl_sim.terminal.display import listing, output_console, print_outcome, progress, set_logging
 from fl_sim.terminal.folders import RUNS, folder_to_resume, new_folder
@@ -103,7 +103,10 @@ def run(
         typer.Option(metavar="DIR", help="The run folder.", show_default="runs/<name>-<n>"),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the run in DIR, or the latest one.")
+        bool,
+        typer.Option(
+            "--resume", help="Continue the run in DIR, or the latest one; with more rounds, too."
+        ),
     ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens.")] = False,
 ) -> None:
@@ -159,7 +162,11 @@ def report(
 def bench(
     suite: Annotated[Suite, typer.Argument()],
     quick: Annotated[
-        bool, typer.Option("--quick", help="A small part, in a minute or so.")
+        bool,
+        typer.Option(
+            "--quick",
+            help="A small part: up to two minutes a benchmark, two to six a suite.",
+        ),
     ] = False,
     only: Annotated[
         list[str] | None,
@@ -203,6 +210,15 @@ def list_entries(kind: Annotated[Kind, typer.Argument()]) -> None:
         except ValueError as error:  # two packages claim one name
             raise UserError(str(error)) from error
         console.print(listing(registry.kind, summaries))
+
+
+@app.command(cls=Command)
+def show(name: Annotated[str, typer.Argument()]) -> None:
+    """Print a scenario that comes with fl-sim, to start your own from: `fl-sim show NAME > FILE`.
+
+    NAME is one of `fl-sim list scenarios`.
+    """
+    typer.echo(shipped_scenario(name).read_text(encoding="utf-8"), nl=False)
 
 
 def main() -> None:

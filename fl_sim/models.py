@@ -250,7 +250,9 @@ def build_model(
                 )
             model = fl_sim.MODELS.build(name, **taken, **options)
         except ValueError as error:
-            raise UserError(str(error)) from error
+            given = f"; it gets what it takes of {', '.join(arguments)}, and model.options"
+            ending = given if ":" in name and str(error).endswith("required") else ""
+            raise UserError(f"{error}{ending}") from error
         if not isinstance(model, nn.Module):
             raise UserError(f"model {name!r} must be an nn.Module, found {type(model).__name__}")
         model = model.float().eval()

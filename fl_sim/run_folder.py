@@ -9,11 +9,8 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +19,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from fl_sim import __version__
 from fl_sim.atomic import write_atomically
 from fl_sim.errors import UserError
 from fl_sim.leakage.records import append_lines, read_lines, truncate_after
+from fl_sim.origin import AUDIT, when_and_with
 from fl_sim.scenario import Scenario
 
 Arrays = dict[str, NDArray[Any]]
@@ -76,7 +73,8 @@ class RunFolder:
     def client_state(self) -> Path:
         """What clients on this machine keep to themselves: beside the folder, not in it.
 
-        The folder is the server's, and is what people pass on.
+        The folder is the server's, and is what people pass on. It outlives the last round: the run
+        may go on with more of them.
         """
         path = self.path.resolve()
         return path.with_name(f"{path.name}.client-state")
@@ -86,6 +84,8 @@ class RunFolder:
     def open(cls, path: Path, scenario: Scenario, *, resume: bool) -> Iterator[RunFolder]:
         """Start a run in a new or empty folder, or go on with the same run in its own.
 
+        The same run may have more rounds than before.
+
         Raises:
             UserError: the folder holds something else, or another process runs in it.
         """
@@ -93,14 +93,16 @@ class RunFolder:
         described = path / "scenario.json"
         foreign = sorted(entry.name for entry in path.iterdir() if entry.name != ".lock")
         if described.exists():
-            _check_same_run(described, scenario, resume=resume)
+            description = _same_run(described, scenario, resume=resume)
         elif foreign and foreign != ["scenario.json.tmp"]:
             raise UserError(f"{path} must be empty or hold a run; it holds {foreign[0]!r}")
         with _locked(path):
             folder = cls(path)
             if not described.exists():
-                description = json.dumps(_description(scenario), indent=2) + "\n"
-                write_atomically(described, description.encode())
+                _describe(described, _description(scenario))
+            elif description["scenario"]["rounds"] != scenario.rounds:
+                longer = description["scenario"] | {"rounds": scenario.rounds}
+                _describe(described, description | {"scenario": longer})
             folder.images.mkdir(exist_ok=True)
             (path / "checkpoint").mkdir(exist_ok=True)
             yield folder
@@ -173,21 +175,38 @@ class RunFolder:
         return self.path / "checkpoint" / f"round-{server_round:05d}.safetensors"
 
 
-def _check_same_run(described: Path, scenario: Scenario, *, resume: bool) -> None:
+def _same_run(described: Path, scenario: Scenario, *, resume: bool) -> dict[str, Any]:
+    """Return a folder's description, if it is that of the scenario with as many rounds or fewer."""
+    folder = described.parent
     try:
-        description = json.loads(described.read_text(encoding="utf-8"))
+        description: dict[str, Any] = json.loads(described.read_text(encoding="utf-8"))
+        if description.get("kind") == AUDIT:
+            raise UserError(f"{folder} holds the audit of an app, not a run; choose another --out")
         digest, ours = description["digest"], scenario.determining()
         theirs = {k: v for k, v in description["scenario"].items() if k in ours}
         different = digest != scenario.digest() and _difference(theirs, ours)
+        rounds = int(description["scenario"]["rounds"])
+    except UserError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{described} isn't a run's description: {error}") from error
     if digest != scenario.digest():
         raise UserError(
-            f"{described.parent} holds another run: {different or 'of another version of fl-sim'}; "
+            f"{folder} holds another run: {different or 'of another version of fl-sim'}; "
             "choose another --out"
         )
     if not resume:
-        raise UserError(f"{described.parent} holds this run already; go on with --resume")
+        raise UserError(f"{folder} holds this run already; go on with --resume")
+    if scenario.rounds < rounds:
+        raise UserError(
+            f"rounds must be at least {rounds}, as in {folder}: a run that goes on can get longer "
+            f"only, found {scenario.rounds}"
+        )
+    return description
+
+
+def _describe(described: Path, description: Mapping[str, Any]) -> None:
+    write_atomically(described, (json.dumps(description, indent=2) + "\n").encode())
 
 
 def _difference(there: Any, here: Any, key: str = "") -> str | None:
@@ -207,14 +226,10 @@ def _difference(there: Any, here: Any, key: str = "") -> str | None:
 
 
 def _description(scenario: Scenario) -> dict[str, Any]:
-    # As a Flower app, this package needn't be installed.
-    versions = {"fl-sim": __version__}
-    versions |= {package: version(package) for package in ("flwr", "torch", "numpy", "scipy")}
     return {
         "scenario": scenario.model_dump(mode="json"),
         "digest": scenario.digest(),
-        "versions": versions | {"python": platform.python_version()},
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        **when_and_with(),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import re
@@ -18,10 +19,12 @@ from flwr.app import Context, RecordDict
 from fl_sim.flower.engines import ray as simulation_ray
 from fl_sim.flower.engines.local import LocalGrid
 from fl_sim.flower.engines.processes import stopped_at_exit
+from fl_sim.report import build_report, headline
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "flower-app"
 README = (EXAMPLE / "README.md").read_text("utf-8")
-SOURCES = {path.name: path.read_text("utf-8") for path in (EXAMPLE / "digits_app").glob("*.py")}
+FILES = [*(EXAMPLE / "digits_app").glob("*.py"), EXAMPLE / "try.py"]
+SOURCES = {path.name: path.read_text("utf-8") for path in FILES}
 CONFIG = {"num-server-rounds": 2, "batch-size": 32, "optimizer": "adam", "lr": 0.001}
 BEFORE = """\
 strategy = FedAvg()
@@ -46,7 +49,7 @@ def plain(text: str) -> str:
 def test_the_readme_shows_the_code() -> None:
     code = "".join(plain(source) for source in SOURCES.values())
     blocks = re.findall(r"^```python\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     for block in blocks:
         if block == BEFORE:  # that is: without the wrappers
             assert all(line in code for line in block.splitlines())
@@ -88,10 +91,10 @@ def test_it_trains_and_nothing_is_lost(
 ) -> None:
     caplog.set_level("INFO", logger="flwr")
     client, server = apps
-    log = tmp_path / "leakage.jsonl"
-    config = {**CONFIG, "optimizer": optimizer, "lr": lr, "audit-log": str(log)}
+    out = tmp_path / "audit"
+    config = {**CONFIG, "optimizer": optimizer, "lr": lr, "audit-out": str(out)}
     server(LocalGrid(client, 2, config), Context(1, 0, {}, RecordDict(), config))
-    records = [json.loads(line) for line in log.read_text().splitlines()]
+    records = [json.loads(line) for line in (out / "leakage.jsonl").read_text().splitlines()]
     assert [(r["round"], r["client"]) for r in records] == [
         (server_round, client) for server_round in (1, 2) for client in (1, 2) for _ in range(3)
     ]
@@ -101,6 +104,11 @@ def test_it_trains_and_nothing_is_lost(
     messages = [record.getMessage() for record in caplog.records]
     assert not [message for message in messages if "left out" in message]
     assert sum("Received 2 results and 0 failures" in message for message in messages) == 4
+    page = build_report(out).read_text()
+    assert headline(out) in messages
+    assert headline(out) in html.unescape(page)
+    assert "no sign of safety" in headline(out)
+    assert ("Classes counted" in page) == (optimizer == "sgd")
 
 
 @pytest.mark.slow
@@ -112,10 +120,12 @@ def test_it_runs_on_flowers_own_runtime(tmp_path: Path) -> None:
     environment = simulation_ray._environment(folder, simulation_ray._free_port())
     root = str(EXAMPLE.parents[1])
     environment["PYTHONPATH"] = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
-    out = tmp_path / "leakage.jsonl"
+    out = tmp_path / "audit"
     command = [Path(sysconfig.get_path("scripts")) / "flwr", "run", str(EXAMPLE), "--stream"]
-    command += ["--run-config", f'audit-log="{out}"']
+    command += ["--run-config", f'audit-out="{out}"']
     with stopped_at_exit(folder, environment) as start:
         start(list(map(str, command)), log=tmp_path / "log").wait(600)
-    records = [json.loads(line) for line in out.read_text().splitlines()]
-    assert len(records) == 2 * 2 * 3, (tmp_path / "log").read_text()
+    log = (tmp_path / "log").read_text()
+    records = [json.loads(line) for line in (out / "leakage.jsonl").read_text().splitlines()]
+    assert len(records) == 2 * 2 * 3, log
+    assert "fl-sim report" in log

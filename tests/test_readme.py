@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +22,7 @@ from typer.testing import CliRunner
 from fl_sim.cli import app
 from fl_sim.flower.engines.local import LocalGrid
 from fl_sim.leakage.records import read_lines
+from fl_sim.report import build_report
 from fl_sim.scenario import Scenario
 
 ROOT = Path(__file__).parents[1]
@@ -42,7 +44,8 @@ def commands(program: str) -> list[list[str]]:
 
 @pytest.mark.usefixtures("moves_generators")  # as a user's script does
 @pytest.mark.parametrize("block", blocks("python"))
-def test_python_example_runs(block: str) -> None:
+def test_python_example_runs(block: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
     exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
 
 
@@ -71,12 +74,16 @@ def test_the_audit_of_ones_own_app_recovers_the_clients_images(
 
     monkeypatch.chdir(tmp_path)
     example["app"](LocalGrid(client_app, 3, {}), Context(1, 0, {}, RecordDict(), {}))
-    records = read_lines(tmp_path / "leakage.jsonl")
+    records = read_lines(tmp_path / "audit" / "leakage.jsonl")
     assert len(records) == 3 * 3
     assert {record["label_status"] for record in records} == {"RECOVERED"}
     assert {record["image_status"] for record in records} == {"RECOVERED"}
     assert all(abs(record["smoothing"] - 0.1) < 1e-3 for record in records)
     assert all(record["label_linf"] is None for record in records)  # no truth to compare with
+    names = [record["label_class_name"] for record in records]
+    assert names == ["one", "two", "three"] * 3  # nodes 1, 2 and 3
+    page = build_report(tmp_path / "audit").read_text()
+    assert "vouches for the label of 9 of 9 examples and the image of 9." in page
 
 
 def test_there_is_an_example_of_each_kind() -> None:
@@ -104,10 +111,16 @@ def test_fl_sim_commands_are_accepted(monkeypatch: pytest.MonkeyPatch, tmp_path:
     for name, module in stand_ins.items():
         monkeypatch.setitem(sys.modules, name, module)
     (mine,) = blocks("toml")
+    assert Scenario.parse(tomllib.loads(mine))
     Path("mine.toml").write_text(mine)
-    for arguments in commands("fl-sim"):
+    Path("audit").mkdir()  # of the app that is audited
+    for line in commands("fl-sim"):
+        arguments, target = (line[:-2], line[-1]) if line[-2:-1] == [">"] else (line, None)
         result = CliRunner().invoke(app, arguments)
         assert result.exit_code == 0, f"{arguments}: {result.stderr}"
+        if target is not None:
+            Path(target).write_text(result.stdout)
+    assert Path("mine.toml").read_text() == (ROOT / "scenarios/label-smoothing.toml").read_text()
 
 
 @pytest.mark.e2e

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from fl_sim.leakage.findings import Finding
+from fl_sim.leakage.kept_tensors import from_all_clients, keep_tensors
 from fl_sim.leakage.records import LeakageRecord
 from fl_sim.run_folder import Arrays, RunFolder
 
@@ -95,7 +93,7 @@ class RoundLedger:
         self, server_round: int, measured: Measured, weights: Arrays, state: Mapping[str, Any]
     ) -> None:
         self._write_records()
-        self._write_images(server_round)
+        self._write_images()
         line = {
             "round": server_round,
             "accuracy": measured.accuracy,
@@ -113,28 +111,13 @@ class RoundLedger:
         if records:
             self._folder.log([record.to_json() for record in sorted(records, key=_place)])
 
-    def _write_images(self, server_round: int) -> None:
+    def _write_images(self) -> None:
         shown = [finding for finding in self._findings if finding.record.example is not None]
-        for finding in _from_all_clients(shown)[: self._images]:
-            r = finding.record
-            name = f"r{server_round:04d}-c{r.client:04d}-a{r.attack}-e{r.example}.npz"
-            arrays: dict[str, Any] = {k: t.float().numpy() for k, t in finding.tensors.items()}
-            np.savez(self._folder.images / name, **arrays)
+        for finding in from_all_clients(shown)[: self._images]:
+            keep_tensors(self._folder.images, finding)
 
 
 def _place(record: LeakageRecord) -> tuple[int, int, bool, int]:
     """Return what orders the records of a round; rows without an example come last."""
     example = record.example
     return record.client or 0, record.attack or 0, example is None, example or 0
-
-
-def _from_all_clients(findings: list[Finding]) -> list[Finding]:
-    """Order findings so that the first few come from as many clients as there are."""
-    places: Counter[tuple[int | None, int | None]] = Counter()
-    turns = []
-    for finding in findings:
-        whose = finding.record.client, finding.record.attack
-        turns.append(places[whose])
-        places[whose] += 1
-    order = sorted(range(len(findings)), key=turns.__getitem__)  # it is stable
-    return [findings[index] for index in order]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from attacks import Normalization
 from defenses import Chain
-from fl_sim.errors import UserError
+from fl_sim.errors import NothingAccepted, UserError
 from fl_sim.federation import Federation
 from fl_sim.flower.client import resolve_device, to_arrays
 from fl_sim.flower.provenance import code_hash
@@ -34,17 +35,33 @@ from fl_sim.threads import one_thread
 
 app = ServerApp()
 QUERY_TIMEOUT_SECONDS = 120.0
+flower_log = logging.getLogger("flwr")  # whose lines `flwr run --stream` shows
 
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run the scenario that the run configuration holds."""
+    """Run the scenario that the run configuration holds; with "report" set, leave its report."""
     scenario = configured_scenario(context.run_config)
     out = Path(str(context.run_config["out"]) or f"runs/{scenario.name}-run-{context.run_id}")
     server = Server(scenario, RunFolder(out))  # finds mistakes before the folder is touched
     resume = bool(context.run_config["resume"])
-    with RunFolder.open(out, scenario, resume=resume), one_thread():
-        server.run(grid)
+    try:
+        with RunFolder.open(out, scenario, resume=resume), one_thread():
+            server.run(grid)
+    except NothingAccepted:  # the run is complete, and its report says the rest
+        _report(out, context)
+        raise
+    _report(out, context)
+
+
+def _report(out: Path, context: Context) -> None:
+    """Build a run's report, where no launcher does, and print its path where the user looks."""
+    if not context.run_config.get("report", False):
+        return
+    from fl_sim.report import build_report, headline  # matplotlib takes a second
+
+    flower_log.info("%s", headline(out))
+    flower_log.info("report: %s", build_report(out.absolute()))
 
 
 class Server:

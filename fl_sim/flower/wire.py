@@ -15,7 +15,7 @@ Adam and its kin divide each entry by its own history. What their first step lea
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from attacks import GradientLeak, Normalization
-from attacks.intake import plain_names
+from attacks.intake import plain_names, prefix_mismatch
 from attacks.types import Mode
 from fl_sim.optimizers import FIRST_STEP, NAMES, TITLES
 
@@ -185,6 +185,7 @@ def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """
     own = dict(model.named_parameters()) | dict(model.named_buffers())
     plain = plain_names(tensors, model)
+    _require_alike(plain.values(), model)
     with torch.no_grad():
         for given, tensor in tensors.items():
             name = plain[given]
@@ -193,6 +194,13 @@ def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             own[name].copy_(tensor)
             if name.endswith("running_var"):  # noise, or Adam on a server, can take it below zero
                 own[name].clamp_(min=0)
+
+
+def _require_alike(names: Iterable[str], model: nn.Module) -> None:
+    """Raise if the names are those of the model's parameters but for a prefix."""
+    mismatch = prefix_mismatch(names, model)
+    if mismatch is not None:
+        raise ValueError(f"array {mismatch}")
 
 
 def gradient_leak(
@@ -216,9 +224,11 @@ def gradient_leak(
         The leak, its gradients in float64, without any knowledge of defenses.
 
     Raises:
-        ValueError: no array fits the model, or one doesn't, or holds something else than floats.
+        ValueError: no array fits the model, or one doesn't, or holds something else than floats;
+            or all names differ from the model's by a prefix.
     """
     plain = plain_names(sent, model)
+    _require_alike(plain.values(), model)
     arrays = {plain[name]: tensor for name, tensor in sent.items()}
     received = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
     arrays = {name: tensor for name, tensor in arrays.items() if name in received}

@@ -33,8 +33,8 @@ class Finding:
 
     Args:
         record: the line for `leakage.jsonl`.
-        tensors: "label" (K,), "image" (C, H, W) and "candidates" (N, K) as recovered, "true_label"
-            and "true_image", as far as there are any.
+        tensors: "label" (K,), "image" (C, H, W), "candidates" (N, K) and of attacks that count
+            "mass" (K,), as recovered, "true_label" and "true_image", as far as there are any.
     """
 
     record: LeakageRecord
@@ -71,7 +71,8 @@ def write_findings(
     """
     shared = _shared_fields(answer, leak, place)
     if not answer.rows:
-        return [Finding(shared)]
+        mass = answer.labels.mass
+        return [Finding(shared, {} if mass is None else {"mass": mass})]
     if truth is None or baseline is None:
         return [_finding(shared, answer, row, {"example": row}) for row in range(answer.rows)]
     scores: list[dict[str, Any]] = [{} for _ in pairs]
@@ -87,6 +88,14 @@ def write_findings(
         true = {"true_label": truth.labels[example], "true_image": truth.images[example]}
         findings.append(_finding(shared, answer, row, fields, true))
     return sorted(findings, key=_by_example)
+
+
+def with_class_name(finding: Finding, names: Sequence[str]) -> Finding:
+    """Say in a finding's record what the classes of its label are called, of K names."""
+    record = finding.record
+    classes = (record.label_class, record.label_second_class)
+    name = " + ".join(names[k] for k in classes if k is not None) or None
+    return dataclasses.replace(finding, record=dataclasses.replace(record, label_class_name=name))
 
 
 def _shared_fields(answer: Answer, leak: GradientLeak, place: LeakageRecord) -> LeakageRecord:
@@ -135,12 +144,22 @@ def _answer(labels: LabelRecovery, image: Reconstruction | None, row: int) -> di
             fields["augmentation"] = found.type
             fields["smoothing"] = found.smoothing
             fields["mixing"] = found.mixing
+        fields |= _classes(label)
     if image is not None and image.examples:
         fields |= _verdict("image", image.examples[row])
         fields["image_bar"] = image.examples[row].error
         if image.examples[row].image is not None:
             fields["image_low"], fields["image_high"] = image.pixel_range
     return fields
+
+
+def _classes(answer: ExampleLabel) -> dict[str, Any]:
+    """Return the largest class of a recovered label, and of a mixed one the second largest, too."""
+    if answer.label is None:
+        return {}
+    largest = answer.label.argsort(descending=True, stable=True).tolist()
+    is_mixed = answer.augmentation is not None and answer.augmentation.mixing is not None
+    return {"label_class": largest[0], "label_second_class": largest[1] if is_mixed else None}
 
 
 def _verdict(kind: str, example: ExampleLabel | ExampleImage) -> dict[str, Any]:

@@ -101,7 +101,10 @@ class Baseline:
 
 
 class Judge(Protocol):
-    """Who holds the truth: the simulator. A deployment has none."""
+    """Who holds the truth: the simulator, or who rehearses an app with data of their own.
+
+    A deployment has none. A client is named as in the records.
+    """
 
     @property
     def baseline(self) -> Baseline:

@@ -22,7 +22,9 @@ class LeakageRecord:
 
     `example` is the position in the batch, None for replies that couldn't be attacked. Recovered
     values stand under their own names, errors against the truth under `..._error`, the guesses of
-    an attacker who saw no update under `baseline_...` or `..._chance`. The attacker's own certainty
+    an attacker who saw no update under `baseline_...` or `..._chance`. `label_class` is the largest
+    class of a recovered label, `label_second_class` the other one of a mixed label, and
+    `label_class_name` what they are called, where that was told. The attacker's own certainty
     is "vouched" (the status is RECOVERED), "likely" (with an error bar: `label_bar`, L∞ of the
     label, `image_bar`, the image's root mean square error in pixels) or "guess"; `label_candidates`
     is the number of labels that fit where several do. None means: doesn't apply or isn't known.
@@ -45,6 +47,9 @@ class LeakageRecord:
     label_attack: str | None = None
     label_status: str | None = None
     label_reason: str | None = None
+    label_class: int | None = None
+    label_second_class: int | None = None
+    label_class_name: str | None = None
     label_certainty: str | None = None
     label_bar: float | None = None
     label_linf: float | None = None

@@ -199,9 +199,12 @@ def _round(attack: int, server_round: int, group: Sequence[Record]) -> RoundLeak
 
 
 def _is_scored(group: Sequence[Record]) -> bool:
-    """Say whether labels were compared with the truth, or failed, which needs no comparison."""
-    claims = any(record.get("label_status") == "RECOVERED" for record in group)
-    return not claims or any(record.get("label_linf") is not None for record in group)
+    """Say whether labels were compared with the truth, or none was found to be compared."""
+    found = any(
+        record.get("label_status") == "RECOVERED" or record.get("label_class") is not None
+        for record in group
+    )
+    return not found or any(record.get("label_linf") is not None for record in group)
 
 
 def _first(group: Sequence[Record], key: str) -> Any:

@@ -12,7 +12,8 @@ from fl_sim.errors import UserError
 from fl_sim.leakage.reasons import reasons
 from fl_sim.leakage.records import read_lines
 from fl_sim.leakage.summary import AttackSummary, Record, by_round, summarize
-from fl_sim.report import numbers, text
+from fl_sim.report import numbers, own_app, text
+from fl_sim.report.counted import counted_classes
 from fl_sim.report.examples import image_pairs, label_charts
 from fl_sim.report.figures import draw_figures
 
@@ -29,12 +30,19 @@ def build_report(directory: Path) -> Path:
         The path of `report.html`.
 
     Raises:
-        UserError: the folder has no `scenario.json`, or one of its files isn't what it should be.
+        UserError: the folder has no `scenario.json`, or one of its files isn't what it should be;
+            it is that of an audit of an app, and has no records.
     """
     run = _run(directory)
     records, rounds = _lines(directory / "leakage.jsonl"), _lines(directory / "rounds.jsonl")
+    if own_app.is_audit_of(run) and not records:
+        raise UserError(
+            f"{directory} holds no records: no update was attacked, since none came in or no "
+            "attack covers it"
+        )
     summaries = summarize(records)
-    drawings = draw_figures(by_round(records), rounds, summaries)
+    by_rounds = by_round(records) if own_app.has_truth(run) else []
+    drawings = draw_figures(by_rounds, rounds, summaries)
     figures = directory / "figures"
     figures.mkdir(exist_ok=True)
     for drawing in drawings:
@@ -48,6 +56,31 @@ def build_report(directory: Path) -> Path:
     return path
 
 
+def headline(directory: Path) -> str:
+    """Return the first sentence of a run folder's page: what the server learned.
+
+    Raises:
+        UserError: as of `build_report`.
+    """
+    run, records = _run(directory), _lines(directory / "leakage.jsonl")
+    rounds, summaries = _lines(directory / "rounds.jsonl"), summarize(records)
+    return _outcome(run, records, rounds, summaries)
+
+
+def _outcome(
+    run: dict[str, Any],
+    records: list[Record],
+    rounds: list[Record],
+    summaries: list[AttackSummary],
+) -> str:
+    if not own_app.has_truth(run):
+        return own_app.outcome(records, summaries)
+    scenario = run["scenario"]
+    attacks = len(scenario.get("attack") or [])
+    is_finished = text.last_round(rounds) >= int(scenario.get("rounds", 0))
+    return text.outcome(records, summaries, attacks=attacks, is_finished=is_finished)
+
+
 def _context(
     run: dict[str, Any],
     records: list[Record],
@@ -57,14 +90,13 @@ def _context(
 ) -> dict[str, Any]:
     """Gather what the page shows, figures apart."""
     scenario = run["scenario"]
-    planned, attacks = int(scenario.get("rounds", 0)), len(scenario.get("attack") or [])
-    is_finished = text.last_round(rounds) >= planned
+    planned = int(scenario.get("rounds", 0))
     failures = reasons(records)
     delta = float((scenario.get("privacy") or {}).get("delta", 1e-5))
     step = max(1, -(-len(rounds) // ROUNDS_SHOWN))
-    return {
+    context = {
         "name": scenario.get("name", "scenario"),
-        "outcome": text.outcome(records, summaries, attacks=attacks, is_finished=is_finished),
+        "outcome": _outcome(run, records, rounds, summaries),
         "notice": text.notice(records, rounds, planned),
         "cards": text.cards(summaries, rounds, delta),
         "delta": delta,
@@ -80,6 +112,39 @@ def _context(
         "rounds_step": step,
         "attack_seconds": sum(summary.total_seconds for summary in summaries),
         "round_seconds": sum(line.get("seconds") or 0.0 for line in rounds),
+        "is_audit": False,
+        "has_truth": own_app.has_truth(run),
+        "class_names": scenario.get("class_names") or [],
+        "holdings": [],
+        "counted": [],
+        "best": own_app.strongest(summaries).title if summaries else None,
+        "clients_shown": own_app.CLIENTS_SHOWN,
+    }
+    return context | _of_an_audit(run, records, rounds, summaries, images)
+
+
+def _of_an_audit(
+    run: dict[str, Any],
+    records: list[Record],
+    rounds: list[Record],
+    summaries: list[AttackSummary],
+    images: Path,
+) -> dict[str, Any]:
+    """Return what the page says otherwise of an app of one's own, and without a truth."""
+    if not own_app.is_audit_of(run):
+        return {}
+    context = {
+        "is_audit": True,
+        "facts": own_app.facts(run, rounds),
+        "rounds": [],  # of their training nothing is measured
+        "holdings": own_app.holdings(records, summaries),
+        "counted": counted_classes(images, summaries, run["scenario"].get("class_names") or []),
+    }
+    if own_app.has_truth(run):
+        return context
+    return context | {
+        "cards": own_app.cards(summaries, rounds),
+        "measures": own_app.unscored_measures(summaries),
     }
 
 
@@ -113,4 +178,4 @@ def _template() -> Any:
     )
     for name in ("percent", "db", "scientific", "seconds", "number", "epsilon"):
         environment.filters[name] = getattr(numbers, name)
-    return environment.get_template("report.html")
+    return environment.get_template("report.html.md")

@@ -38,25 +38,28 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True)
 class Pair:
-    """A recovered image beside the true one, as data URIs, with its record."""
+    """A recovered image beside the true one, if that is known, as data URIs, with its record."""
 
     recovered: str
-    true: str
+    true: str | None
     record: Record
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One class in a label chart; probabilities clipped to [0, 1]."""
+    """One class in a label chart; probabilities clipped to [0, 1], `true` None if not known."""
 
     index: int
-    true: float
+    true: float | None
     recovered: float
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A recovered soft label beside the true one, its `bars` out of `classes`, with its record."""
+    """A recovered soft label, beside the true one if that is known, with its record.
+
+    `bars` are some of its `classes`.
+    """
 
     bars: list[Bar]
     classes: int
@@ -64,13 +67,13 @@ class Chart:
 
 
 def image_pairs(folder: Path, records: Iterable[Record], limit: int) -> list[Pair]:
-    """Return pairs of finite (C, H, W) images, spread over rounds and attacks."""
+    """Return finite (C, H, W) images, in pairs where the truth is known, spread over rounds."""
     chosen = _choose(folder, limit, _has_image)
     found = _records_of(records, chosen)
     return [
         Pair(
             _data_uri(_in_range(arrays["image"], found[key])),
-            _data_uri(arrays["true_image"]),
+            _data_uri(arrays["true_image"]) if "true_image" in arrays else None,
             found[key],
         )
         for key, arrays in sorted(chosen.items())
@@ -83,7 +86,7 @@ def label_charts(folder: Path, records: Iterable[Record], limit: int) -> list[Ch
     chosen = _choose(folder, limit, _has_label)
     found = _records_of(records, chosen)
     return [
-        Chart(_bars(arrays["label"], arrays["true_label"]), arrays["label"].size, found[key])
+        Chart(_bars(arrays["label"], arrays.get("true_label")), arrays["label"].size, found[key])
         for key, arrays in sorted(chosen.items())
         if key in found
     ]
@@ -98,7 +101,7 @@ def _choose(folder: Path, limit: int, accepts: Callable[[Arrays], bool]) -> dict
             paths[Key(server_round, attack, client, example)] = path
     chosen: dict[Key, Arrays] = {}
     for key in _spread(paths, limit)[:_OPENED]:
-        arrays = _read(paths[key])
+        arrays = read_arrays(paths[key])
         if accepts(arrays):
             chosen[key] = arrays
         if len(chosen) == limit:
@@ -136,7 +139,7 @@ def _by_turns(keys: Iterable[Key]) -> list[Key]:
     return [key for *_, key in sorted(ordered)]
 
 
-def _read(path: Path) -> Arrays:
+def read_arrays(path: Path) -> Arrays:
     """Read an archive; one that a kill has torn is empty."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
@@ -146,17 +149,20 @@ def _read(path: Path) -> Arrays:
 
 
 def _has_image(arrays: Arrays) -> bool:
-    image, true = arrays.get("image"), arrays.get("true_image")
-    if image is None or true is None or image.ndim != 3 or image.shape != true.shape:
-        return False
-    return bool(np.isfinite(image).all() and np.isfinite(true).all())
+    return _has("image", arrays, dimensions=3)
 
 
 def _has_label(arrays: Arrays) -> bool:
-    label, true = arrays.get("label"), arrays.get("true_label")
-    if label is None or true is None or label.ndim != 1 or label.shape != true.shape:
+    return _has("label", arrays, dimensions=1)
+
+
+def _has(name: str, arrays: Arrays, *, dimensions: int) -> bool:
+    """Say whether a finite array is there, and the true one, if that is there, is like it."""
+    found = arrays.get(name)
+    if found is None or found.ndim != dimensions:
         return False
-    return bool(np.isfinite(label).all() and np.isfinite(true).all())
+    true = arrays.get(f"true_{name}", found)
+    return bool(found.shape == true.shape and np.isfinite(found).all() and np.isfinite(true).all())
 
 
 def _records_of(records: Iterable[Record], keys: Iterable[Key]) -> dict[Key, Record]:
@@ -187,10 +193,15 @@ def _data_uri(pixels: NDArray[Any]) -> str:
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def _bars(label: NDArray[Any], true: NDArray[Any]) -> list[Bar]:
+def _bars(label: NDArray[Any], true: NDArray[Any] | None) -> list[Bar]:
     """Return all classes, or of many the largest ones, in their order."""
-    largest: Sequence[int] = np.argsort(-np.maximum(label, true), kind="stable").tolist()
+    either = label if true is None else np.maximum(label, true)
+    largest: Sequence[int] = np.argsort(-either, kind="stable").tolist()
     return [
-        Bar(index, float(np.clip(true[index], 0, 1)), float(np.clip(label[index], 0, 1)))
+        Bar(
+            index,
+            None if true is None else float(np.clip(true[index], 0, 1)),
+            float(np.clip(label[index], 0, 1)),
+        )
         for index in sorted(largest[:CLASSES_SHOWN])
     ]

@@ -30,7 +30,8 @@ from fl_sim.scenario.sections import (
 )
 
 _ENGINES = " or ".join(repr(name) for name in ENGINES)
-_NOT_IN_RECORDS = {"name", "images", "engine"}
+_NOT_IN_RECORDS = {"name", "images", "engine", "rounds"}
+"""What changes no record: of more rounds, the first ones are those of fewer."""
 
 
 class Scenario(Section):
@@ -151,7 +152,7 @@ class Scenario(Section):
     def digest(self) -> str:
         """Return a hash of all that determines the records.
 
-        It doesn't depend on the name, the number of images kept, or the engine.
+        It doesn't depend on the name, the number of images kept or of rounds, or the engine.
         """
         values = self.determining()
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

@@ -26,6 +26,18 @@ def shipped_scenarios() -> dict[str, Traversable]:
     return {name[:-5]: files[name] for name in sorted(files) if name.endswith(".toml")}
 
 
+def shipped_scenario(name: str) -> Traversable:
+    """Return the TOML file of a shipped scenario.
+
+    Raises:
+        UserError: the name is unknown.
+    """
+    shipped = shipped_scenarios()
+    if name not in shipped:
+        raise UserError(f"unknown scenario {name!r}{nearest(name, shipped)}")
+    return shipped[name]
+
+
 @contextmanager
 def scenario_file(source: str) -> Iterator[Path]:
     """Find the file that the user means, by its path or by a shipped scenario's name.
@@ -36,10 +48,7 @@ def scenario_file(source: str) -> Iterator[Path]:
     if source.endswith(".toml") or "/" in source or os.sep in source:
         yield Path(source)
         return
-    shipped = shipped_scenarios()
-    if source not in shipped:
-        raise UserError(f"unknown scenario {source!r}{nearest(source, shipped)}")
-    with resources.as_file(shipped[source]) as path:
+    with resources.as_file(shipped_scenario(source)) as path:
         yield path
 
 

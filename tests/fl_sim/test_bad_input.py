@@ -185,12 +185,24 @@ def finished(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_a_finished_run_goes_on_with_more_rounds(
+    fl_sim: FlSim, tiny: Tiny, tiny_file: Path, outcome_of: OutcomeOf, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    assert fl_sim("run", tiny_file, "--out", out).status == 0
+    ended = fl_sim("run", tiny_file, "--set=rounds=5", "--resume", "--out", out)
+    assert ended.status == 0, ended.stderr
+    run(tiny("rounds=5"), tmp_path / "unbroken")
+    assert outcome_of(out) == outcome_of(tmp_path / "unbroken")
+    assert "5 of 5" in (out / "report.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         ([], "exists; name a new or an empty folder, or add --resume"),
         (["--set=rounds=4"], "exists; name a new or an empty folder, or add --resume"),
-        (["--set=rounds=4", "--resume"], "holds another run: rounds is 3 there and is 4 here"),
+        (["--set=rounds=2", "--resume"], "rounds must be at least 3, as in"),
         (["--seed=9", "--resume"], "holds another run: seed is 3 there and is 9 here"),
         (["--set=client.lr=0.051", "--resume"], "; choose another --out"),
         (

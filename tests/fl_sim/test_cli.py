@@ -23,6 +23,7 @@ from fl_sim import DATASETS, MODELS
 from fl_sim.cli import app
 from fl_sim.errors import UserError
 from fl_sim.scenario import Scenario
+from fl_sim.scenario.source import scenario_file, shipped_scenarios
 
 
 def fl_sim(*arguments: str) -> Result:
@@ -158,6 +159,8 @@ def test_verbose_sets_the_level_of_flower(simulation: FakeSimulation) -> None:
         (["run", "mixup", "--resume"], "nothing to resume: there is no runs/mixup-<n>"),
         (["run", "mixup", "--resume", "--out", "none"], "nothing to resume: none doesn't exist"),
         (["report", "none"], "run folder none doesn't exist"),
+        (["show", "mixpu"], "unknown scenario 'mixpu'; did you mean 'mixup'?"),
+        (["show", "broken.toml"], "unknown scenario 'broken.toml'; known: b"),
     ],
 )
 def test_a_mistake_is_one_sentence(
@@ -174,6 +177,16 @@ def test_a_mistake_is_one_sentence(
     assert result.stderr.count("\n") == 1
     assert not simulation.folders
     assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("name", shipped_scenarios())
+def test_a_shipped_scenario_is_shown_as_it_is(name: str, tmp_path: Path) -> None:
+    result = fl_sim("show", name)
+    assert (result.exit_code, result.stderr) == (0, "")
+    (tmp_path / f"{name}.toml").write_text(result.stdout)
+    with scenario_file(name) as path:
+        assert result.stdout == path.read_text()
+        assert Scenario.load(tmp_path / f"{name}.toml") == Scenario.load(path)
 
 
 @pytest.mark.parametrize("arguments", [["rnu"], ["run"], ["run", "mixup", "--sed", "1"], ["list"]])

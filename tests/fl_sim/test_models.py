@@ -201,6 +201,16 @@ def test_a_third_partys_model_is_made_float32_and_eval() -> None:
     assert not model.training and next(model.parameters()).dtype == torch.float32
 
 
+def demanding(*, num_classes: int, depth: int) -> nn.Module:
+    """Ask for more than a scenario says."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, num_classes))
+
+
+def test_what_a_factory_asks_for_beyond_that_stands_in_the_options() -> None:
+    with torch.random.fork_rng():
+        assert isinstance(build(f"{__name__}:demanding", options={"depth": 1}), nn.Sequential)
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
@@ -212,6 +222,12 @@ def test_a_third_partys_model_is_made_float32_and_eval() -> None:
         (f"{__name__}:Foreign", {"value": float("nan")}, "found NaN or infinity"),
         (f"{__name__}:Picky", {}, r"must map \(2, 1, 28, 28\) .* raised RuntimeError"),
         (f"{__name__}:Tuple", {}, "found tuple"),
+        (
+            f"{__name__}:demanding",
+            {},
+            "depth is required; it gets what it takes of num_classes, input_shape, bias, mean, "
+            "std, and model.options",
+        ),
     ],
 )
 def test_build_model_refuses(name: str, options: dict[str, Any], message: str) -> None:

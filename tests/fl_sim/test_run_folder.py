@@ -148,6 +148,34 @@ def test_the_key_that_differs_is_named(
         opened(tmp_path, here, resume=True).__enter__()
 
 
+def test_the_same_run_goes_on_with_more_rounds(tmp_path: Path) -> None:
+    with opened(tmp_path, Scenario(rounds=2)) as folder:
+        commit(folder, 0)
+    before = json.loads((tmp_path / "scenario.json").read_text())
+    with opened(tmp_path, Scenario(rounds=5), resume=True) as folder:
+        assert folder.last_round() == 0
+    after = json.loads((tmp_path / "scenario.json").read_text())
+    assert after == before | {"scenario": before["scenario"] | {"rounds": 5}}
+    with pytest.raises(UserError, match=r"holds this run already; go on with --resume"):
+        opened(tmp_path, Scenario(rounds=9)).__enter__()
+    assert json.loads((tmp_path / "scenario.json").read_text()) == after
+
+
+def test_a_run_never_gets_shorter(tmp_path: Path) -> None:
+    with opened(tmp_path, Scenario(rounds=5)):
+        pass
+    with pytest.raises(UserError, match=r"rounds must be at least 5, as in .*, found 4"):
+        opened(tmp_path, Scenario(rounds=4), resume=True).__enter__()
+    with pytest.raises(UserError, match="seed is 0 there and is 1 here"):
+        opened(tmp_path, Scenario(rounds=9, seed=1), resume=True).__enter__()
+
+
+def test_an_audit_of_an_app_is_no_run_to_go_on_with(tmp_path: Path) -> None:
+    (tmp_path / "scenario.json").write_text('{"kind": "audit", "scenario": {}}')
+    with pytest.raises(UserError, match=r"holds the audit of an app, not a run; choose another"):
+        opened(tmp_path, resume=True).__enter__()
+
+
 @pytest.mark.parametrize("resume", [False, True])
 def test_foreign_files_are_refused_and_stay(tmp_path: Path, resume: bool) -> None:
     (tmp_path / "thesis.tex").write_text("all of it")

@@ -27,7 +27,7 @@ def main(grid: Grid, context: Context) -> None:
         ),
         input_shape=SHAPE,
         normalization=Normalization(MEAN, STD),
-        log=config["audit-log"],
+        out=config["audit-out"],
     )
     strategy = ReplyGuard(strategy)
     strategy.start(grid, ArrayRecord(model.state_dict()), num_rounds=config["num-server-rounds"])

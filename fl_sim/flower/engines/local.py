@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
@@ -51,30 +50,52 @@ def run_locally(
         outcome = Outcome(out, str(error))
     else:
         outcome = Outcome.of(folder)
-    shutil.rmtree(folder.client_state, ignore_errors=True)  # nothing is left to resume
     return outcome
 
 
 class LocalGrid(Grid):
     """A Flower grid whose nodes are calls of a ClientApp in this process.
 
+    It is the quick way to try an app: no SuperLink, no Ray, and a debugger reaches everything.
     Messages carry the same serialised arrays as over a network; a client that raises is an error
-    reply. Node `i + 1` is client i.
+    reply. Node `i + 1` is client i, whose "partition-id" is i and "num-partitions" `clients`.
 
     Args:
         client_app: what every node runs.
-        clients: how many nodes.
-        run_config: the run configuration that ClientApps read.
+        clients: how many nodes, at least 1.
+        run_config: the run configuration that ClientApps read; None is an empty one.
         on_progress: called with (server round, replies so far, clients in the round).
+
+    Raises:
+        ValueError: there is no node.
+
+    Example:
+        >>> from flwr.app import MetricRecord
+        >>> from flwr.serverapp import ServerApp
+        >>> client_app, server_app, seen = ClientApp(), ServerApp(), []
+        >>> @client_app.query()
+        ... def tell(message: Message, context: Context) -> Message:
+        ...     own = {"partition": context.node_config["partition-id"]}
+        ...     return Message(RecordDict({"own": MetricRecord(own)}), reply_to=message)
+        >>> @server_app.main()
+        ... def main(grid: Grid, context: Context) -> None:
+        ...     asked = [Message(RecordDict(), node, "query") for node in grid.get_node_ids()]
+        ...     replies = grid.send_and_receive(asked)
+        ...     seen.extend(reply.content["own"]["partition"] for reply in replies)
+        >>> server_app(LocalGrid(client_app, clients=2), Context(1, 0, {}, RecordDict(), {}))
+        >>> seen
+        [0, 1]
     """
 
     def __init__(
         self,
         client_app: ClientApp,
         clients: int,
-        run_config: UserConfig,
+        run_config: UserConfig | None = None,
         on_progress: OnProgress | None = None,
     ) -> None:
+        if clients < 1:
+            raise ValueError(f"clients must be at least 1, found {clients}")
         self._client_app = client_app
         self._on_progress = on_progress
         self._run = Run.create_empty(1)
@@ -85,7 +106,7 @@ class LocalGrid(Grid):
                 node_id=index + 1,
                 node_config={"partition-id": index, "num-partitions": clients},
                 state=RecordDict(),
-                run_config=dict(run_config),
+                run_config=dict(run_config or {}),
             )
             for index in range(clients)
         }

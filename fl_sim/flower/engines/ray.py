@@ -103,7 +103,6 @@ def run_on_ray(
                 _follow(flwr, temporary, _Progress(scenario, folder, on_progress))
                 if folder.last_round() != scenario.rounds:
                     raise _failure(log.read_text(errors="replace"), folder)
-    shutil.rmtree(folder.client_state, ignore_errors=True)  # nothing is left to resume
     return Outcome.of(folder)
 
 

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +18,25 @@ from torch import Tensor, nn
 
 from attacks import GradientLeak, Normalization, Status
 from attacks.intake import plain_model, plain_names
+from fl_sim.flower.strategy.audit_folder import AuditFolder, describe_audit
+from fl_sim.flower.strategy.audit_options import (
+    Log,
+    check_keeping,
+    check_types,
+    file_log,
+    fitting_names,
+    plan_of,
+)
 from fl_sim.flower.strategy.wrapper import Wrapper
 from fl_sim.flower.wire import LocalTraining, gradient_leak, load_tensors
 from fl_sim.leakage.audit import audit_leak
-from fl_sim.leakage.findings import Finding
+from fl_sim.leakage.findings import Finding, with_class_name
 from fl_sim.leakage.judge import Judge
 from fl_sim.leakage.plan import AttackPlan
-from fl_sim.leakage.records import LeakageRecord, append_lines
+from fl_sim.leakage.records import LeakageRecord
 from fl_sim.leakage.true_features import TrueFeatures
 
 logger = logging.getLogger(__name__)
-Log = Callable[[int, list[Finding]], None]
 STEPS_KEY = "num-steps"
 """A metric in which clients may report their number of optimizer steps."""
 
@@ -48,16 +56,23 @@ class LeakageAudit(Wrapper):
         input_shape: (C, H, W) of one image.
         normalization: what the clients' loaders do to pixels in [0, 1]; None where that isn't
             known. A model that normalises in its first layer takes `Normalization.of_range(0, 1)`.
-        log: a path that gets one line of JSON for each record, or a function of the server round
-            and its findings.
-        clients: node id -> client number, for the records; None takes the node ids.
+        out: the run folder, new or empty, which is made when the first round begins;
+            `fl-sim report` makes its page. What the run leaked is logged when it ends.
+        log: where records go beside or instead: a new file, with one line of JSON for each, or a
+            function of the server round and its findings.
+        clients: node id -> client number, for records and judge; None takes the node ids.
         defenses: the clients' defenses, in words, for the records.
-        judge: holds the truth, in a simulation; None leaves the scores empty.
+        judge: holds the truth, in a rehearsal with data of one's own; None leaves the scores empty.
+        class_names: what the K classes are called, in order, for the records and the page.
+        keep_images: how many of a round's recovered images, beside the judge's, stay in `out`;
+            True keeps all, and without being asked for none does.
         seed: of the attacks' random draws.
 
     Raises:
-        TypeError: base, model, attacks or training is of another type.
-        ValueError: an attack's name is unknown, or none is given.
+        TypeError: base, model, attacks, training, judge, class_names or keep_images is of another
+            type.
+        ValueError: an attack's name is unknown, or none is given; neither `out` nor `log` is, or
+            one holds another run; class_names aren't K; keep_images comes without `out`.
 
     Example:
         >>> from flwr.serverapp.strategy import FedAvg
@@ -67,8 +82,12 @@ class LeakageAudit(Wrapper):
         ...     attacks=["soft-label"],
         ...     training=LocalTraining(lr=0.1, batch_size=1),
         ...     input_shape=(1, 28, 28),
-        ...     log="leakage.jsonl",
+        ...     out="audit",
         ... )
+
+    Note:
+        The end of a run is that of `start`, of this strategy or of a `ReplyGuard` around it. Inside
+        a wrapper of another's, call `end_run` for the summary.
     """
 
     def __init__(
@@ -79,23 +98,28 @@ class LeakageAudit(Wrapper):
         attacks: Sequence[AttackPlan | str | tuple[str, str]],
         training: LocalTraining,
         input_shape: tuple[int, int, int],
-        log: str | Path | Log,
+        out: str | Path | None = None,
+        log: str | Path | Log | None = None,
         normalization: Normalization | None = None,
         clients: Mapping[int, int] | None = None,
         defenses: str = "unknown",
         judge: Judge | None = None,
+        class_names: Sequence[str] | None = None,
+        keep_images: int | bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__(base)
-        _check_types(attacks, training)
+        check_types(attacks, training, judge)
+        check_keeping(keep_images, out, log)
         self.model = plain_model(model)
-        self.plans = [_plan(attack) for attack in attacks]
+        self.plans = [plan_of(attack) for attack in attacks]
         self.training = training
         self.input_shape = input_shape
         self.normalization = normalization
         # Its own checks, of shape and normalisation, before the first round.
         GradientLeak(self.model, {}, training.batch_size, input_shape, normalization=normalization)
-        self.log = log if callable(log) else _file_log(Path(log))
+        self.class_names = fitting_names(class_names, self.model, input_shape)
+        self.log = log if log is None or callable(log) else file_log(Path(log))
         self.clients = clients
         self.defenses = defenses
         self.judge = judge
@@ -104,11 +128,34 @@ class LeakageAudit(Wrapper):
         self._metrics: dict[int, dict[str, Any]] = {}
         self._loaded: tuple[ArrayRecord, nn.Module] | None = None
         self._features: tuple[nn.Module, TrueFeatures] | None = None
+        keep = None if keep_images is True else int(keep_images)
+        self.folder = (
+            None if out is None else AuditFolder(Path(out), self._about(), keep_images=keep)
+        )
+
+    def _about(self) -> dict[str, Any]:
+        return describe_audit(
+            model=self.model,
+            input_shape=self.input_shape,
+            training=self.training,
+            plans=self.plans,
+            strategy=type(self.base).__name__,
+            defenses=self.defenses,
+            seed=self.seed,
+            class_names=self.class_names,
+            has_judge=self.judge is not None,
+        )
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Remember what is sent to each node: a strategy may send different weights to each."""
+        """Remember what is sent to each node: a strategy may send different weights to each.
+
+        Raises:
+            UserError: the first round finds that `out` holds another run, or can't be written.
+        """
+        if self.folder is not None:
+            self.folder.begin_round(server_round)
         messages = list(self.base.configure_train(server_round, arrays, config, grid))
         self._sent = {m.metadata.dst_node_id: self._arrays(m.content) for m in messages}
         return messages
@@ -129,8 +176,20 @@ class LeakageAudit(Wrapper):
             for finding in self._audit(server_round, reply)
         ]
         self._metrics = {}
-        self.log(server_round, findings)
+        if self.class_names is not None:
+            findings = [with_class_name(finding, self.class_names) for finding in findings]
+        if self.folder is not None:
+            failed = sum(reply.has_error() for reply in replies)
+            self.folder.end_round(findings, replies=len(replies) - failed, left_out=failed)
+        if self.log is not None:
+            self.log(server_round, findings)
         return self.base.aggregate_train(server_round, replies)
+
+    def end_run(self) -> None:
+        """Log what the run leaked, and how to make the page of it."""
+        if self.folder is not None:
+            self.folder.end()
+        super().end_run()
 
     def _client(self, reply: Message) -> int:
         node = reply.metadata.src_node_id
@@ -216,18 +275,6 @@ class LeakageAudit(Wrapper):
         return pairs[0][1] if pairs else ArrayRecord()
 
 
-def _check_types(attacks: object, training: object) -> None:
-    if not isinstance(attacks, Sequence) or isinstance(attacks, str):
-        raise TypeError(
-            'attacks must be a list, as in ["soft-label"] or [("soft-label", "analytic")], found '
-            f"{attacks!r}"
-        )
-    if not attacks:
-        raise ValueError("attacks must name at least one, found an empty list")
-    if not isinstance(training, LocalTraining):
-        raise TypeError(f"training must be a LocalTraining, found {type(training).__name__}")
-
-
 def _metrics(reply: Message) -> dict[str, Any]:
     records = [] if reply.has_error() else reply.content.metric_records.values()
     return {name: value for record in records for name, value in record.items()}
@@ -250,17 +297,3 @@ def _steps(metrics: Mapping[str, Any]) -> int | None:
 
 def _tensors(arrays: ArrayRecord) -> dict[str, Tensor]:
     return {name: torch.from_numpy(array.numpy()) for name, array in arrays.items()}
-
-
-def _plan(attack: AttackPlan | str | tuple[str, str]) -> AttackPlan:
-    if isinstance(attack, AttackPlan):
-        return attack
-    names = (attack,) if isinstance(attack, str) else attack
-    return AttackPlan.by_name(*names)
-
-
-def _file_log(path: Path) -> Log:
-    def log(server_round: int, findings: list[Finding]) -> None:
-        append_lines(path, [finding.record.to_json() for finding in findings])
-
-    return log

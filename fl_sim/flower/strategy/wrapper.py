@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
+from flwr.serverapp.strategy.result import Result
 
 
 class Wrapper(Strategy):
@@ -19,6 +21,19 @@ class Wrapper(Strategy):
                 f"message API, found {type(base).__module__}.{type(base).__name__}"
             )
         self.base = base
+
+    def start(self, *args: Any, **kwargs: Any) -> Result:
+        """Run the strategy, as `Strategy.start`, and tell all wrappers when it has ended."""
+        try:
+            result: Result = super().start(*args, **kwargs)
+            return result
+        finally:
+            self.end_run()
+
+    def end_run(self) -> None:
+        """Close what a run has opened; called at its end, however it ended."""
+        if isinstance(self.base, Wrapper):
+            self.base.end_run()
 
     def note_replies(self, replies: Sequence[Message]) -> None:
         """See well-formed replies as they came, before an outer wrapper makes them alike."""

@@ -80,7 +80,23 @@ def test_a_resumed_run_sends_what_an_unbroken_one_sends(
     run(scenario, broken, resume=True)
     assert equal(sent, expected)
     assert outcome_of(broken) == outcome_of(tmp_path / "whole")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken", "whole"]
+    names = ["broken", "broken.client-state", "whole", "whole.client-state"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+
+
+def test_a_run_that_goes_on_with_more_rounds_sends_what_a_longer_one_sends(
+    tiny: Tiny, sent: Sent, outcome_of: OutcomeOf, tmp_path: Path
+) -> None:
+    scenario = tiny(*KEEPING)
+    longer = scenario.with_changes({"rounds": scenario.rounds + 2})
+    run(longer, tmp_path / "whole")
+    expected = dict(sent)
+    sent.clear()
+    run(scenario, tmp_path / "in two")
+    assert len(sent) < len(expected)
+    run(longer, tmp_path / "in two", resume=True)
+    assert equal(sent, expected)
+    assert outcome_of(tmp_path / "in two") == outcome_of(tmp_path / "whole")
 
 
 def test_what_is_kept_matters(tiny: Tiny, sent: Sent, tmp_path: Path) -> None:

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flwr.app import Context, Message
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from safetensors.numpy import load_file
 from torch.nn.functional import cross_entropy
 
-from fl_sim.errors import UserError
+from fl_sim.errors import NothingAccepted, UserError
 from fl_sim.federation import Federation
 from fl_sim.flower import client, server
 from fl_sim.flower.engines.local import LocalGrid
@@ -185,6 +185,48 @@ def test_all_clients_must_answer_who_they_are(tiny: Tiny, tmp_path: Path) -> Non
         with pytest.raises(UserError, match=sentence):
             Server(scenario, folder).run(LocalGrid(app, 3, {"scenario": scenario.to_json()}))
         assert folder.last_round() is None
+
+
+@pytest.mark.parametrize("wanted", [True, False, None])
+def test_a_flower_run_leaves_its_report_and_says_where(
+    tiny: Tiny, tmp_path: Path, caplog: pytest.LogCaptureFixture, wanted: bool | None
+) -> None:
+    caplog.set_level("INFO", logger="flwr")
+    out = tmp_path / "run"
+    config: dict[str, Any] = {
+        "scenario": tiny("rounds=1").to_json(),
+        "out": str(out),
+        "resume": False,
+    }
+    config |= {} if wanted is None else {"report": wanted}
+    server.app(LocalGrid(client.app, 3, config), Context(1, 0, {}, RecordDict(), config))
+    assert (out / "report.html").exists() == (f"report: {out / 'report.html'}" in caplog.messages)
+    assert (out / "report.html").exists() == bool(wanted)
+    assert any("recovered the label of 3 of 3 examples" in m for m in caplog.messages) == (
+        bool(wanted)
+    )
+
+
+def test_a_flower_run_without_any_accepted_reply_leaves_its_report_too(
+    tiny: Tiny, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    app = ClientApp()
+    app.query()(client.identify)
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        raise RuntimeError("out of battery")
+
+    config: dict[str, Any] = {
+        "scenario": tiny("rounds=1").to_json(),
+        "out": str(out),
+        "resume": False,
+        "report": True,
+    }
+    with pytest.raises(NothingAccepted, match="out of battery"):
+        server.app(LocalGrid(app, 3, config), Context(1, 0, {}, RecordDict(), config))
+    assert "out of battery" in (out / "report.html").read_text()
 
 
 def test_clients_that_are_not_there_are_waited_for_and_then_named(

@@ -325,6 +325,18 @@ def test_an_array_of_another_model_is_refused() -> None:
         load_tensors(network(), {"head": torch.zeros(3)})
 
 
+def test_a_network_that_is_wrapped_on_one_side_only_is_named() -> None:
+    inner = network()
+    outer = nn.Sequential(nn.Identity(), inner)
+    for model, other in ((inner, outer), (outer, inner)):
+        sent = wire_tensors(other, "train")
+        sentence = r"array '.*' would be the model's '.*' with.* give the (wrapped|inner) one"
+        with pytest.raises(ValueError, match=sentence):
+            load_tensors(model, sent)
+        with pytest.raises(ValueError, match=sentence):
+            gradient_leak(model, sent, LocalTraining(lr=0.1), input_shape=SHAPE)
+
+
 def test_loaded_tensors_are_copied_in_the_models_precision() -> None:
     model = network(torch.float32)
     values = torch.full((4,), 1 / 3, dtype=torch.float64)

@@ -233,3 +233,8 @@ def test_a_client_cannot_change_what_another_receives() -> None:
     replies = LocalGrid(app, 3, {}).send_and_receive(messages)
     assert [reply.content["config"]["taken"] for reply in replies] == [1, 1, 1]
     assert shared["config"]["taken"] == 0
+
+
+def test_a_grid_needs_a_node() -> None:
+    with pytest.raises(ValueError, match="clients must be at least 1, found 0"):
+        LocalGrid(client.app, 0)

@@ -220,7 +220,8 @@ def test_records_are_those_of_local_after_a_kill_of_the_server(
     assert RunFolder(on_ray).client_state.exists() == (defense == KEEPING)
     run(scenario, on_ray, resume=True)
     assert outcome_of(on_ray) == outcome_of(local)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["local", "ray"]
+    names = {path.name.removesuffix(".client-state") for path in tmp_path.iterdir()}
+    assert names == {"local", "ray"}
 
 
 DEADLY = """
@@ -307,7 +308,8 @@ def test_a_bundle_is_complete(bundle: Path) -> None:
     in_bundle = {p.relative_to(bundle).as_posix() for p in bundle.rglob("*") if p.is_file()}
     code = {p.relative_to(ROOT).as_posix() for q in PACKAGES for p in (ROOT / q).rglob("*.py")}
     scenarios = {p.relative_to(ROOT).as_posix() for p in (ROOT / "scenarios").glob("*.toml")}
-    assert code | scenarios | {"LICENSE", "pyproject.toml"} <= in_bundle
+    page = {f"fl_sim/report/{name}.html.md" for name in ("report", "style")}
+    assert code | scenarios | page | {"LICENSE", "pyproject.toml"} <= in_bundle
     assert not [name for name in in_bundle if name.startswith(("tests", "docs", "examples"))]
 
 
@@ -331,6 +333,10 @@ def test_a_bundle_runs_without_the_checkout(
         start(list(map(str, command)), log=tmp_path / "log").wait(LIMIT_SECONDS)
     log = (tmp_path / "log").read_text()
     assert RunFolder(out).last_round() == 2, log
+    assert f"report: {out / 'report.html'}" in log
+    assert "The server recovered the soft label of 4 of 4 examples" in (
+        (out / "report.html").read_text()
+    )
     described = json.loads((out / "scenario.json").read_text())
     assert described["versions"]["fl-sim"] == "0.0.0+bundle"
     run(Scenario.parse({**described["scenario"], "engine": "local"}), tmp_path / "local")

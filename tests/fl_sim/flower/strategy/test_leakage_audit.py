@@ -338,6 +338,15 @@ def test_a_wrapped_model_is_the_one_inside(tiny: Tiny) -> None:
     assert {(r.label_status, r.image_status) for r in records} == {("RECOVERED", "RECOVERED")}
 
 
+def test_a_model_that_is_wrapped_in_the_audit_only_is_named(tiny: Tiny) -> None:
+    model = nn.Sequential(nn.Identity(), Federation.of(tiny()).build_model())
+    standalone = Standalone(tiny, ["soft-label"], model=model)
+    reasons = {record.label_reason for record in standalone.round()}
+    assert len(reasons) == 1
+    assert "array '2.weight' would be the model's '1.2.weight' with '1.' before it" in str(reasons)
+    assert standalone.base.aggregated == 1
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [

@@ -1,0 +1,61 @@
+"""The classes that attacks counted in whole updates, for the page of an audit of one's own app."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_sim.leakage.summary import AttackSummary
+from fl_sim.report.examples import read_arrays
+
+CLASSES_SHOWN = 12
+_NAME = re.compile(r"r\d+-c(\d+)-a(\d+)\.npz")
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What an attack counted in a client's updates: each class's mass, summed over `updates`."""
+
+    attack: str
+    client: int
+    updates: int
+    classes: str
+
+
+def counted_classes(
+    folder: Path, summaries: Iterable[AttackSummary], names: Sequence[str]
+) -> list[Counted]:
+    """Return a line for each attack that counts and each client.
+
+    Args:
+        folder: `images/` of a run folder.
+        summaries: of the run's attacks.
+        names: what the classes are called; empty where that isn't known.
+    """
+    masses: dict[tuple[int, int], list[NDArray[Any]]] = defaultdict(list)
+    for path in sorted(folder.glob("*.npz")):
+        match = _NAME.fullmatch(path.name)
+        mass = read_arrays(path).get("mass") if match else None
+        if match and mass is not None and np.isfinite(mass).all():
+            masses[int(match[2]), int(match[1])].append(mass)
+    titles = {summary.attack: summary.title for summary in summaries}
+    return [
+        Counted(titles[attack], client, len(found), _listed(np.sum(found, axis=0), names))
+        for (attack, client), found in sorted(masses.items())
+        if attack in titles
+    ]
+
+
+def _listed(mass: NDArray[Any], names: Sequence[str]) -> str:
+    """List the classes with the largest mass, as in `7 × 4.0, 3 × 2.1`."""
+    present = [int(k) for k in np.argsort(-mass, kind="stable") if mass[k] > 0.05 * mass.max()]
+    shown = [f"{names[k] if names else k} × {mass[k]:.1f}" for k in present[:CLASSES_SHOWN]]
+    more = len(present) - CLASSES_SHOWN
+    return ", ".join(shown) + (f", and {more} more" if more > 0 else "")

@@ -1,0 +1,174 @@
+"""What the report says of an audit of one's own app: what was audited, and what is vouched for.
+
+Such an audit has no scenario, and unless a judge was given no truth either. Then nothing is right
+or wrong on the page: it shows what the attacks vouch for, and why they don't for the rest.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fl_sim.leakage.reasons import reasons
+from fl_sim.leakage.summary import AttackSummary, Record
+from fl_sim.report.numbers import NONE, count, number, percent
+from fl_sim.report.text import Card, Measures, measures
+
+CLIENTS_SHOWN, CLASSES_SHOWN = 50, 12
+_UNSCORED = {
+    "attacker",
+    "examples",
+    "claimed as recovered",
+    "label, median",
+    "image, median",
+    "whole run",
+}
+"""Rows of the comparison that need no truth."""
+
+
+@dataclass(frozen=True)
+class Holding:
+    """What the server holds of a client for certain: by the best attack, over all rounds."""
+
+    client: int
+    examples: int
+    labels: int
+    images: int
+    classes: str
+
+
+def is_audit_of(run: Mapping[str, Any]) -> bool:
+    """Say whether a run's description is that of an audit."""
+    return run.get("kind") == "audit"
+
+
+def has_truth(run: Mapping[str, Any]) -> bool:
+    """Say whether a run's records are scored against the truth."""
+    return not is_audit_of(run) or bool(run["scenario"].get("has_judge"))
+
+
+def strongest(summaries: Sequence[AttackSummary]) -> AttackSummary:
+    """Return the attack that vouches for most, labels and images alike."""
+    return max(summaries, key=lambda s: (s.recovered + s.images_recovered) / s.examples)
+
+
+def outcome(records: Sequence[Record], summaries: Sequence[AttackSummary]) -> str:
+    """State in one or two sentences what attacks vouch for, without a truth to compare it with."""
+    if not summaries:
+        return "No update was attacked: none came in, or no attack covers it."
+    best = strongest(summaries)
+    examples = count(best.examples, "example")
+    who = "The attack" if len(summaries) == 1 else f"The strongest of {len(summaries)} attacks"
+    who = f"{who}, {best.title} ({best.attacker}),"
+    if best.recovered or best.images_recovered:
+        images = f" and the image of {number(best.images_recovered)}" if best.image_attack else ""
+        return (
+            f"{who} vouches for the label of {number(best.recovered)} of {examples}{images}. "
+            "No truth was given to compare them with."
+        )
+    reason = reasons(records)[0].reason.rstrip(".")
+    if all(record.get("label_status") == "NOT_APPLICABLE" for record in records):
+        return f"No attack applies to these updates, which is no sign of safety: {reason}."
+    return (
+        f"No attack vouches for the label or the image of any of {examples}, which is no sign of "
+        f"safety. The commonest reason: {reason}."
+    )
+
+
+def cards(summaries: Sequence[AttackSummary], rounds: Sequence[Record]) -> list[Card]:
+    """Return the key numbers that need no truth."""
+    result = []
+    if summaries:
+        best = strongest(summaries)
+        of = f"of {count(best.examples, 'example')}, by {best.title}"
+        share = percent(best.recovered / best.examples)
+        result.append(Card("Labels vouched for", share, f"{number(best.recovered)} {of}"))
+        if best.image_attack:
+            share = percent(best.images_recovered / best.examples)
+            result.append(
+                Card("Images vouched for", share, f"{number(best.images_recovered)} {of}")
+            )
+    replies, failed = (sum(line.get(k) or 0 for line in rounds) for k in ("replies", "quarantined"))
+    return [*result, Card("Replies", number(replies), f"{number(failed)} clients failed")]
+
+
+def unscored_measures(summaries: Sequence[AttackSummary]) -> list[Measures]:
+    """Return those rows of the comparison that need no truth."""
+    groups = (
+        Measures(
+            group.title,
+            [(term, v) for term, v in group.rows if term in _UNSCORED and set(v) != {NONE}],
+        )
+        for group in measures(summaries)
+    )
+    return [group for group in groups if group.rows]
+
+
+def holdings(records: Sequence[Record], summaries: Sequence[AttackSummary]) -> list[Holding]:
+    """Return what the attack that vouches for most holds of each client; nobody is left out."""
+    if not summaries:
+        return []
+    best = strongest(summaries).attack
+    of_client: dict[int, list[Record]] = defaultdict(list)
+    for record in records:
+        if record.get("attack") == best and record.get("client") is not None:
+            of_client[record["client"]].append(record)
+    found = [_holding(client, lines) for client, lines in sorted(of_client.items())]
+    return found if any(line.labels or line.images for line in found) else []
+
+
+def _holding(client: int, records: Sequence[Record]) -> Holding:
+    vouched = [record for record in records if record.get("label_status") == "RECOVERED"]
+    images = sum(record.get("image_status") == "RECOVERED" for record in records)
+    classes = Counter(filter(None, map(_class, vouched)))
+    shown = [f"{name} × {times}" for name, times in classes.most_common(CLASSES_SHOWN)]
+    more = f", and {len(classes) - CLASSES_SHOWN} more" if len(classes) > CLASSES_SHOWN else ""
+    listed = f"{', '.join(shown)}{more}" if shown else NONE
+    return Holding(client, len(records), len(vouched), images, listed)
+
+
+def _class(record: Record) -> str | None:
+    """Say which class a label names, by its name where it has one, of a mixed one both."""
+    if record.get("label_class_name"):
+        return str(record["label_class_name"])
+    classes = [record.get(key) for key in ("label_class", "label_second_class")]
+    return " + ".join(str(k) for k in classes if k is not None) or None
+
+
+def facts(run: Mapping[str, Any], rounds: Sequence[Record]) -> list[tuple[str, list[str]]]:
+    """Describe what was audited, as terms with one or more descriptions."""
+    about = run["scenario"]
+    model, client = about.get("model") or {}, dict(about.get("client") or {})
+    names = about.get("class_names")
+    size = " × ".join(map(str, model.get("input_shape") or [])) or NONE
+    classes = [f"{len(names)} classes: {', '.join(names)}"] if names else []
+    steps, batch = client.pop("local_steps", 1), client.pop("batch_size", None)
+    training = f"{count(steps, 'local step')}, unless a client reports another number"
+    options = [
+        key.replace("_", " ") if value is True else f"{key.replace('_', ' ')} {value}"
+        for key, value in client.items()
+        if value
+    ]
+    attacks = [
+        f"{' + '.join(filter(None, (line.get('label'), line.get('image'))))}, {line['attacker']}"
+        for line in about.get("attack") or []
+    ]
+    versions = [f"{name} {version}" for name, version in (run.get("versions") or {}).items()]
+    parameters = count(model.get("parameters", 0), "parameter")
+    return [
+        ("Model", [f"{model.get('name')}, {parameters}", f"images of {size}", *classes]),
+        (
+            "Training, as the server knows it",
+            [f"batches of {batch or 'a size that is not told'}", training, ", ".join(options)],
+        ),
+        ("Server", [str((about.get("server") or {}).get("strategy"))]),
+        ("Rounds", [number(len(rounds))]),
+        ("Defenses", [str(about.get("defenses"))]),
+        ("Attacks", attacks),
+        ("Truth", ["told by a judge, to score only" if about.get("has_judge") else "not known"]),
+        ("Seed", [str(about.get("seed"))]),
+        ("Started", [str(run.get("started", NONE)).replace("T", " ").replace("+00:00", " UTC")]),
+        ("Versions", [", ".join(versions) or NONE]),
+    ]
