@@ -7,15 +7,16 @@ that is vouched for may be wrong.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from scipy.stats import binomtest
 
-from attacks import Certainty
-from fl_sim.leakage.summary import TOLERANCE, Record
+Record = Mapping[str, Any]
 
+TOLERANCE = 1e-2
+"""Least L∞ error of a label that isn't right."""
 IMAGE_LEVELS_DB = (50.0, 30.0, 20.0)
 """PSNRs at which an image is identical to the eye, hardly different, and recognisable."""
 SURE = 0.95
@@ -51,11 +52,11 @@ class Leak:
     """How much an attack learned of one kind.
 
     Attributes:
-        kind: "image", "label" (the soft label, all its entries), "class" (its largest) or "mass"
-            (of an update's classes).
+        kind: "image", "label" (all its entries), "class" (its largest) or "mass" (of the classes of
+            an update, one for each update).
         right: those that are right, as the judge knows; None without a truth. An image is right
             from `level_db` on, a label within L∞ < 0.01, a mass where it is nearer than a guess.
-        chance: the share that a guess without any update gets right; None without a truth.
+        chance: the share that a guess without any update gets right.
         vouched: those that the attacker vouches for, as it knows.
         likely: those that it gives with an error bar.
         guessed: those that it gives without.
@@ -65,7 +66,7 @@ class Leak:
 
     kind: str
     right: Share | None
-    chance: float | None
+    chance: float
     vouched: Share
     likely: int
     guessed: int
@@ -75,36 +76,35 @@ class Leak:
     @property
     def is_beyond_chance(self) -> bool:
         """Whether more are right than a guess explains: their interval lies above it."""
-        return self.right is not None and self.right.interval[0] > (self.chance or 0.0)
+        return self.right is not None and self.right.interval[0] > self.chance
 
 
 def leaks_of(group: Sequence[Record]) -> list[Leak]:
     """Return the kinds of leaks that an attack's records tell of, the strongest kind first.
 
     Args:
-        group: its records, one for each example; of an attack that counts, one for each update.
+        group: its records, a line once for each example that it stands for.
     """
     if any(record.get("mass_tv") is not None for record in group):
-        return [_mass(group)]
+        return [_mass(list({id(record): record for record in group}.values()))]
     kinds = [_image(group)] if any(record.get("image_attack") for record in group) else []
     return [*kinds, _label(group), _class(group)]
 
 
 def _image(group: Sequence[Record]) -> Leak:
     psnrs = [record.get("psnr_db") for record in group]
-    is_scored = any(psnr is not None for psnr in psnrs)
     level = _level(psnrs)
     guesses = [record.get("baseline_class_psnr_db") or 0.0 for record in group]
     chance = sum(guess >= level for guess in guesses) / len(group)
     return Leak(
         "image",
         _share(group, lambda record: (record.get("psnr_db") or 0.0) >= level)
-        if is_scored
+        if _is_scored(group, "image", "psnr_db")
         else None,
-        chance if is_scored else None,
+        chance,
         *_certainties(group, "image"),
         false=sum(
-            record.get("image_status") == "RECOVERED"
+            _is_claimed(record, "image")
             and (psnr := record.get("psnr_db")) is not None
             and psnr < IMAGE_LEVELS_DB[0]
             for record in group
@@ -130,11 +130,13 @@ def _label(group: Sequence[Record]) -> Leak:
     ]
     return Leak(
         "label",
-        _share(group, lambda record: _is_below(record.get("label_linf"))),
+        _share(group, lambda record: _is_below(record.get("label_linf")))
+        if _is_scored(group, "label", "label_linf")
+        else None,
         sum(hard_guesses) / len(group),
         *_certainties(group, "label"),
         false=sum(
-            record.get("label_status") == "RECOVERED" and error is not None and error >= TOLERANCE
+            _is_claimed(record, "label") and error is not None and error >= TOLERANCE
             for record, error in zip(group, errors, strict=True)
         ),
     )
@@ -144,12 +146,13 @@ def _class(group: Sequence[Record]) -> Leak:
     guesses = [record.get("baseline_top1") is True for record in group]
     return Leak(
         "class",
-        _share(group, lambda record: record.get("label_top1") is True),
+        _share(group, lambda record: record.get("label_top1") is True)
+        if _is_scored(group, "label", "label_top1")
+        else None,
         sum(guesses) / len(group),
         *_certainties(group, "label"),
         false=sum(
-            record.get("label_status") == "RECOVERED" and record.get("label_top1") is False
-            for record in group
+            _is_claimed(record, "label") and record.get("label_top1") is False for record in group
         ),
     )
 
@@ -172,6 +175,20 @@ def _share(group: Sequence[Record], is_right: Callable[[Record], bool]) -> Share
 
 def _certainties(group: Sequence[Record], part: str) -> tuple[Share, int, int]:
     """Return how many are vouched for, likely and guessed."""
-    counts = Counter(record.get(f"{part}_certainty") for record in group)
-    vouched = Share(counts[Certainty.VOUCHED.value], len(group))
-    return vouched, counts[Certainty.LIKELY.value], counts[Certainty.GUESS.value]
+    likely, guessed = (
+        sum(record.get(f"{part}_certainty") == certainty for record in group)
+        for certainty in ("likely", "guess")
+    )
+    return _share(group, lambda record: _is_claimed(record, part)), likely, guessed
+
+
+def _is_claimed(record: Record, part: str) -> bool:
+    return bool(record.get(f"{part}_status") == "RECOVERED")
+
+
+def _is_scored(group: Sequence[Record], part: str, score: str) -> bool:
+    """Say whether answers were compared with the truth, or none was found to be compared."""
+    has_answers = any(
+        _is_claimed(record, part) or record.get(f"{part}_certainty") is not None for record in group
+    )
+    return not has_answers or any(record.get(score) is not None for record in group)

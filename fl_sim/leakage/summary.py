@@ -8,37 +8,28 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-Record = Mapping[str, Any]
+from fl_sim.leakage.leaks import Leak, Record, leaks_of
 
-TOLERANCE, STRICT_TOLERANCE = 1e-2, 1e-3
-"""Largest L∞ error of a label that counts as recovered."""
-CLAIM_DB = 50.0
-"""Least PSNR of an image that is claimed as recovered."""
+STRICT_TOLERANCE = 1e-3
+"""Least L∞ error of a label that isn't strictly right."""
 
 
 @dataclass(frozen=True)
 class AttackSummary:
     """What one `[[attack]]` learned over a whole run.
 
-    Shares are in [0, 1]. A median is None where it falls on a failed example. Label scores are None
-    where labels were recovered but none was compared with the truth.
+    Shares are in [0, 1]. A median is None where it falls on a failed example.
 
     Attributes:
         attack: Index of the `[[attack]]` in the scenario.
         examples: Number of attacked examples, failed ones included.
-        recovered: Labels whose status is RECOVERED, which is the attack's own claim.
-        label_success: Share of labels with an L∞ error below 1e-2.
-        label_strict: Share of labels with an L∞ error below 1e-3.
-        false_accepts: Labels claimed as RECOVERED with an L∞ error of 1e-2 or more.
-        top1: Share of labels whose largest class is right.
-        baseline_top1: The same share for the guess of the majority class.
-        images_recovered: Images whose status is RECOVERED.
-        false_images: Images claimed as RECOVERED with a PSNR below 50 dB.
+        leaks: What it learned, kind by kind, the strongest kind first.
+        label_strict: Share of labels with an L∞ error below 1e-3; None without a truth.
         psnr_db: Median PSNR of the images.
         baseline_psnr_db: The same median for the guess of the mean image.
         label_seconds: Median seconds of the label attack on one update.
@@ -54,15 +45,9 @@ class AttackSummary:
     image_attack: str | None
     attacker: str | None
     examples: int
-    recovered: int
-    label_success: float | None
+    leaks: tuple[Leak, ...]
     label_strict: float | None
-    false_accepts: int
     median_linf: float | None
-    top1: float | None
-    baseline_top1: float | None
-    images_recovered: int
-    false_images: int
     psnr_db: float | None
     baseline_psnr_db: float | None
     label_seconds: float | None
@@ -72,10 +57,9 @@ class AttackSummary:
     mass_tv_chance: float | None = None
     mass_irec: float | None = None
 
-    @property
-    def labels_recovered(self) -> int:
-        """Number of labels with an L∞ error below 1e-2."""
-        return round((self.label_success or 0.0) * self.examples)
+    def leak(self, kind: str) -> Leak | None:
+        """Return what it learned of a kind; None if it tells nothing of such."""
+        return next((leak for leak in self.leaks if leak.kind == kind), None)
 
     @property
     def title(self) -> str:
@@ -142,10 +126,8 @@ def _grouped(records: Iterable[Record], *keys: str) -> dict[tuple[Any, ...], lis
 
 def _summary(attack: int, group: Sequence[Record]) -> AttackSummary:
     linf = [record.get("label_linf") for record in group]
-    claims = [record.get("label_status") == "RECOVERED" for record in group]
-    image_claims = [record.get("image_status") == "RECOVERED" for record in group]
-    psnrs = [record.get("psnr_db") for record in group]
-    is_scored = _is_scored(group)
+    leaks = tuple(leaks_of(group))
+    is_scored = all(leak.right is not None for leak in leaks)
     label_seconds = _seconds(group, "label_seconds")
     image_seconds = _seconds(group, "image_seconds")
     return AttackSummary(
@@ -154,24 +136,10 @@ def _summary(attack: int, group: Sequence[Record]) -> AttackSummary:
         image_attack=_first(group, "image_attack"),
         attacker=_first(group, "attacker"),
         examples=len(group),
-        recovered=sum(claims),
-        label_success=_share_below(linf, TOLERANCE) if is_scored else None,
+        leaks=leaks,
         label_strict=_share_below(linf, STRICT_TOLERANCE) if is_scored else None,
-        false_accepts=sum(
-            claim and error is not None and error >= TOLERANCE
-            for claim, error in zip(claims, linf, strict=True)
-        ),
         median_linf=_quantile(linf, 0.5, worst=math.inf),
-        top1=sum(record.get("label_top1") is True for record in group) / len(group)
-        if is_scored
-        else None,
-        baseline_top1=_mean(group, "baseline_top1"),
-        images_recovered=sum(image_claims),
-        false_images=sum(
-            claim and psnr is not None and psnr < CLAIM_DB
-            for claim, psnr in zip(image_claims, psnrs, strict=True)
-        ),
-        psnr_db=_quantile(psnrs, 0.5, worst=-math.inf),
+        psnr_db=_quantile([record.get("psnr_db") for record in group], 0.5, worst=-math.inf),
         baseline_psnr_db=_known_median(group, "baseline_psnr_db"),
         label_seconds=median(label_seconds) if label_seconds else None,
         image_seconds=median(image_seconds) if image_seconds else None,
@@ -184,27 +152,19 @@ def _summary(attack: int, group: Sequence[Record]) -> AttackSummary:
 
 def _round(attack: int, server_round: int, group: Sequence[Record]) -> RoundLeakage:
     psnr = [record.get("psnr_db") for record in group]
-    linf = [record.get("label_linf") for record in group]
+    leaks = {leak.kind: leak for leak in leaks_of(group)}
+    label = leaks.get("label")
     return RoundLeakage(
         attack=attack,
         round=server_round,
         examples=len(group),
-        label_success=_share_below(linf, TOLERANCE) if _is_scored(group) else None,
+        label_success=label.right.value if label is not None and label.right else None,
         baseline_top1=_mean(group, "baseline_top1"),
         psnr_db=_quantile(psnr, 0.5, worst=-math.inf),
         psnr_low_db=_quantile(psnr, 0.1, worst=-math.inf),
         psnr_high_db=_quantile(psnr, 0.9, worst=-math.inf),
         baseline_psnr_db=_known_median(group, "baseline_psnr_db"),
     )
-
-
-def _is_scored(group: Sequence[Record]) -> bool:
-    """Say whether labels were compared with the truth, or none was found to be compared."""
-    found = any(
-        record.get("label_status") == "RECOVERED" or record.get("label_class") is not None
-        for record in group
-    )
-    return not found or any(record.get("label_linf") is not None for record in group)
 
 
 def _first(group: Sequence[Record], key: str) -> Any:

@@ -10,18 +10,20 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fl_sim.leakage.summary import AttackSummary, Record, summarize
+from fl_sim.leakage.leaks import Leak, Record
+from fl_sim.leakage.summary import AttackSummary, summarize
 
 _SCORED = (
     "examples",
-    "labels\nclaimed\n(false)",
+    "images\nright",
+    "images\nvouched\n(wrong)",
     "labels\nright",
+    "labels\nvouched\n(wrong)",
     "class\nright\n(guess)",
-    "images\nclaimed\n(false)",
     "PSNR dB\n(mean\nimage)",
     "seconds",
 )
-_UNSCORED = ("examples", "labels claimed", "images claimed", "seconds")
+_UNSCORED = ("examples", "images vouched for", "labels vouched for", "likely", "guessed", "seconds")
 
 
 def table(records: Iterable[Record], *, has_truth: bool = True) -> Table:
@@ -29,7 +31,7 @@ def table(records: Iterable[Record], *, has_truth: bool = True) -> Table:
 
     Args:
         records: the run's lines.
-        has_truth: whether they are scored; without, the table says what attacks claim.
+        has_truth: whether they are scored; without, the table says what attacks vouch for.
     """
     records = list(records)
     result = Table(box=SIMPLE, pad_edge=False, caption_justify="left")
@@ -54,26 +56,39 @@ def table(records: Iterable[Record], *, has_truth: bool = True) -> Table:
 
 
 def _scored(summary: AttackSummary) -> list[str]:
-    has_images = summary.image_attack is not None
-    images = f"{summary.images_recovered}\n({summary.false_images})"
+    image, label, largest = (summary.leak(kind) for kind in ("image", "label", "class"))
     psnr = f"{_db(summary.psnr_db)}\n({_db(summary.baseline_psnr_db)})"
+    guess = "" if largest is None else f"\n({_percent(largest.chance)})"
     return [
         str(summary.examples),
-        f"{summary.recovered}\n({summary.false_accepts})",
-        _percent(summary.label_success),
-        f"{_percent(summary.top1)}\n({_percent(summary.baseline_top1)})",
-        images if has_images else "",
-        psnr if has_images else "",
+        _right(image),
+        _vouched(image),
+        _right(label),
+        _vouched(label),
+        f"{_right(largest)}{guess}",
+        "" if image is None else psnr,
         f"{summary.total_seconds:.3g}",
     ]
 
 
+def _right(leak: Leak | None) -> str:
+    right = None if leak is None or leak.right is None else leak.right.value
+    return "" if leak is None else _percent(right)
+
+
+def _vouched(leak: Leak | None) -> str:
+    return "" if leak is None else f"{leak.vouched.count}\n({leak.false})"
+
+
 def _unscored(summary: AttackSummary) -> list[str]:
-    images = "" if summary.image_attack is None else str(summary.images_recovered)
+    leaks = [leak for kind in ("image", "label") if (leak := summary.leak(kind))]
+    image, label = summary.leak("image"), summary.leak("label")
     return [
         str(summary.examples),
-        str(summary.recovered),
-        images,
+        "" if image is None else str(image.vouched.count),
+        "" if label is None else str(label.vouched.count),
+        str(sum(leak.likely for leak in leaks)),
+        str(sum(leak.guessed for leak in leaks)),
         f"{summary.total_seconds:.3g}",
     ]
 

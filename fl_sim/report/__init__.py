@@ -8,11 +8,15 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from fl_sim import wording
 from fl_sim.errors import UserError
+from fl_sim.leakage.headline import headline as headline_of
+from fl_sim.leakage.headline import strongest
+from fl_sim.leakage.leaks import Record
 from fl_sim.leakage.reasons import reasons
 from fl_sim.leakage.records import read_lines
-from fl_sim.leakage.summary import AttackSummary, Record, by_round, summarize
-from fl_sim.report import numbers, own_app, text
+from fl_sim.leakage.summary import AttackSummary, by_round, summarize
+from fl_sim.report import own_app, text
 from fl_sim.report.counted import counted_classes
 from fl_sim.report.examples import image_pairs, label_charts
 from fl_sim.report.figures import draw_figures
@@ -73,12 +77,13 @@ def _outcome(
     rounds: list[Record],
     summaries: list[AttackSummary],
 ) -> str:
-    if not own_app.has_truth(run):
-        return own_app.outcome(records, summaries)
     scenario = run["scenario"]
-    attacks = len(scenario.get("attack") or [])
-    is_finished = text.last_round(rounds) >= int(scenario.get("rounds", 0))
-    return text.outcome(records, summaries, attacks=attacks, is_finished=is_finished)
+    if not records and not own_app.is_audit_of(run):
+        is_finished = text.last_round(rounds) >= int(scenario.get("rounds", 0))
+        found = text.unattacked(len(scenario.get("attack") or []), is_finished=is_finished)
+        if found is not None:
+            return found
+    return headline_of(records, summaries, has_truth=own_app.has_truth(run))
 
 
 def _context(
@@ -94,16 +99,17 @@ def _context(
     failures = reasons(records)
     delta = float((scenario.get("privacy") or {}).get("delta", 1e-5))
     step = max(1, -(-len(rounds) // ROUNDS_SHOWN))
+    has_truth = own_app.has_truth(run)
     context = {
         "name": scenario.get("name", "scenario"),
         "outcome": _outcome(run, records, rounds, summaries),
         "notice": text.notice(records, rounds, planned),
-        "cards": text.cards(summaries, rounds, delta),
+        "cards": text.cards(summaries, rounds, delta, has_truth=has_truth),
         "delta": delta,
         "facts": text.facts(run, rounds),
         "scenario": json.dumps(scenario, indent=2, ensure_ascii=False),
         "summaries": summaries,
-        "measures": text.measures(summaries),
+        "measures": text.measures(summaries, has_truth=has_truth),
         "pairs": image_pairs(images, records, PAIRS_SHOWN),
         "charts": label_charts(images, records, CHARTS_SHOWN),
         "failures": failures[:REASONS_SHOWN],
@@ -113,11 +119,11 @@ def _context(
         "attack_seconds": sum(summary.total_seconds for summary in summaries),
         "round_seconds": sum(line.get("seconds") or 0.0 for line in rounds),
         "is_audit": False,
-        "has_truth": own_app.has_truth(run),
+        "has_truth": has_truth,
         "class_names": scenario.get("class_names") or [],
         "holdings": [],
         "counted": [],
-        "best": own_app.strongest(summaries).title if summaries else None,
+        "best": strongest(summaries, has_truth=False).title if summaries else None,
         "clients_shown": own_app.CLIENTS_SHOWN,
     }
     return context | _of_an_audit(run, records, rounds, summaries, images)
@@ -133,18 +139,12 @@ def _of_an_audit(
     """Return what the page says otherwise of an app of one's own, and without a truth."""
     if not own_app.is_audit_of(run):
         return {}
-    context = {
+    return {
         "is_audit": True,
         "facts": own_app.facts(run, rounds),
         "rounds": [],  # of their training nothing is measured
         "holdings": own_app.holdings(records, summaries),
         "counted": counted_classes(images, summaries, run["scenario"].get("class_names") or []),
-    }
-    if own_app.has_truth(run):
-        return context
-    return context | {
-        "cards": own_app.cards(summaries, rounds),
-        "measures": own_app.unscored_measures(summaries),
     }
 
 
@@ -177,5 +177,5 @@ def _template() -> Any:
         lstrip_blocks=True,
     )
     for name in ("percent", "db", "scientific", "seconds", "number", "epsilon"):
-        environment.filters[name] = getattr(numbers, name)
+        environment.filters[name] = getattr(wording, name)
     return environment.get_template("report.html.md")

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fl_sim.leakage.summary import Record
+from fl_sim.leakage.leaks import Record
 
 Arrays = dict[str, NDArray[Any]]
 

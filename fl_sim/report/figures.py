@@ -14,8 +14,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
-from fl_sim.leakage.summary import AttackSummary, Record, RoundLeakage
-from fl_sim.report.numbers import epsilon as format_epsilon
+from fl_sim.leakage.leaks import Record
+from fl_sim.leakage.summary import AttackSummary, RoundLeakage
+from fl_sim.wording import epsilon as format_epsilon
 
 _TEXT, _MUTED = "#1c2024", "#5a626c"
 # Colour-blind safe, and each dark enough for white paper; the page has lighter ones for dark mode.

@@ -11,21 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fl_sim.leakage.reasons import reasons
-from fl_sim.leakage.summary import AttackSummary, Record
-from fl_sim.report.numbers import NONE, count, number, percent
-from fl_sim.report.text import Card, Measures, measures
+from fl_sim.leakage.headline import strongest
+from fl_sim.leakage.leaks import Record
+from fl_sim.leakage.summary import AttackSummary
+from fl_sim.wording import NONE, count, number
 
 CLIENTS_SHOWN, CLASSES_SHOWN = 50, 12
-_UNSCORED = {
-    "attacker",
-    "examples",
-    "claimed as recovered",
-    "label, median",
-    "image, median",
-    "whole run",
-}
-"""Rows of the comparison that need no truth."""
 
 
 @dataclass(frozen=True)
@@ -49,68 +40,11 @@ def has_truth(run: Mapping[str, Any]) -> bool:
     return not is_audit_of(run) or bool(run["scenario"].get("has_judge"))
 
 
-def strongest(summaries: Sequence[AttackSummary]) -> AttackSummary:
-    """Return the attack that vouches for most, labels and images alike."""
-    return max(summaries, key=lambda s: (s.recovered + s.images_recovered) / s.examples)
-
-
-def outcome(records: Sequence[Record], summaries: Sequence[AttackSummary]) -> str:
-    """State in one or two sentences what attacks vouch for, without a truth to compare it with."""
-    if not summaries:
-        return "No update was attacked: none came in, or no attack covers it."
-    best = strongest(summaries)
-    examples = count(best.examples, "example")
-    who = "The attack" if len(summaries) == 1 else f"The strongest of {len(summaries)} attacks"
-    who = f"{who}, {best.title} ({best.attacker}),"
-    if best.recovered or best.images_recovered:
-        images = f" and the image of {number(best.images_recovered)}" if best.image_attack else ""
-        return (
-            f"{who} vouches for the label of {number(best.recovered)} of {examples}{images}. "
-            "No truth was given to compare them with."
-        )
-    reason = reasons(records)[0].reason.rstrip(".")
-    if all(record.get("label_status") == "NOT_APPLICABLE" for record in records):
-        return f"No attack applies to these updates, which is no sign of safety: {reason}."
-    return (
-        f"No attack vouches for the label or the image of any of {examples}, which is no sign of "
-        f"safety. The commonest reason: {reason}."
-    )
-
-
-def cards(summaries: Sequence[AttackSummary], rounds: Sequence[Record]) -> list[Card]:
-    """Return the key numbers that need no truth."""
-    result = []
-    if summaries:
-        best = strongest(summaries)
-        of = f"of {count(best.examples, 'example')}, by {best.title}"
-        share = percent(best.recovered / best.examples)
-        result.append(Card("Labels vouched for", share, f"{number(best.recovered)} {of}"))
-        if best.image_attack:
-            share = percent(best.images_recovered / best.examples)
-            result.append(
-                Card("Images vouched for", share, f"{number(best.images_recovered)} {of}")
-            )
-    replies, failed = (sum(line.get(k) or 0 for line in rounds) for k in ("replies", "quarantined"))
-    return [*result, Card("Replies", number(replies), f"{number(failed)} clients failed")]
-
-
-def unscored_measures(summaries: Sequence[AttackSummary]) -> list[Measures]:
-    """Return those rows of the comparison that need no truth."""
-    groups = (
-        Measures(
-            group.title,
-            [(term, v) for term, v in group.rows if term in _UNSCORED and set(v) != {NONE}],
-        )
-        for group in measures(summaries)
-    )
-    return [group for group in groups if group.rows]
-
-
 def holdings(records: Sequence[Record], summaries: Sequence[AttackSummary]) -> list[Holding]:
     """Return what the attack that vouches for most holds of each client; nobody is left out."""
     if not summaries:
         return []
-    best = strongest(summaries).attack
+    best = strongest(summaries, has_truth=False).attack
     of_client: dict[int, list[Record]] = defaultdict(list)
     for record in records:
         if record.get("attack") == best and record.get("client") is not None:

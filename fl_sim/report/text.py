@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fl_sim.leakage.summary import CLAIM_DB, AttackSummary, Record
-from fl_sim.report.numbers import NONE, count, db, epsilon, number, percent, scientific, seconds
+from fl_sim.leakage.headline import strongest
+from fl_sim.leakage.leaks import Leak, Record, Share
+from fl_sim.leakage.summary import AttackSummary
+from fl_sim.wording import NONE, count, db, epsilon, number, percent, scientific, seconds
 
 
 @dataclass(frozen=True)
@@ -29,79 +30,11 @@ class Measures:
     rows: list[tuple[str, list[str]]]
 
 
-def strongest(summaries: Sequence[AttackSummary]) -> AttackSummary:
-    """Return the attack that recovered the largest share of labels, then classes, then images."""
-    return max(
-        summaries,
-        key=lambda s: (
-            s.label_success or 0.0,
-            s.top1 or 0.0,
-            s.images_recovered / s.examples,
-            -math.inf if s.psnr_db is None else s.psnr_db,
-        ),
-    )
-
-
-def outcome(
-    records: Sequence[Record],
-    summaries: Sequence[AttackSummary],
-    *,
-    attacks: int,
-    is_finished: bool,
-) -> str:
-    """State in one sentence what the server recovered; `attacks` is the number in the scenario."""
-    if not summaries:
-        return _why_nothing(len(records), attacks, is_finished)
-    best = strongest(summaries)
-    who = "The server"
-    if len(summaries) > 1:
-        who = f"The strongest of {len(summaries)} attacks, {best.title} ({best.attacker}),"
-    examples = count(best.examples, "example")
-    if best.label_success is None:
-        claims = f"claims the labels of {number(best.recovered)} of {examples}"
-        return f"{who} {claims}; without the truth, they aren't scored."
-    if records and all(r.get("label_status") == "NOT_APPLICABLE" for r in records):
-        reason = records[0]["label_reason"]
-        return f"No attack applies to these updates, which is no sign of safety: {reason}."
-    classes = round((best.top1 or 0.0) * best.examples)
-    more = f"; it named the right class of {number(classes)}"
-    more = f"{more if classes > best.labels_recovered else ''}."
-    images = _images(best)
-    if not best.labels_recovered and not images:
-        nothing = "neither a label nor an image" if best.image_attack else "no label"
-        return f"{who} recovered {nothing} of the {examples} it attacked{more}"
-    if not best.labels_recovered:
-        return f"{who} recovered no label of {examples}, but {images}{more}"
-    is_soft = any((record.get("true_augmentation") or "hard") != "hard" for record in records)
-    labels = f"the {'soft ' if is_soft else ''}label of {number(best.labels_recovered)}"
-    if best.image_attack:
-        images = f" and {images or 'no image'}"
-    return f"{who} recovered {labels} of {examples}{images}{more}"
-
-
-def _images(best: AttackSummary) -> str:
-    """Say what the images show; what they are counts, not what the attack claims."""
-    psnr, guess = best.psnr_db, best.baseline_psnr_db
-    if not best.image_attack:
-        return ""
-    if psnr is not None and best.images_recovered == best.examples:
-        return f"the image of {number(best.examples)}, at a median PSNR of {db(psnr)}"
-    if psnr is not None and (guess is None or psnr > guess):
-        against = "" if guess is None else f", against {db(guess)} for the mean image"
-        return f"images at a median PSNR of {db(psnr)}{against}"
-    return f"the image of {number(best.images_recovered)}" if best.images_recovered else ""
-
-
-def _why_nothing(unattacked: int, attacks: int, is_finished: bool) -> str:
+def unattacked(attacks: int, *, is_finished: bool) -> str | None:
+    """Say why a run without a record attacked nothing; None where nothing but the page knows."""
     if not attacks:
         return "No attack was part of this run: it shows training only."
-    if unattacked:
-        return (
-            f"No update could be attacked: {count(unattacked, 'reply')} failed or were quarantined."
-        )
-    if not is_finished:
-        return "No update has been attacked yet."
-    return "No update was attacked: no attack covers the rounds and clients of this run."
+    return None if is_finished else "No update has been attacked yet."
 
 
 def notice(records: Sequence[Record], rounds: Sequence[Record], planned: int) -> str | None:
@@ -122,9 +55,18 @@ def last_round(rounds: Sequence[Record]) -> int:
     return max((line["round"] for line in rounds), default=0)
 
 
-def cards(summaries: Sequence[AttackSummary], rounds: Sequence[Record], delta: float) -> list[Card]:
+def cards(
+    summaries: Sequence[AttackSummary],
+    rounds: Sequence[Record],
+    delta: float,
+    *,
+    has_truth: bool = True,
+) -> list[Card]:
     """Return the key numbers: of the strongest attack, of training and of privacy (ε, δ)."""
-    result = _attack_cards(strongest(summaries)) if summaries else []
+    result = []
+    if summaries:
+        best = strongest(summaries, has_truth=has_truth)
+        result = _attack_cards(best, has_truth=has_truth)
     measured = [line for line in rounds if line.get("accuracy") is not None]
     if measured:
         first, last = measured[0], measured[-1]
@@ -135,7 +77,8 @@ def cards(summaries: Sequence[AttackSummary], rounds: Sequence[Record], delta: f
     private = [line for line in rounds if line.get("epsilon") is not None]
     if private:
         last = private[-1]
-        note = f"proven bound after round {last['round']}, at δ = {delta:g}"
+        note = f"proven bound after round {last['round']}, at δ = {delta:g}: "
+        note += privacy_word(last["epsilon"])
         result.append(Card("Privacy ε", epsilon(last["epsilon"]), note))
     if any(line["round"] > 0 for line in rounds):
         replies, quarantined = (
@@ -145,56 +88,62 @@ def cards(summaries: Sequence[AttackSummary], rounds: Sequence[Record], delta: f
     return result
 
 
-def _attack_cards(best: AttackSummary) -> list[Card]:
-    result = [
-        Card(
-            "Labels recovered",
-            percent(best.label_success),
-            f"{number(best.labels_recovered)} of {number(best.examples)} within "
-            f"L∞\u00a0<\u00a00.01; a guess finds the class of {percent(best.baseline_top1)}",
-        )
-    ]
-    if best.image_attack:
-        note = f"{number(best.images_recovered)} of {number(best.examples)} claimed as recovered"
-        if best.baseline_psnr_db is not None:
-            note += f"; the mean image: {db(best.baseline_psnr_db)}"
-        result.append(Card("Median PSNR", db(best.psnr_db), note))
-    note = f"wrong labels among {number(best.recovered)} claimed as recovered"
-    wrong = number(best.false_accepts)
-    if best.image_attack:
-        wrong += f" + {number(best.false_images)}"
-        note += f", and images below {CLAIM_DB:g} dB among {number(best.images_recovered)}"
-    return [*result, Card("False accepts", wrong, note)]
+def privacy_word(epsilon: float) -> str:
+    """Say in a few words what an ε promises."""
+    if epsilon > 10:
+        return "hardly a bound"
+    return "a weak bound" if epsilon > 1 else "a strong bound"
 
 
-def measures(summaries: Sequence[AttackSummary]) -> list[Measures]:
-    """Return the comparison of all attacks, in groups of rows."""
+def _attack_cards(best: AttackSummary, *, has_truth: bool) -> list[Card]:
+    """Return a card for each kind: what is right, and what is vouched for."""
+    result = []
+    for leak in best.leaks:
+        name = KINDS[leak.kind]
+        vouched = f"{number(leak.vouched.count)} vouched for"
+        if leak.false:
+            vouched += f", {number(leak.false)} wrongly"
+        if not has_truth or leak.right is None:
+            if leak.kind in ("image", "label"):
+                note = f"{share(leak.vouched)}, by {best.title}"
+                result.append(Card(f"{name} vouched for", percent(leak.vouched.value), note))
+            continue
+        note = f"{share(leak.right)}; a guess {percent(leak.chance)}"
+        if leak.kind != "mass":
+            note += f"; as the attacker knows, {vouched}"
+        result.append(Card(f"{name} right", percent(leak.right.value), note))
+    return result
+
+
+KINDS = {"image": "Images", "label": "Labels", "class": "Classes", "mass": "Class masses"}
+
+
+def share(found: Share) -> str:
+    """Format a share as a count with its 95 % interval."""
+    low, high = found.interval
+    ends = f"{100 * low:.0f}–{100 * high:.0f}\u00a0%"
+    return f"{number(found.count)} of {number(found.of)} ({ends})"
+
+
+def measures(summaries: Sequence[AttackSummary], *, has_truth: bool = True) -> list[Measures]:
+    """Return the comparison of all attacks, in groups of rows, but for those without a value.
+
+    What is right, as the judge knows, and what is vouched for, as the attacker knows, stand apart.
+    """
     groups: dict[str, dict[str, Callable[[AttackSummary], str]]] = {
         "Attack": {
             "attacker": lambda s: s.attacker or NONE,
             "examples": lambda s: number(s.examples),
         },
-        "Label": {
-            "L∞ < 0.01": lambda s: percent(s.label_success),
-            "L∞ < 0.001": lambda s: percent(s.label_strict),
-            "median L∞": lambda s: scientific(s.median_linf),
-            "right class": lambda s: percent(s.top1),
-            "majority-class guess": lambda s: percent(s.baseline_top1),
-            "claimed as recovered": lambda s: number(s.recovered),
-            "false accepts": lambda s: number(s.false_accepts),
+        **{
+            title: _kind_rows(kind, has_truth=has_truth)
+            for kind, title in (("image", "Image"), ("label", "Label"), ("class", "Class"))
         },
         "Class mass": {
+            "nearer than a guess": lambda s: _right(s.leak("mass")),
             "total variation": lambda s: percent(s.mass_tv),
             "guess from test data": lambda s: percent(s.mass_tv_chance),
             "instances recovered": lambda s: percent(s.mass_irec),
-        },
-        "Image": {
-            "claimed as recovered": lambda s: (
-                number(s.images_recovered) if s.image_attack else NONE
-            ),
-            "false accepts": lambda s: number(s.false_images) if s.image_attack else NONE,
-            "median PSNR": lambda s: db(s.psnr_db),
-            "mean-image guess": lambda s: db(s.baseline_psnr_db),
         },
         "Cost": {
             "label, median": lambda s: seconds(s.label_seconds),
@@ -202,12 +151,56 @@ def measures(summaries: Sequence[AttackSummary]) -> list[Measures]:
             "whole run": lambda s: seconds(s.total_seconds),
         },
     }
-    if all(summary.mass_tv is None for summary in summaries):
-        del groups["Class mass"]
-    return [
+    if has_truth:
+        groups["Image"] |= {
+            "median PSNR": lambda s: db(s.psnr_db),
+            "mean-image guess": lambda s: db(s.baseline_psnr_db),
+        }
+        groups["Label"] |= {
+            "L∞ < 0.001": lambda s: percent(s.label_strict),
+            "median L∞": lambda s: scientific(s.median_linf),
+        }
+    found = [
         Measures(title, [(term, [show(s) for s in summaries]) for term, show in rows.items()])
         for title, rows in groups.items()
     ]
+    kept = [
+        Measures(group.title, [row for row in group.rows if {*row[1]} != {NONE}]) for group in found
+    ]
+    return [group for group in kept if group.rows]
+
+
+def _kind_rows(kind: str, *, has_truth: bool) -> dict[str, Callable[[AttackSummary], str]]:
+    """Return the rows of a kind: right beside a guess, then the attacker's ladder of certainty."""
+
+    def of(show: Callable[[Leak], str]) -> Callable[[AttackSummary], str]:
+        def value(summary: AttackSummary) -> str:
+            leak = summary.leak(kind)
+            return NONE if leak is None else show(leak)
+
+        return value
+
+    rows = {
+        "right, as the judge knows": of(_right),
+        "right by a guess": of(lambda leak: percent(leak.chance)),
+    }
+    ladder = {
+        "vouched for, as the attacker knows": of(lambda leak: share(leak.vouched)),
+        "vouched for, and wrong": of(lambda leak: number(leak.false)),
+        "likely, with an error bar": of(lambda leak: number(leak.likely)),
+        "guessed": of(lambda leak: number(leak.guessed)),
+    }
+    if not has_truth:
+        del ladder["vouched for, and wrong"]
+        rows = {}
+    return rows | (ladder if kind != "class" else {})
+
+
+def _right(leak: Leak | None) -> str:
+    if leak is None or leak.right is None:
+        return NONE
+    level = f" at {leak.level_db:g}\u00a0dB" if leak.level_db is not None else ""
+    return f"{share(leak.right)}{level}"
 
 
 def facts(run: Mapping[str, Any], rounds: Sequence[Record]) -> list[tuple[str, list[str]]]:

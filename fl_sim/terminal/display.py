@@ -76,11 +76,13 @@ def progress(rounds: int) -> Iterator[Callable[[int, int, int], None]]:
 
 
 def print_outcome(folder: Path) -> None:
-    """Print what a run leaked, and its last accuracy."""
+    """Print what a run leaked, the page's first sentence, and its last accuracy."""
     from fl_sim.leakage.table import table
+    from fl_sim.report import headline
 
     console = output_console()
     console.print(table(read_lines(folder / "leakage.jsonl")))
+    console.print(headline(folder), highlight=False, markup=False, soft_wrap=True)
     rounds = read_lines(folder / "rounds.jsonl")
     if rounds and rounds[-1].get("accuracy") is not None:
         last = rounds[-1]

@@ -13,10 +13,11 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 
+from fl_sim import wording
 from fl_sim.errors import UserError
 from fl_sim.leakage.records import LeakageRecord
 from fl_sim.leakage.summary import summarize
-from fl_sim.report import build_report, numbers, text
+from fl_sim.report import build_report, text
 from fl_sim.report.examples import Key, _spread
 
 ROUNDS = 3
@@ -339,7 +340,7 @@ def test_examples_are_spread_over_rounds_and_attacks() -> None:
     [(0.0, "0 %"), (1.0, "100 %"), (0.9999, "> 99.9 %"), (1e-5, "< 0.1 %"), (None, "–")],
 )
 def test_only_all_is_all(value: float | None, shown: str) -> None:
-    assert plain(numbers.percent(value)) == shown
+    assert plain(wording.percent(value)) == shown
 
 
 def test_a_folder_that_is_no_run_folder(tmp_path: Path) -> None:

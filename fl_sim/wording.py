@@ -1,4 +1,4 @@
-"""How the report writes numbers; None is a dash, and a unit never leaves its number."""
+"""How numbers are written for people; None is a dash, and a unit never leaves its number."""
 
 from __future__ import annotations
 
