@@ -100,7 +100,7 @@ class RunFolder:
             folder = cls(path)
             if not described.exists():
                 _describe(described, _description(scenario))
-            elif description["scenario"]["rounds"] != scenario.rounds:
+            elif description["scenario"].get("rounds") != scenario.rounds:
                 longer = description["scenario"] | {"rounds": scenario.rounds}
                 _describe(described, description | {"scenario": longer})
             folder.images.mkdir(exist_ok=True)
@@ -185,7 +185,7 @@ def _same_run(described: Path, scenario: Scenario, *, resume: bool) -> dict[str,
         digest, ours = description["digest"], scenario.determining()
         theirs = {k: v for k, v in description["scenario"].items() if k in ours}
         different = digest != scenario.digest() and _difference(theirs, ours)
-        rounds = int(description["scenario"]["rounds"])
+        rounds = int(description["scenario"].get("rounds", 0))
     except UserError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
