@@ -88,7 +88,7 @@ class _Claim:
     """What the fits determine: the label, unless there is a reason why not.
 
     Args:
-        candidates: the labels that fit, the best first.
+        candidates: the labels that explain the gradient, the best first.
         best: the estimate; None where several fit equally well.
         reason: why the label isn't determined.
         label_bar: L∞ error bar of the estimate; None where nothing tells, as where it doesn't
@@ -123,7 +123,7 @@ def _claim(
             ROUNDED_DRIFT * float(np.linalg.norm(problem.σ_α)),
         ):
             reason = OTHER_LOSS
-        return _Claim(guesses, guesses[0] if guesses else None, reason)
+        return _Claim([], guesses[0] if guesses else None, reason)
     enough = [fit for fit in fitting if fit.surplus >= 1]
     if not enough:
         equations = f"{len(problem.α)} classes give no more equations than unknowns"

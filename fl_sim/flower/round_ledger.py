@@ -112,7 +112,7 @@ class RoundLedger:
             self._folder.log([record.to_json() for record in sorted(records, key=_place)])
 
     def _write_images(self) -> None:
-        shown = [finding for finding in self._findings if finding.record.example is not None]
+        shown = [f for f in self._findings if f.record.example is not None or "mass" in f.tensors]
         for finding in from_all_clients(shown)[: self._images]:
             keep_tensors(self._folder.images, finding)
 

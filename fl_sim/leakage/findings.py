@@ -33,8 +33,9 @@ class Finding:
 
     Args:
         record: the line for `leakage.jsonl`.
-        tensors: "label" (K,), "image" (C, H, W), "candidates" (N, K) and of attacks that count
-            "mass" (K,), as recovered, "true_label" and "true_image", as far as there are any.
+        tensors: "label" (K,), "image" (C, H, W) and "candidates" (N, K) as recovered, "true_label"
+            and "true_image", as far as there are any; of attacks that count "mass" (K,), with
+            "true_mass" and "guessed_mass" beside it.
     """
 
     record: LeakageRecord

@@ -11,7 +11,7 @@ import numpy as np
 
 from fl_sim.leakage.findings import Finding
 
-LABELS = ("label", "candidates", "true_label", "mass")
+LABELS = ("label", "candidates", "true_label", "mass", "true_mass", "guessed_mass")
 IMAGES = ("image", "true_image")
 
 
@@ -44,7 +44,7 @@ def keep_some(
         labels: most findings whose labels, or class masses, are written, the truth beside them.
         images: most findings whose images are, likewise; None writes all.
     """
-    with_label = [f for f in findings if f.tensors.keys() & {"label", "mass"}]
+    with_label = [f for f in findings if f.tensors.keys() & {"label", "candidates", "mass"}]
     with_image = [f for f in findings if "image" in f.tensors]
     label_of = set(map(id, from_all_clients(with_label)[:labels]))
     image_of = set(map(id, from_all_clients(with_image)[:images]))

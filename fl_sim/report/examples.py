@@ -17,23 +17,23 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fl_sim.leakage.leaks import Record
+from fl_sim.leakage.leaks import TOLERANCE, Record
 
 Arrays = dict[str, NDArray[Any]]
 
-_NAME = re.compile(r"r(\d+)-c(\d+)-a(\d+)-e(\d+)\.npz")
+_NAME = re.compile(r"r(\d+)-c(\d+)-a(\d+)(?:-e(\d+))?\.npz")
 _OPENED = 240  # files at most, so that a folder without any recovered image costs little
 _LARGEST_PIXELS = 224  # a side of an embedded image; larger ones would bloat the page
 CLASSES_SHOWN = 20
 
 
 class Key(NamedTuple):
-    """Which record an example belongs to."""
+    """Which record an archive belongs to; of a whole update the example is -1."""
 
     round: int
     attack: int
     client: int
-    example: int
+    example: int = -1
 
 
 @dataclass(frozen=True)
@@ -47,23 +47,28 @@ class Pair:
 
 @dataclass(frozen=True)
 class Bar:
-    """One class in a label chart; probabilities clipped to [0, 1], `true` None if not known."""
+    """One class in a chart; heights in [0, 1], None where there is none to show.
+
+    `marks` are the heights of other answers: of labels that fit as well, or of a guess.
+    """
 
     index: int
     true: float | None
-    recovered: float
+    recovered: float | None
+    marks: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A recovered soft label, beside the true one if that is known, with its record.
+    """A recovered soft label or class mass, beside the true one if that is known, with its record.
 
-    `bars` are some of its `classes`.
+    `bars` are some of its `classes`, `top` is what their full height stands for.
     """
 
     bars: list[Bar]
     classes: int
     record: Record
+    top: float = 1.0
 
 
 def image_pairs(folder: Path, records: Iterable[Record], limit: int) -> list[Pair]:
@@ -86,19 +91,46 @@ def label_charts(folder: Path, records: Iterable[Record], limit: int) -> list[Ch
     chosen = _choose(folder, limit, _has_label)
     found = _records_of(records, chosen)
     return [
-        Chart(_bars(arrays["label"], arrays.get("true_label")), arrays["label"].size, found[key])
+        _chart(arrays.get("label"), arrays.get("true_label"), _others(arrays), found[key], top=1.0)
         for key, arrays in sorted(chosen.items())
         if key in found
     ]
 
 
-def _choose(folder: Path, limit: int, accepts: Callable[[Arrays], bool]) -> dict[Key, Arrays]:
-    """Open files in an order that spreads, until `limit` of them are accepted."""
+def mass_charts(folder: Path, records: Iterable[Record], limit: int) -> list[Chart]:
+    """Return charts of the class masses (K,) of updates, beside the true ones and a guess."""
+    chosen = _choose(folder, limit, _has_mass, of_updates=True)
+    found = _records_of(records, chosen)
+    charts = []
+    for key, arrays in sorted(chosen.items()):
+        if key in found:
+            guess, true = arrays.get("guessed_mass"), arrays.get("true_mass")
+            parts = [part for part in (arrays["mass"], true, guess) if part is not None]
+            others = [] if guess is None else [guess]
+            top = float(max(part.max() for part in parts))
+            charts.append(_chart(arrays["mass"], true, others, found[key], top=top))
+    return charts
+
+
+def _others(arrays: Arrays) -> list[NDArray[Any]]:
+    """Return the labels that fit as well as the one that is shown, if any is."""
+    candidates = list(arrays.get("candidates", ()))
+    label = arrays.get("label")
+    if label is None:
+        return candidates
+    return [other for other in candidates if np.abs(other - label).max() > TOLERANCE]
+
+
+def _choose(
+    folder: Path, limit: int, accepts: Callable[[Arrays], bool], *, of_updates: bool = False
+) -> dict[Key, Arrays]:
+    """Open files of examples or of updates in an order that spreads, until `limit` are accepted."""
     paths: dict[Key, Path] = {}
     for path in folder.glob("*.npz"):
         if match := _NAME.fullmatch(path.name):
-            server_round, client, attack, example = map(int, match.groups())
-            paths[Key(server_round, attack, client, example)] = path
+            server_round, client, attack, example = map(int, match.groups(default=-1))
+            if (example < 0) is of_updates:
+                paths[Key(server_round, attack, client, example)] = path
     chosen: dict[Key, Arrays] = {}
     for key in _spread(paths, limit)[:_OPENED]:
         arrays = read_arrays(paths[key])
@@ -149,27 +181,32 @@ def read_arrays(path: Path) -> Arrays:
 
 
 def _has_image(arrays: Arrays) -> bool:
-    return _has("image", arrays, dimensions=3)
+    return _fits(arrays.get("image"), arrays.get("true_image"), dimensions=3)
 
 
 def _has_label(arrays: Arrays) -> bool:
-    return _has("label", arrays, dimensions=1)
+    rows = [arrays["label"]] if "label" in arrays else list(arrays.get("candidates", ()))
+    true = arrays.get("true_label")
+    return bool(rows) and all(_fits(row, true, dimensions=1) for row in rows)
 
 
-def _has(name: str, arrays: Arrays, *, dimensions: int) -> bool:
-    """Say whether a finite array is there, and the true one, if that is there, is like it."""
-    found = arrays.get(name)
-    if found is None or found.ndim != dimensions:
+def _has_mass(arrays: Arrays) -> bool:
+    return _fits(arrays.get("mass"), arrays.get("true_mass"), dimensions=1)
+
+
+def _fits(found: NDArray[Any] | None, true: NDArray[Any] | None, *, dimensions: int) -> bool:
+    """Say whether an array is finite, and has the form of the true one, if that is there."""
+    if found is None or found.ndim != dimensions or not np.isfinite(found).all():
         return False
-    true = arrays.get(f"true_{name}", found)
-    return bool(found.shape == true.shape and np.isfinite(found).all() and np.isfinite(true).all())
+    return true is None or (true.shape == found.shape and bool(np.isfinite(true).all()))
 
 
 def _records_of(records: Iterable[Record], keys: Iterable[Key]) -> dict[Key, Record]:
     wanted: set[tuple[Any, ...]] = set(keys)
     found: dict[Key, Record] = {}
     for record in records:
-        key = tuple(record.get(name) for name in Key._fields)
+        *place, example = (record.get(name) for name in Key._fields)
+        key = (*place, -1 if example is None else example)
         if key in wanted:
             found[Key(*key)] = record
     return found
@@ -193,15 +230,29 @@ def _data_uri(pixels: NDArray[Any]) -> str:
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def _bars(label: NDArray[Any], true: NDArray[Any] | None) -> list[Bar]:
-    """Return all classes, or of many the largest ones, in their order."""
-    either = label if true is None else np.maximum(label, true)
-    largest: Sequence[int] = np.argsort(-either, kind="stable").tolist()
-    return [
+def _chart(
+    found: NDArray[Any] | None,
+    true: NDArray[Any] | None,
+    others: Sequence[NDArray[Any]],
+    record: Record,
+    *,
+    top: float,
+) -> Chart:
+    """Return all classes, or of many the largest ones, in their order, and their heights."""
+    rows = [row for row in (found, true, *others) if row is not None]
+    size = np.max(rows, axis=0)
+    largest: Sequence[int] = np.argsort(-size, kind="stable").tolist()
+
+    def height(row: NDArray[Any] | None, index: int) -> float | None:
+        return None if row is None else float(np.clip(row[index] / top, 0, 1))
+
+    bars = [
         Bar(
             index,
-            None if true is None else float(np.clip(true[index], 0, 1)),
-            float(np.clip(label[index], 0, 1)),
+            height(true, index),
+            height(found, index),
+            tuple(float(np.clip(other[index] / top, 0, 1)) for other in others),
         )
         for index in sorted(largest[:CLASSES_SHOWN])
     ]
+    return Chart(bars, size.size, record, top)
