@@ -189,6 +189,8 @@ class LabelAttack(abc.ABC):
 
     uses: ClassVar[tuple[type[Fact], ...]] = ()
     """Facts about the clients' defenses that it takes into account where the leak holds them."""
+    reach: ClassVar[str] = ""
+    """What it works on, by its own rules, as the end of a sentence; empty where it doesn't say."""
 
     def __call__(self, leak: GradientLeak, *, generator: torch.Generator) -> LabelRecovery:
         """Recover the labels behind a leak, or say why not."""
@@ -207,6 +209,8 @@ class ImageAttack(abc.ABC):
 
     uses: ClassVar[tuple[type[Fact], ...]] = ()
     """Facts about the clients' defenses that it takes into account where the leak holds them."""
+    reach: ClassVar[str] = ""
+    """What it works on, by its own rules, as the end of a sentence; empty where it doesn't say."""
 
     def __call__(
         self, leak: GradientLeak, labels: LabelRecovery, *, generator: torch.Generator

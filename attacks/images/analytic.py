@@ -22,7 +22,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -79,6 +79,9 @@ class AnalyticInversion(ImageAttack):
         recovery's `augmentations` say whether it is one.
     """
 
+    reach: ClassVar[str] = (
+        "one local step of a fully connected network, of one example or of a batch"
+    )
     tolerance: float = 10 ** (-50 / 20)
     route: Route = "auto"
 

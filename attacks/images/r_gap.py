@@ -13,6 +13,7 @@ each image comes with an error bar.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -34,6 +35,8 @@ class RGAP(ChainInversion):
         Of ReLU, too few equations are left: see `relu-fit`, which for leaky ReLU is the more exact
         too, where there are outputs enough.
     """
+
+    reach: ClassVar[str] = "one local step of one example, convolutions with invertible activations"
 
     def invert(self, known: Convolutions, generator: torch.Generator) -> Estimate:
         """Go down the convolutions."""

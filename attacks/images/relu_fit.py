@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -35,6 +36,7 @@ class ReLUFit(ChainInversion):
         ValueError: a value is out of its range.
     """
 
+    reach: ClassVar[str] = "one local step of one example, convolutions with ReLU or leaky ReLU"
     iterations: int = 60
     starts: int = 3
 

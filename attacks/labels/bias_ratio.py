@@ -43,6 +43,7 @@ class BiasRatio(LabelAttack):
         tolerance: L∞ error of the label that RECOVERED stays below, in (0, 1).
     """
 
+    reach: ClassVar[str] = "one local step of one example, with a bias in the last layer"
     uses: ClassVar[tuple[type[Fact], ...]] = SoftLabelRecovery.uses
     tolerance: float = 1e-2
 

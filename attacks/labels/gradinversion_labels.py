@@ -8,6 +8,7 @@ class k is in the batch, so that the N classes with the lowest `min_j G_kj` are 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -23,6 +24,8 @@ class GradInversionLabels(LabelAttack):
 
     The loss is assumed to be the mean cross-entropy.
     """
+
+    reach: ClassVar[str] = "one local step of a batch with hard labels that repeats no class"
 
     def recover(self, leak: GradientLeak, generator: torch.Generator) -> LabelRecovery:
         """Sort the classes by their lowest entry."""

@@ -8,6 +8,7 @@ whose products with all other rows aren't positive, since p − y is negative fo
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch.nn.functional import one_hot
@@ -29,6 +30,8 @@ class IDLG(LabelAttack):
         The sign rule can't tell a hard label from a smoothed one, so the status is never RECOVERED,
         which would claim the label's values; the answer's label is the one-hot guess.
     """
+
+    reach: ClassVar[str] = "one local step of one example with a hard label"
 
     def recover(self, leak: GradientLeak, generator: torch.Generator) -> LabelRecovery:
         """Compare the rows of the last layer's gradient."""

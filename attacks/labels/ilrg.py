@@ -11,6 +11,7 @@ feature for each class, `x̄_k = G_k / g_k`, that feature gives its probabilitie
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -35,6 +36,10 @@ class ILRG(LabelAttack):
         The paper's code repairs rounded counts that don't sum to N where their rounding error is
         largest, and in one branch changes nearly all classes instead; here that is mended.
     """
+
+    reach: ClassVar[str] = (
+        "batches and several local steps with hard labels and a bias in the last layer"
+    )
 
     def recover(self, leak: GradientLeak, generator: torch.Generator) -> LabelRecovery:
         """Solve for the counts and round them."""

@@ -27,6 +27,7 @@ Where lengths differ much from image to image, the mass is off by as much.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -70,6 +71,9 @@ class LabelMass(LabelAttack):
         ValueError: dummies is below 2 or stands beside auxiliary images, or the file can't be read.
     """
 
+    reach: ClassVar[str] = (
+        "batches and several local steps, of any network that ends in a linear layer"
+    )
     auxiliary: Auxiliary | None = None
     dummies: int = DUMMIES
 

@@ -10,7 +10,7 @@ go, one at a time, to the class whose `g_k − s_k` is lowest.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -41,6 +41,9 @@ class LLG(LabelAttack):
         is the mean over many such batches.
     """
 
+    reach: ClassVar[str] = (
+        "batches and several local steps with hard labels, features never negative"
+    )
     variant: Literal["llg", "llg*", "llg+"] = "llg"
     auxiliary: Auxiliary | None = None
 

@@ -89,6 +89,9 @@ class SoftLabelRecovery(LabelAttack):
         RECOVERED needs that no second root fits within noise and rounding, however large it is.
     """
 
+    reach: ClassVar[str] = (
+        "one local step, of one example or of a batch that the features' zeros take apart"
+    )
     uses: ClassVar[tuple[type[Fact], ...]] = (*LABELS, GaussianMechanism)
     tolerance: float = 1e-2
 

@@ -135,6 +135,7 @@ class SoftLabelPSO(LabelAttack):
         parameters. float64 throughout, which recovers as much as the code's float32.
     """
 
+    reach: ClassVar[str] = "one local step of one example"
     uses: ClassVar[tuple[type[Fact], ...]] = (LabelSmoothing, Mixup)
     augmentation: AugmentationType | None = None
     threshold: float = 1e-9

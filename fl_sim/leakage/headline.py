@@ -38,17 +38,18 @@ def headline(
         who = f"The strongest of {len(summaries)} attacks, {best.title} ({best.attacker}),"
     first = _right(who, best, records) if has_truth else None
     vouched = _vouched(best)
+    likely = _likely(best)
     if not has_truth and vouched:
-        return f"{who} vouches for {vouched}. No truth was given to compare them with."
+        examples = count(best.examples, "example")
+        claim = f"{who} vouches for {vouched} of {examples}{likely}"
+        return f"{claim}. No truth was given to compare them with."
     if not has_truth or first is None:
         return _nothing(who, best, records, has_truth=has_truth) + (
             f" The attacker vouches for {vouched}." if vouched else ""
         )
     if best.leak("mass"):
         return f"{first} An attacker can’t vouch for a count."
-    likely = sum(leak.likely for leak in best.leaks if leak.kind != "class")
-    some = f"; {count(likely, 'answer')} come with an error bar" if likely else ""
-    return f"{first} As the attacker knows, it vouches for {vouched or 'none of it'}{some}."
+    return f"{first} As the attacker knows, it vouches for {vouched or 'none of it'}{likely}."
 
 
 def strongest(summaries: Sequence[AttackSummary], *, has_truth: bool = True) -> AttackSummary:
@@ -115,6 +116,16 @@ def _vouched(best: AttackSummary) -> str:
             wrongly = f", {number(leak.false)} wrongly" if leak.false else ""
             parts.append(f"{count(leak.vouched.count, leak.kind)}{wrongly}")
     return " and ".join(parts)
+
+
+def _likely(best: AttackSummary) -> str:
+    """Say what comes with an error bar, as the end of a sentence."""
+    parts = [
+        count(leak.likely, leak.kind)
+        for leak in best.leaks
+        if leak.kind in ("image", "label") and leak.likely
+    ]
+    return f"; likely, with an error bar: {' and '.join(parts)}" if parts else ""
 
 
 def _nothing(who: str, best: AttackSummary, records: Sequence[Record], *, has_truth: bool) -> str:

@@ -86,7 +86,8 @@ def leaks_of(group: Sequence[Record]) -> list[Leak]:
         group: its records, a line once for each example that it stands for.
     """
     if any(record.get("mass_tv") is not None for record in group):
-        return [_mass(list({id(record): record for record in group}.values()))]
+        updates = {(record.get("round"), record.get("client")): record for record in group}
+        return [_mass(list(updates.values()))]
     kinds = [_image(group)] if any(record.get("image_attack") for record in group) else []
     return [*kinds, _label(group), _class(group)]
 

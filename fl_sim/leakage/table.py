@@ -15,12 +15,10 @@ from fl_sim.leakage.summary import AttackSummary, summarize
 
 _SCORED = (
     "examples",
-    "images\nright",
-    "images\nvouched\n(wrong)",
-    "labels\nright",
-    "labels\nvouched\n(wrong)",
-    "class\nright\n(guess)",
-    "PSNR dB\n(mean\nimage)",
+    "images right\nvouched (wrong)",
+    "labels right\nvouched (wrong)",
+    "class right\n(guess)",
+    "PSNR dB\n(mean image)",
     "seconds",
 )
 _UNSCORED = ("examples", "images vouched for", "labels vouched for", "likely", "guessed", "seconds")
@@ -61,10 +59,8 @@ def _scored(summary: AttackSummary) -> list[str]:
     guess = "" if largest is None else f"\n({_percent(largest.chance)})"
     return [
         str(summary.examples),
-        _right(image),
-        _vouched(image),
-        _right(label),
-        _vouched(label),
+        f"{_right(image)}\n{_vouched(image)}",
+        f"{_right(label)}\n{_vouched(label)}",
         f"{_right(largest)}{guess}",
         "" if image is None else psnr,
         f"{summary.total_seconds:.3g}",
@@ -77,7 +73,7 @@ def _right(leak: Leak | None) -> str:
 
 
 def _vouched(leak: Leak | None) -> str:
-    return "" if leak is None else f"{leak.vouched.count}\n({leak.false})"
+    return "" if leak is None else f"{leak.vouched.count} ({leak.false})"
 
 
 def _unscored(summary: AttackSummary) -> list[str]:

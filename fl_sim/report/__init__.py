@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ from fl_sim.leakage.headline import headline as headline_of
 from fl_sim.leakage.headline import strongest
 from fl_sim.leakage.leaks import Record
 from fl_sim.leakage.reasons import reasons
-from fl_sim.leakage.records import read_lines
+from fl_sim.leakage.records import LeakageRecord, read_lines
 from fl_sim.leakage.summary import AttackSummary, by_round, summarize
 from fl_sim.report import own_app, text
 from fl_sim.report.counted import counted_classes
-from fl_sim.report.examples import image_pairs, label_charts
+from fl_sim.report.examples import image_pairs, label_charts, mass_charts
 from fl_sim.report.figures import draw_figures
+from fl_sim.report.meaning import meaning
 
 PAIRS_SHOWN, CHARTS_SHOWN, REASONS_SHOWN, ROUNDS_SHOWN = 24, 12, 20, 100
 
@@ -38,7 +40,7 @@ def build_report(directory: Path) -> Path:
             it is that of an audit of an app, and has no records.
     """
     run = _run(directory)
-    records, rounds = _lines(directory / "leakage.jsonl"), _lines(directory / "rounds.jsonl")
+    records, rounds = _records(directory), _lines(directory / "rounds.jsonl")
     if own_app.is_audit_of(run) and not records:
         raise UserError(
             f"{directory} holds no records: no update was attacked, since none came in or no "
@@ -66,7 +68,7 @@ def headline(directory: Path) -> str:
     Raises:
         UserError: as of `build_report`.
     """
-    run, records = _run(directory), _lines(directory / "leakage.jsonl")
+    run, records = _run(directory), _records(directory)
     rounds, summaries = _lines(directory / "rounds.jsonl"), summarize(records)
     return _outcome(run, records, rounds, summaries)
 
@@ -112,6 +114,8 @@ def _context(
         "measures": text.measures(summaries, has_truth=has_truth),
         "pairs": image_pairs(images, records, PAIRS_SHOWN),
         "charts": label_charts(images, records, CHARTS_SHOWN),
+        "mass_charts": mass_charts(images, records, CHARTS_SHOWN),
+        "meaning": meaning(run, records, summaries, rounds, has_truth=has_truth),
         "failures": failures[:REASONS_SHOWN],
         "failures_left": failures[REASONS_SHOWN:],
         "rounds": rounds[::step],
@@ -159,6 +163,19 @@ def _run(directory: Path) -> dict[str, Any]:
     if not isinstance(run, dict) or not isinstance(run.get("scenario"), dict):
         raise UserError(f'{path} must hold an object with the key "scenario"')
     return run
+
+
+def _records(directory: Path) -> list[Record]:
+    """Return the lines of `leakage.jsonl`, with the keys that came after they were written."""
+    keys = dict.fromkeys(field.name for field in dataclasses.fields(LeakageRecord))
+    records: list[dict[str, Any]] = [
+        keys | dict(line) for line in _lines(directory / "leakage.jsonl")
+    ]
+    for record in records:
+        for part in ("label", "image"):
+            if record[f"{part}_status"] == "RECOVERED":
+                record[f"{part}_certainty"] = "vouched"
+    return [*records]
 
 
 def _lines(path: Path) -> list[Record]:

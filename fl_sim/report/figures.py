@@ -53,8 +53,13 @@ def draw_figures(
         if any(line.psnr_high_db is not None for line in lines)
     }
     drawings = []
-    if any(line.label_success is not None for line in leakage):
-        drawings.append(_label_success(series, names))
+    with_labels = {
+        attack: lines
+        for attack, lines in series.items()
+        if any(line.label_success is not None for line in lines)
+    }
+    if with_labels:
+        drawings.append(_label_success(with_labels, names))
     if with_images:
         drawings.append(_psnr(with_images, names))
     for name, title, key in (

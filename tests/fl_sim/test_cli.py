@@ -69,7 +69,9 @@ def simulation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeSimulatio
     fake = FakeSimulation()
     stand_ins: dict[str, Any] = {
         "fl_sim.flower.run": SimpleNamespace(run=fake.run),
-        "fl_sim.report": SimpleNamespace(build_report=lambda out: out / "report.html"),
+        "fl_sim.report": SimpleNamespace(
+            build_report=lambda out: out / "report.html", headline=lambda out: "It leaks."
+        ),
         "fl_sim.leakage.table": SimpleNamespace(table=lambda records: f"{len(records)} records"),
     }
     for name, module in stand_ins.items():
@@ -96,6 +98,7 @@ def test_run_passes_the_scenario_and_prints_the_report_last(simulation: FakeSimu
     assert scenario.defense[0].parameters == {"smoothing": 0.25}
     assert result.stdout.splitlines() == [
         "2 records",
+        "It leaks.",
         "accuracy after round 10: 0.812",
         os.path.join("runs", "label-smoothing-1", "report.html"),
     ]

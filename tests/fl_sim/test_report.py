@@ -156,15 +156,16 @@ def test_numbers_are_those_of_the_summary(tmp_path: Path) -> None:
     write(tmp_path, records=leakage(), rounds=training())
     shown = plain(page_of(tmp_path).text)
     (summary,) = summarize(leakage())
-    assert (summary.examples, summary.labels_recovered) == (12, 11)
+    assert summary.examples == 12
     assert (
-        "The server recovered the soft label of 11 of 12 examples and images "
-        "at a median PSNR of 121.0 dB, against 11.5 dB for the mean image." in shown
+        "The server recovered the image (identical to the eye) of 11 and the soft label of 11 of "
+        "12 examples, as the judge knows. As the attacker knows, it vouches for 11 images and 11 "
+        "labels." in shown
     )
     for group in text.measures([summary]):
         for term, (value,) in group.rows:
             assert plain(f"{term}{value}") in shown
-    assert "L∞ < 0.0191.7 %" in shown
+    assert "right, as the judge knows11 of 12 (65–99 %)" in shown
     assert "median L∞2.5 × 10⁻⁸" in shown
     assert "Accuracy70 %" in shown
     assert "Replies12" in shown
@@ -238,16 +239,23 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
 
 def test_images_count_whatever_the_attack_claims(tmp_path: Path) -> None:
     """A server that can't vouch for its images has them all the same."""
-    records = leakage(image_status="NOT_CONVERGED", label_linf=0.5, label_top1=False, psnr_db=47.0)
+    unclaimed = {"label_status": "NOT_CONVERGED", "image_status": "NOT_CONVERGED"}
+    records = leakage(**unclaimed, label_linf=0.5, label_top1=False, psnr_db=47.0)
     write(tmp_path, records=records, rounds=training())
-    sentence = "no label of 12 examples, but images at a median PSNR of 47.0 dB, against 11.5 dB"
+    sentence = (
+        "recovered the image (hardly different to the eye) of 12 of 12 examples, as the judge "
+        "knows. As the attacker knows, it vouches for none of it"
+    )
     assert sentence in plain(page_of(tmp_path).text)
 
 
 def test_a_whole_recovery_is_told_plainly(tmp_path: Path) -> None:
     records = leakage(label_status="RECOVERED", label_linf=0, image_status="RECOVERED", psnr_db=142)
     write(tmp_path, records=records, rounds=training())
-    sentence = "label of 12 of 12 examples and the image of 12, at a median PSNR of 142.0 dB."
+    sentence = (
+        "recovered the image (identical to the eye) of 12 and the soft label of 12 of 12 examples, "
+        "as the judge knows. As the attacker knows, it vouches for 12 images and 12 labels."
+    )
     assert sentence in plain(page_of(tmp_path).text)
 
 
@@ -269,7 +277,7 @@ def test_an_unfinished_run_says_so(tmp_path: Path) -> None:
     [
         ({}, None, None, "No update has been attacked yet."),
         ({"attack": []}, [], training(), "No attack was part of this run: it shows training only."),
-        ({}, [], training(), "No update was attacked: no attack covers the rounds and clients"),
+        ({}, [], training(), "No update was attacked: none came in, or no attack covers it."),
         (
             {},
             leakage(attack=None, label_status=None, label_reason="it holds NaN"),
@@ -287,13 +295,15 @@ def test_an_unfinished_run_says_so(tmp_path: Path) -> None:
                 psnr_db=None,
             ),
             training(),
-            "The server recovered neither a label nor an image of the 12 examples it attacked.",
+            "The server recovered nothing of 12 examples beyond a guess, which is no sign of "
+            "safety: it raised.",
         ),
         (
             {},
             leakage(label_linf=0.1, label_top1=True, image_attack=None, image_status=None),
             training(),
-            "recovered no label of the 12 examples it attacked; it named the right class of 12.",
+            "The server recovered the class of 12 (a guess: 25 %) of 12 examples, as the judge "
+            "knows. As the attacker knows, it vouches for 11 labels, 11 wrongly.",
         ),
     ],
 )

@@ -84,8 +84,8 @@ def test_who_guesses_the_class_of_a_hard_label_has_the_label(kind: str, is_beyon
 
 def test_a_mass_counts_where_it_is_nearer_than_a_guess() -> None:
     near, far = {"mass_tv": 0.1, "mass_tv_chance": 0.3}, {"mass_tv": 0.3, "mass_tv_chance": 0.3}
-    [mass] = leaks_of([near] * 9 + [far])
+    [mass] = leaks_of([{**one, "client": k} for k, one in enumerate([near] * 9 + [far])])
     assert (mass.kind, mass.right, mass.chance) == ("mass", Share(9, 10), 0.5)
     assert mass.is_beyond_chance
-    [even] = leaks_of([near] * 5 + [far] * 5)
+    [even] = leaks_of([{**one, "client": k} for k, one in enumerate([near, far] * 5)])
     assert not even.is_beyond_chance

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from fl_sim.leakage.leaks import Leak, Share
 from fl_sim.leakage.reasons import Reason, reasons
 from fl_sim.leakage.records import LeakageRecord
-from fl_sim.leakage.summary import by_round, summarize
+from fl_sim.leakage.summary import AttackSummary, by_round, summarize
 from fl_sim.leakage.table import table
 
 RECOVERED, FAILED = "RECOVERED", "FAILED"
@@ -44,6 +45,12 @@ def record(**values: Any) -> dict[str, Any]:
     return line
 
 
+def leak_of(summary: AttackSummary, kind: str) -> Leak:
+    found = summary.leak(kind)
+    assert found is not None
+    return found
+
+
 def failed(**values: Any) -> dict[str, Any]:
     nothing = {"label_linf": None, "label_top1": None, "psnr_db": None}
     reason = {"label_status": FAILED, "label_reason": "it raised", "image_status": FAILED}
@@ -59,12 +66,11 @@ def test_summary_of_mixed_records() -> None:
         record(client=4, attack=None, label_status=None, label_reason="it holds NaN"),
     ]
     (summary,) = summarize(records)
-    assert (summary.examples, summary.recovered, summary.images_recovered) == (4, 3, 2)
-    assert (summary.label_success, summary.label_strict) == (0.5, 0.25)
-    assert summary.labels_recovered == 2
-    assert summary.false_accepts == 1
-    assert summary.false_images == 1  # 40 dB, of at least 50
-    assert (summary.top1, summary.baseline_top1) == (0.5, 0.25)
+    image, label, largest = summary.leaks
+    assert (summary.examples, label.vouched.count, image.vouched.count) == (4, 3, 2)
+    assert (label.right, summary.label_strict) == (Share(2, 4), 0.25)
+    assert (label.false, image.false) == (1, 1)  # 40 dB, of at least 50
+    assert (largest.right, largest.chance) == (Share(2, 4), 0.25)
     # Ranked 1e-6, 5e-3, 0.5, failed and failed, 5, 40, 100: the middle is the mean of two.
     assert summary.median_linf == pytest.approx((5e-3 + 0.5) / 2)
     assert summary.psnr_db == pytest.approx((5.0 + 40.0) / 2)
@@ -79,8 +85,9 @@ def test_summary_of_mixed_records() -> None:
 def test_bounds_are_strict(linf: float | None, is_success: int, is_strict: int) -> None:
     summary = summarize([record(label_linf=linf), failed(client=1, label_linf=1.0)])[0]
     if linf is None:  # a claim that was never scored, beside one that was
-        assert summary.false_accepts == 0
-    assert (summary.label_success, summary.label_strict) == (is_success / 2, is_strict / 2)
+        assert leak_of(summary, "label").false == 0
+    right = leak_of(summary, "label").right
+    assert (right, summary.label_strict) == (Share(is_success, 2), is_strict / 2)
 
 
 def test_medians_are_none_where_most_examples_failed() -> None:
@@ -92,13 +99,15 @@ def test_medians_are_none_where_most_examples_failed() -> None:
 
 def test_claims_without_a_truth_have_no_success() -> None:
     (summary,) = summarize([record(label_linf=None, label_top1=None)])
-    assert (summary.recovered, summary.label_success, summary.top1) == (1, None, None)
+    label, largest = leak_of(summary, "label"), leak_of(summary, "class")
+    assert (label.vouched, label.right, largest.right) == (Share(1, 1), None, None)
+    assert summary.label_strict is None
 
 
 def test_a_line_without_an_example_stands_for_its_batch() -> None:
     lines = [failed(example=None, batch_size=3), record(client=1)]
     (summary,) = summarize(lines)
-    assert (summary.examples, summary.label_success) == (4, 0.25)
+    assert (summary.examples, leak_of(summary, "label").right) == (4, Share(1, 4))
     assert reasons(lines)[0].count == 3
 
 
@@ -170,7 +179,8 @@ def test_a_count_attack_sums_up_by_mass() -> None:
     assert summary.mass_tv == pytest.approx(0.2)
     assert summary.mass_tv_chance == pytest.approx(0.5)
     assert summary.mass_irec == pytest.approx(0.75)
-    assert (summary.recovered, summary.false_accepts) == (0, 0)
+    mass = leak_of(summary, "mass")
+    assert (mass.right, mass.vouched, mass.false) == (Share(2, 2), Share(0, 2), 0)
     console = Console(width=100)
     with console.capture() as captured:
         console.print(table(records))
@@ -183,7 +193,8 @@ def test_a_count_attack_sums_up_by_mass() -> None:
 def test_an_image_claimed_below_50_db_is_a_false_accept(psnr: float | None, is_false: int) -> None:
     """One that isn't scored, since its range isn't known, is none."""
     (summary,) = summarize([record(psnr_db=psnr), failed(client=1, psnr_db=3.0)])
-    assert (summary.images_recovered, summary.false_images) == (1, is_false)
+    image = leak_of(summary, "image")
+    assert (image.vouched, image.false) == (Share(1, 2), is_false)
 
 
 def test_the_table_tells_claims_from_right_answers_and_false_ones() -> None:
@@ -195,8 +206,8 @@ def test_the_table_tells_claims_from_right_answers_and_false_ones() -> None:
     console.print(table(lines))
     shown = console.export_text()
     assert max(len(line.rstrip()) for line in shown.splitlines()) <= 100
-    assert re.search(r"claimed +labels +right +claimed", " ".join(shown.split()))
+    assert shown.count("vouched") == 2
     row, below = (line.split() for line in shown.splitlines() if re.search(r"^ *soft|\(1\)", line))
-    # Three examples: one label claimed, two right; one image claimed; both claims are false.
-    assert row[row.index("3") :][:5] == ["3", "1", "66.7", "%", "33.3"]
+    # Three examples: no image right, two labels; one of each vouched for, and both are false.
+    assert row[row.index("3") :][:5] == ["3", "0.0", "%", "66.7", "%"]
     assert below.count("(1)") == 2
