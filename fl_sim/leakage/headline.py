@@ -134,6 +134,11 @@ def _nothing(who: str, best: AttackSummary, records: Sequence[Record], *, has_tr
     why = f": {causes[0].reason.rstrip('.')}" if causes else ""
     if all(record.get("label_status") in (None, "NOT_APPLICABLE") for record in records):
         return f"No attack applies to these updates, which is no sign of safety{why}."
+    mass = best.leak("mass")
+    if has_truth and mass is not None and mass.right is not None:
+        better = f"{number(mass.right.count)} of them better than a guess would"
+        counted = f"{who} counted the classes of {count(mass.right.of, 'update')}, {better}"
+        return f"{counted}: no more than chance explains, which is no sign of safety."
     examples = count(best.examples, "example")
     safety = f"which is no sign of safety{why}."
     if has_truth:

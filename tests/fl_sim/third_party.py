@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks import (
+    LABEL_ATTACKS,
     ExampleImage,
     ExampleLabel,
     GradientLeak,
@@ -19,6 +20,7 @@ from attacks import (
     Reconstruction,
     Status,
 )
+from attacks.answers import without_claim
 from attacks.types import NotApplicable
 from attacks.victim.require import require_one_example
 from defenses import ClientStep, Defense, LocalPlan, Place, Privacy, WithState
@@ -183,6 +185,21 @@ class FormulaImage(ImageAttack):
         normalize = cast(Normalize, cast(nn.Sequential, leak.model)[0])
         [image] = labels.features.reshape(1, *SHAPE) * normalize.std + normalize.mean
         return Reconstruction.of([ExampleImage(Status.RECOVERED, image=image.clamp(0, 1))])
+
+
+@dataclass(frozen=True)
+class HalfSure(LabelAttack):
+    """Recover a batch, and vouch for every other example only."""
+
+    def recover(self, leak: GradientLeak, generator: torch.Generator) -> LabelRecovery:
+        """Take claims back."""
+        found = LABEL_ATTACKS.build("soft-label")(leak, generator=generator)
+        return LabelRecovery.of(
+            [
+                without_claim(example, "it isn't sure") if index % 2 else example
+                for index, example in enumerate(found.examples)
+            ]
+        )
 
 
 @dataclass(frozen=True)

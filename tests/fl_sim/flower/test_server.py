@@ -202,9 +202,7 @@ def test_a_flower_run_leaves_its_report_and_says_where(
     server.app(LocalGrid(client.app, 3, config), Context(1, 0, {}, RecordDict(), config))
     assert (out / "report.html").exists() == (f"report: {out / 'report.html'}" in caplog.messages)
     assert (out / "report.html").exists() == bool(wanted)
-    assert any("the label of 3 of 3 examples" in m for m in caplog.messages) == (
-        bool(wanted)
-    )
+    assert any("the label of 3 of 3 examples" in m for m in caplog.messages) == (bool(wanted))
 
 
 def test_a_flower_run_without_any_accepted_reply_leaves_its_report_too(
