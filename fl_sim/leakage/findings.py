@@ -84,7 +84,9 @@ def write_findings(
             continue
         fields = {"example": example} | scores[row]
         fields |= _compare(answer.image, row, truth, example, baseline)
-        true = {"true_label": truth.labels[example], "true_image": truth.images[example]}
+        found = answer.labels.examples[row].label if answer.labels.examples else None
+        label = truth.label_near(example, found)
+        true = {"true_label": label, "true_image": truth.images[example]}
         findings.append(_finding(shared, answer, row, fields, true))
     return sorted(findings, key=_by_example)
 

@@ -47,7 +47,7 @@ def check_label_answer(subject: Subject, case: Case, answer: Any) -> None:
     """
     leak, classes = case.leak, case.labels.shape[1]
     _require_kind(subject, case, answer, LabelRecovery)
-    _require_fit(subject, case, answer, batch_size=leak.batch_size, classes=classes)
+    _require_fit(subject, case, answer, batch_size=leak.steps.distinct, classes=classes)
     size = answer.batch_size
     _require_form(
         subject,
@@ -56,7 +56,7 @@ def check_label_answer(subject: Subject, case: Case, answer: Any) -> None:
         f"batch_size must be {leak.batch_size} or None, found {size!r}",
     )
     if answer.mass is not None:
-        total = 1 if size is None else size * leak.local_steps
+        total = 1 if size is None or leak.processed is None else leak.processed
         error = abs(float(answer.mass.sum()) / total - 1)
         rule = f"mass must sum to {total}, found {answer.mass.sum()}"
         _require_form(subject, case, error <= MASS_ERROR, rule)
@@ -73,7 +73,7 @@ def check_reconstruction(subject: Subject, case: Case, answer: Any) -> None:
         ConformanceError: either is wrong.
     """
     _require_kind(subject, case, answer, Reconstruction)
-    _require_fit(subject, case, answer, batch_size=case.leak.batch_size, shape=SHAPE)
+    _require_fit(subject, case, answer, batch_size=case.leak.steps.distinct, shape=SHAPE)
     rule = "images must be None under NOT_APPLICABLE"
     _require_form(
         subject, case, answer.images is None or answer.status is not Status.NOT_APPLICABLE, rule
