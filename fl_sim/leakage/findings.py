@@ -69,7 +69,7 @@ def write_findings(
         One finding for each row, ordered by example, those without one last; a single one where
         the answer has no rows.
     """
-    shared = _shared_fields(answer, leak, place)
+    shared = _shared_fields(answer, leak, place, truth)
     if not answer.rows:
         return [Finding(shared)]
     if truth is None or baseline is None:
@@ -91,12 +91,15 @@ def write_findings(
     return sorted(findings, key=_by_example)
 
 
-def _shared_fields(answer: Answer, leak: GradientLeak, place: LeakageRecord) -> LeakageRecord:
+def _shared_fields(
+    answer: Answer, leak: GradientLeak, place: LeakageRecord, truth: Truth | None
+) -> LeakageRecord:
     """Return the record of a place with what an answer says of all its examples."""
     labels, image = answer.labels, answer.image
     return dataclasses.replace(
         place,
         batch_size=leak.batch_size or labels.batch_size,
+        examples=leak.steps.distinct if truth is None else len(truth.labels),
         label_status=labels.status.value,
         label_reason=labels.reason,
         label_seconds=answer.label_seconds,

@@ -40,7 +40,7 @@ class PrivacySpending:
         plans = (
             LocalPlan(
                 local_steps=federation.local_steps(client),
-                batch_size=scenario.client.batch_size * chain.draws,
+                batch_size=min(scenario.client.batch_size * chain.draws, len(share)),
                 share_size=len(share),
                 local_epochs=scenario.client.local_epochs,
             )
