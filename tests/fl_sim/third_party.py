@@ -244,6 +244,32 @@ class Spoils(Defense):
         return {name: torch.full_like(part, torch.nan) for name, part in update.items()}
 
 
+PLACES: list[tuple[str, int, int]] = []
+"""Where the hooks of `Notes` were called: hook, round and step."""
+
+
+@dataclass(frozen=True)
+class Notes(Defense):
+    """Changes nothing, and notes where it is called."""
+
+    def on_batch(self, step: ClientStep, generator: torch.Generator) -> ClientStep:
+        """Note."""
+        PLACES.append(("batch", step.place.round, step.place.step))
+        return step
+
+    def on_gradient(
+        self, step: ClientStep, gradients: Gradients, generator: torch.Generator
+    ) -> Gradients:
+        """Note."""
+        PLACES.append(("gradient", step.place.round, step.place.step))
+        return gradients
+
+    def on_update(self, update: Gradients, place: Place, generator: torch.Generator) -> Gradients:
+        """Note."""
+        PLACES.append(("update", place.round, place.step))
+        return update
+
+
 @dataclass(frozen=True)
 class NoisySteps(Defense):
     """Claims what noise on each step's clipped gradients would guarantee."""
