@@ -87,6 +87,17 @@ class HeadGradient:
         )
 
     @property
+    def drawn(self) -> int | None:
+        """Examples whose chance decides G: of those that were used several times, each once.
+
+        The spread of G over clients is that of one example, divided by this, not by N; and a class
+        that is there has at least this share of N. None where neither number is known.
+        """
+        distinct = self.leak.steps.distinct
+        known = [number for number in (self.examples, distinct) if number is not None]
+        return min(known, default=None)
+
+    @property
     def row_sums(self) -> Array:
         """Σ_j G_kj, (K,); negative only where a class is there, if features aren't negative."""
         return np.asarray(self.gradient.sum(axis=1))

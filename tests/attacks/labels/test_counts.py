@@ -131,6 +131,24 @@ def test_an_example_of_a_smaller_last_batch_weighs_more(make_model: Maker) -> No
     assert weighed == pytest.approx(expected, abs=1e-5)  # float32 gradients
 
 
+@pytest.mark.parametrize(
+    ("told", "drawn"),
+    [
+        ({"batch_size": 4}, 8),
+        ({"batch_size": None}, None),
+        ({"examples": 4, "schedule": "full-batch"}, 4),
+        ({"examples": 5}, 5),
+        ({"batch_size": None, "examples": 5}, 5),
+    ],
+    ids=str,
+)
+def test_what_was_used_twice_was_drawn_once(
+    make_model: Maker, told: dict[str, Any], drawn: int | None
+) -> None:
+    leak = leak_of(make_model(10, bias=True), [torch.eye(10)[:4]] * 2, lr=0.1, **told)
+    assert HeadGradient.of(leak).drawn == drawn
+
+
 @pytest.mark.parametrize(("size", "weight"), [(4, 2), (5, None), (10, None)])
 def test_a_mass_counts_every_use_of_an_example_and_names_unequal_weights(
     make_model: Maker, size: int, weight: int | None
