@@ -49,14 +49,16 @@ def check_label_answer(subject: Subject, case: Case, answer: Any) -> None:
     _require_kind(subject, case, answer, LabelRecovery)
     _require_fit(subject, case, answer, batch_size=leak.steps.distinct, classes=classes)
     size = answer.batch_size
+    told = leak.steps.distinct if answer.examples else leak.batch_size
     _require_form(
         subject,
         case,
-        size is None or leak.batch_size in (None, size),
-        f"batch_size must be {leak.batch_size} or None, found {size!r}",
+        size is None or told in (None, size),
+        f"batch_size must be {told} or None, found {size!r}",
     )
     if answer.mass is not None:
-        total = 1 if size is None or leak.processed is None else leak.processed
+        estimated = size * leak.local_steps if size and leak.batch_size is None else 1
+        total = leak.processed or estimated
         error = abs(float(answer.mass.sum()) / total - 1)
         rule = f"mass must sum to {total}, found {answer.mass.sum()}"
         _require_form(subject, case, error <= MASS_ERROR, rule)

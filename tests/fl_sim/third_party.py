@@ -213,7 +213,8 @@ class Draws(LabelAttack):
 
     def recover(self, leak: GradientLeak, generator: torch.Generator) -> LabelRecovery:
         """Draw."""
-        guess = torch.rand(leak.batch_size or 1, 4, generator=generator, dtype=torch.float64)
+        rows = leak.steps.distinct or 1
+        guess = torch.rand(rows, 4, generator=generator, dtype=torch.float64)
         return LabelRecovery.of(
             [ExampleLabel(Status.NOT_CONVERGED, "a guess", row) for row in guess / guess.sum()]
         )
