@@ -20,6 +20,7 @@ from attacks.answers import LabelRecovery, Reconstruction, Status
 from attacks.facts import Fact, Told
 from attacks.intake import plain_gradients, plain_model
 from attacks.normalization import Normalization
+from attacks.training import SGD, Schedule, Steps
 
 Mode = Literal["eval", "train"]
 
@@ -36,10 +37,13 @@ class GradientLeak:
             parameters only, each of its parameter's shape. Over several local steps, the sum of
             the steps' gradients. Tensors of any layout or NumPy arrays, or a list of them as
             `torch.autograd.grad` returns it; None stands for a parameter without a gradient.
-        batch_size: B, the examples in one step; None when unknown.
+        batch_size: B, the examples in one step, in the largest where the last one of an epoch is
+            smaller; None when unknown.
         input_shape: (C, H, W) of one image as the model takes it.
-        local_steps: SGD steps behind the gradient, at least 1.
-        lr: the learning rate, when the gradient was computed from a weight update.
+        local_steps: SGD steps behind the gradient, at least 1; with epochs, those of all epochs.
+        lr: what the weights' difference was divided by, when the gradient was computed from a
+            weight update: the learning rate, after several steps with momentum or weight decay the
+            rate a step of plain SGD that reaches as far.
         mode: whether batch norm and dropout were in "eval" or "train" mode.
         update_dtype: the precision in which the client's weights came back, when the gradient is a
             weight difference divided by `lr`; None for a gradient sent as such.
@@ -51,11 +55,21 @@ class GradientLeak:
         keeps: what the update still shows of each of the gradient's entries: its "values", or its
             "signs" alone, as after the first step of Adam.
         caveat: what is inexact about the gradients, as the end of a sentence; None where nothing.
+        examples: distinct examples behind the gradient, in all steps together; None when unknown,
+            and to be found by rank.
+        schedule: which of them each step took, as far as it is told: "full-batch", "epochs",
+            "steps", None, or the batches themselves, for benchmarks; see `attacks.training.Steps`.
+        momentum: μ in [0, 1) of the clients' SGD.
+        nesterov: whether it is Nesterov's.
+        dampening: in [0, 1], of the momentum.
+        weight_decay: at least 0, of the clients' SGD.
+        optimizer_lr: the learning rate that the clients' SGD was told, where `lr` isn't that; None:
+            it is.
 
     Raises:
-        TypeError: model or gradients are of another type.
-        ValueError: a gradient's name or shape doesn't fit the model, a number is out of range, or
-            facts contradict each other.
+        TypeError: model, gradients or schedule are of another type.
+        ValueError: a gradient's name or shape doesn't fit the model, a number is out of range, the
+            schedule doesn't fit the numbers, or facts contradict each other.
 
     Note:
         The loss is assumed to be the mean over a batch of the cross-entropy of softmax. Of another
@@ -76,6 +90,13 @@ class GradientLeak:
     normalization: Normalization | None = None
     keeps: Literal["values", "signs"] = "values"
     caveat: str | None = None
+    examples: int | None = None
+    schedule: Schedule | None = None
+    momentum: float = 0.0
+    nesterov: bool = False
+    dampening: float = 0.0
+    weight_decay: float = 0.0
+    optimizer_lr: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "model", plain_model(self.model))
@@ -95,10 +116,6 @@ class GradientLeak:
             raise ValueError(
                 f"input_shape must be (C, H, W), each at least 1, found {self.input_shape}"
             )
-        if self.batch_size is not None and self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1 or None, found {self.batch_size}")
-        if self.local_steps < 1:
-            raise ValueError(f"local_steps must be at least 1, found {self.local_steps}")
         if self.lr is not None and not 0 < self.lr < math.inf:
             raise ValueError(f"lr must be above 0 and finite, or None, found {self.lr}")
         if self.update_dtype is not None and self.lr is None:
@@ -109,6 +126,26 @@ class GradientLeak:
             raise ValueError(f"keeps must be 'values' or 'signs', found {self.keeps!r}")
         self._check_normalization()
         self._check_knowledge()
+        self._check_training()
+
+    @functools.cached_property
+    def steps(self) -> Steps:
+        """What is told of the local steps' batches."""
+        return Steps(self.local_steps, self.batch_size, self.examples, self.schedule)
+
+    @property
+    def processed(self) -> int | None:
+        """Examples in all steps, each counted as often as it was used; None where not known."""
+        sizes = self.steps.batch_sizes
+        return None if sizes is None else sum(sizes)
+
+    @property
+    def optimizer(self) -> SGD | None:
+        """The clients' SGD as told; None where its learning rate isn't known."""
+        lr = self.lr if self.optimizer_lr is None else self.optimizer_lr
+        if lr is None:
+            return None
+        return SGD(lr, self.momentum, self.nesterov, self.dampening, self.weight_decay)
 
     @functools.cached_property
     def told(self) -> Told:
@@ -120,6 +157,13 @@ class GradientLeak:
         if not isinstance(facts, tuple) or not all(isinstance(fact, Fact) for fact in facts):
             raise TypeError(f"knowledge must be a tuple of attacks.facts, found {facts!r}")
         Told.by(facts)
+
+    def _check_training(self) -> None:
+        lr = self.optimizer_lr
+        if lr is not None and not 0 < lr < math.inf:
+            raise ValueError(f"optimizer_lr must be above 0 and finite, or None, found {lr}")
+        SGD(1.0, self.momentum, self.nesterov, self.dampening, self.weight_decay)
+        _ = self.steps
 
     def _check_normalization(self) -> None:
         if self.normalization is None:
@@ -135,6 +179,20 @@ class GradientLeak:
                 f"normalization must be for 1 channel or for the images' {self.input_shape[0]}, "
                 f"found {channels}"
             )
+
+    def returned(self, name: str) -> Tensor:
+        """Return a parameter's weights as they came back: A·w − lr·g, in float64.
+
+        A is what the weight decay leaves of the start, 1 without any.
+
+        Raises:
+            ValueError: the gradient wasn't computed from a weight update, or shows signs alone.
+        """
+        if self.lr is None or self.keeps == "signs" or self.optimizer is None:
+            raise ValueError("the weights that came back are known of a weight update alone")
+        kept, _ = self.optimizer.linear_map(self.local_steps)
+        weight = self.model.get_parameter(name).detach().double()
+        return kept * weight - self.lr * self.gradients[name].detach().double()
 
     def rounding(self, name: str, rows: Tensor | None = None) -> Tensor:
         """Return the standard deviation of the float rounding in a gradient, entry by entry.

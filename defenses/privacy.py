@@ -17,13 +17,17 @@ class LocalPlan:
 
     Args:
         local_steps: steps in a round, at least 1.
-        batch_size: examples drawn for a step, with those that mixing uses up; at least 1.
+        batch_size: examples drawn for a step, with those that mixing uses up; at least 1. Of an
+            epoch the last batch may be smaller.
         share_size: examples that the client holds.
+        local_epochs: passes over all of them, each in shuffled batches, that make up the steps;
+            None where each step draws its batch anew.
     """
 
     local_steps: int
     batch_size: int
     share_size: int
+    local_epochs: int | None = None
 
 
 @dataclass(frozen=True)

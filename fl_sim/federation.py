@@ -56,20 +56,63 @@ class Federation:
         """
         return _federation(scenario)
 
+    def local_steps(self, client: int) -> int:
+        """Return the SGD steps that a client takes in a round."""
+        settings = self.scenario.client
+        if settings.local_epochs is None:
+            return settings.local_steps or 1
+        return settings.local_epochs * self._steps_an_epoch(client)
+
+    def reported_examples(self, client: int) -> int:
+        """Return what a client reports as its examples, the weight of its update.
+
+        With epochs the size of its share, as Flower's clients do; with steps B times their number.
+        """
+        settings = self.scenario.client
+        if settings.local_epochs is None:
+            return settings.batch_size * self.local_steps(client)
+        return len(self.shares[client])
+
+    def epoch_of(self, client: int, step: int) -> int:
+        """Return which pass over the client's share a step belongs to, from 0.
+
+        Within a pass no example is drawn twice. Where steps are told, each is a pass of its own.
+        """
+        if self.scenario.client.local_epochs is None:
+            return step
+        return step // self._steps_an_epoch(client)
+
     def client_batch(self, client: int, server_round: int, step: int) -> ClientStep:
         """Draw the raw examples of a local step, without replacement.
 
+        With epochs, the batches are slices of the share in an order that is shuffled for each
+        epoch, the last one with what is left. An example that the defenses mix is followed by its
+        partners, those next in that order, each as often a partner as it is followed by one.
+
         Returns:
             B·draws images (N, C, H, W) and one-hot labels (N, K), where `draws` is what the
-            defenses use up for one training example.
+            defenses use up for one training example; of the last batch of an epoch, fewer.
         """
-        share = self.shares[client]
-        size = self.scenario.client.batch_size * self.defenses.draws
-        generator = numpy_generator(self.scenario.seed, "batch", server_round, client, step)
-        chosen = torch.from_numpy(generator.choice(share, size, replace=False))
+        chosen = torch.from_numpy(self._chosen(client, server_round, step))
         labels = one_hot(self.dataset.labels[chosen], self.dataset.num_classes).float()
         place = Place(server_round, step)
         return ClientStep(self.dataset.images[chosen], labels, place=place)
+
+    def _chosen(self, client: int, server_round: int, step: int) -> NDArray[np.int64]:
+        """Return the indices of a step's raw examples: B first ones, then B partners, and so on."""
+        share, settings, draws = self.shares[client], self.scenario.client, self.defenses.draws
+        place = (server_round, client)
+        if settings.local_epochs is None:
+            generator = numpy_generator(self.scenario.seed, "batch", *place, step)
+            return generator.choice(share, settings.batch_size * draws, replace=False)
+        epoch, index = divmod(step, self._steps_an_epoch(client))
+        generator = numpy_generator(self.scenario.seed, "epoch", *place, epoch)
+        order = generator.permutation(share)
+        part = slice(index * settings.batch_size, (index + 1) * settings.batch_size)
+        return np.concatenate([np.roll(order, -shift)[part] for shift in range(draws)])
+
+    def _steps_an_epoch(self, client: int) -> int:
+        return -(-len(self.shares[client]) // self.scenario.client.batch_size)
 
     def training_batch(self, client: int, server_round: int, step: int) -> ClientStep:
         """Return what a client trains on: the raw examples after all defenses' `on_batch`."""
@@ -123,28 +166,58 @@ def _federation(scenario: Scenario) -> Federation:
             f"data.test_examples must be at most {available}, the test images of "
             f"{scenario.data.name!r}, found {scenario.data.test_examples}"
         )
-    shares = split(
-        dataset.labels.numpy(),
-        scenario.data.clients,
-        scheme=scenario.data.partition,
-        alpha=scenario.data.alpha or ALPHA,
-        classes=scenario.data.classes or CLASSES,
-        generator=numpy_generator(scenario.seed, "partition"),
-    )
+    shares = _shares(scenario, dataset)
     try:
         stages = [DEFENSES.build(stage.name, **stage.parameters) for stage in scenario.defense]
     except ValueError as error:
         raise UserError(str(error)) from error
     defenses = Chain(stages)
-    needed = scenario.client.batch_size * defenses.draws
-    for client, share in enumerate(shares):
-        if len(share) < needed:
-            pairs = f" × {defenses.draws}" if defenses.draws > 1 else ""
-            raise UserError(
-                f"client.batch_size{pairs} must be at most the examples that a client holds: "
-                f"client {client} has {len(share)}, a step takes {needed}"
-            )
+    _require_batches(scenario, shares, defenses.draws)
     return Federation(scenario, dataset, shares, defenses)
+
+
+def _shares(scenario: Scenario, dataset: Dataset) -> list[NDArray[np.int64]]:
+    """Split the training examples, and leave each client so many of its share as are wanted."""
+    data = scenario.data
+    shares = split(
+        dataset.labels.numpy(),
+        data.clients,
+        scheme=data.partition,
+        alpha=data.alpha or ALPHA,
+        classes=data.classes or CLASSES,
+        generator=numpy_generator(scenario.seed, "partition"),
+    )
+    wanted = data.examples_per_client
+    if wanted is None:
+        return shares
+    for client, share in enumerate(shares):
+        if len(share) < wanted:
+            raise UserError(
+                "data.examples_per_client must be at most the examples that each client gets: "
+                f"client {client} gets {len(share)}, found {wanted}"
+            )
+        generator = numpy_generator(scenario.seed, "examples of a client", client)
+        shares[client] = np.sort(generator.choice(share, wanted, replace=False))
+    return shares
+
+
+def _require_batches(scenario: Scenario, shares: Sequence[NDArray[np.int64]], draws: int) -> None:
+    """Raise unless every client holds the examples of a step; in epochs, one and its partners."""
+    in_epochs = scenario.client.local_epochs is not None
+    needed = draws if in_epochs else scenario.client.batch_size * draws
+    for client, share in enumerate(shares):
+        if len(share) >= needed:
+            continue
+        if in_epochs:
+            raise UserError(
+                f"a client must hold at least the {draws} examples that its defenses mix: client "
+                f"{client} has {len(share)}"
+            )
+        pairs = f" × {draws}" if draws > 1 else ""
+        raise UserError(
+            f"client.batch_size{pairs} must be at most the examples that a client holds: "
+            f"client {client} has {len(share)}, a step takes {needed}"
+        )
 
 
 @lru_cache(maxsize=2)

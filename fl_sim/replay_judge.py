@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from defenses import ClientStep
 from fl_sim.federation import Federation
 from fl_sim.leakage.judge import Baseline, Truth
 
@@ -31,12 +35,35 @@ class ReplayJudge:
         return cls(federation, baseline)
 
     def truth(self, client: int, server_round: int) -> Truth:
-        """Return what the client trained on in the round's first step."""
-        batch = self.federation.training_batch(client, server_round, 0)
-        return Truth(batch.images, batch.labels)
+        """Return what the client trained on in the round, each example once.
+
+        Images that are alike are one example, unless one pass over the share holds both: then they
+        are two that are alike. What a defense mixes anew is another example every time.
+        """
+        found: dict[tuple[bytes, int], tuple[Tensor, list[Tensor]]] = {}
+        epoch, times = -1, Counter[bytes]()
+        for step, batch in enumerate(self._batches(client, server_round)):
+            if self.federation.epoch_of(client, step) != epoch:
+                epoch, times = self.federation.epoch_of(client, step), Counter()
+            for image, label in zip(batch.images, batch.labels, strict=True):
+                pixels = hashlib.sha256(image.numpy().tobytes()).digest()
+                _, labels = found.setdefault((pixels, times[pixels]), (image, []))
+                times[pixels] += 1
+                if not any(torch.equal(label, other) for other in labels):
+                    labels.append(label)
+        examples = list(found.values())
+        vary = any(len(labels) > 1 for _, labels in examples)
+        return Truth(
+            torch.stack([image for image, _ in examples]),
+            torch.stack([labels[0] for _, labels in examples]),
+            tuple(torch.stack(labels) for _, labels in examples) if vary else None,
+        )
 
     def label_mass(self, client: int, server_round: int) -> Tensor:
         """Return the sum (K,) of the labels that the client trained on in all the round's steps."""
-        steps = range(self.federation.scenario.client.local_steps)
-        batches = [self.federation.training_batch(client, server_round, step) for step in steps]
-        return torch.stack([batch.labels.double().sum(dim=0) for batch in batches]).sum(dim=0)
+        sums = [b.labels.double().sum(dim=0) for b in self._batches(client, server_round)]
+        return torch.stack(sums).sum(dim=0)
+
+    def _batches(self, client: int, server_round: int) -> Iterator[ClientStep]:
+        for step in range(self.federation.local_steps(client)):
+            yield self.federation.training_batch(client, server_round, step)

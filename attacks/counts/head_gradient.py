@@ -28,8 +28,15 @@ DUMMIES = 64
 class HeadGradient:
     """`G = (1/N) Σ_b (p_b − y_b) x_bᵀ` and `g = (1/N) Σ_b (p_b − y_b)` over all N examples.
 
-    N is the batch size times the local steps: the sum over S steps that a leak holds is divided by
-    S. Over several steps p and x are those of the weights at each example's own step.
+    N counts an example as often as it was used: the batch size times the local steps, less where
+    the last batch of an epoch is smaller. The sum over S steps that a leak holds is divided by S.
+    Over several steps p and x are those of the weights at each example's own step.
+
+    Note:
+        Each step's gradient is a mean over its own batch, so that an example in a batch of b has
+        the weight 1/(S·b), which is 1/N where all batches are alike. In a smaller last batch it
+        weighs more, B/b times as much as others; right on average over the order of an epoch, off
+        in any single one. `answer` says so.
 
     Args:
         leak: what it comes from.
@@ -38,7 +45,7 @@ class HeadGradient:
         biases: (K,), its b; zeros without any.
         gradient: (K, D), G.
         bias_gradient: (K,), g; None where the leak has none.
-        examples: N; None where the batch size is unknown.
+        examples: N; None where the batches' sizes are unknown.
     """
 
     leak: GradientLeak
@@ -76,8 +83,19 @@ class HeadGradient:
             biases=np.zeros(len(gradient)) if head.bias is None else as_double(head.bias),
             gradient=gradient,
             bias_gradient=bias_gradient,
-            examples=None if leak.batch_size is None else leak.batch_size * leak.local_steps,
+            examples=leak.processed,
         )
+
+    @property
+    def drawn(self) -> int | None:
+        """Examples whose chance decides G: of those that were used several times, each once.
+
+        The spread of G over clients is that of one example, divided by this, not by N; and a class
+        that is there has at least this share of N. None where neither number is known.
+        """
+        distinct = self.leak.steps.distinct
+        known = [number for number in (self.examples, distinct) if number is not None]
+        return min(known, default=None)
 
     @property
     def row_sums(self) -> Array:
@@ -137,12 +155,23 @@ class HeadGradient:
             assumption: what the attack assumes, beside the loss, as the start of a sentence.
         """
         total = 1 if self.examples is None else self.examples
-        caveat = "" if self.leak.caveat is None else f"; {self.leak.caveat}"
+        caveats = (self.leak.caveat, self._of_smaller_batches())
+        caveat = "".join(f"; {caveat}" for caveat in caveats if caveat is not None)
         return LabelRecovery(
             Status.NOT_IDENTIFIABLE,
             f"{assumption}, and the loss is a mean cross-entropy: all this is assumed{caveat}",
             mass=torch.from_numpy(mass * (total / mass.sum())),
             batch_size=self.leak.batch_size,
+        )
+
+    def _of_smaller_batches(self) -> str | None:
+        """Say how unevenly the examples weigh, as the end of a sentence."""
+        sizes = self.leak.steps.batch_sizes
+        if sizes is None or min(sizes) == max(sizes):
+            return None
+        return (
+            f"an example in a batch of {min(sizes)} weighs {max(sizes) / min(sizes):.3g} times as "
+            f"much as one in a batch of {max(sizes)}"
         )
 
 

@@ -59,8 +59,10 @@ class LabelMass(LabelAttack):
 
     The loss is assumed to be the mean cross-entropy.
 
-    The mass sums to B times the local steps, and to 1 where B is unknown. Nothing vouches for it:
-    the status is NOT_IDENTIFIABLE, and the reason says what was assumed.
+    The mass sums to the examples of all steps, an example counted at each use, and to 1 where B is
+    unknown. In a smaller last batch an example weighs more than in others, which the mass takes
+    over; the reason says how much. Nothing vouches for the mass: the status is NOT_IDENTIFIABLE,
+    and the reason says what was assumed.
 
     Args:
         auxiliary: labelled images like the clients', or the path of an `.npz` file with `images`
@@ -197,7 +199,7 @@ def fit_mass(head: HeadGradient, x: Array, p: Array, labels: Array | None, train
     if head.bias_gradient is not None:
         gradient = np.column_stack([gradient, head.bias_gradient])
         x = np.column_stack([x, np.ones(len(x))])
-    examples = head.examples or ASSUMED * head.leak.local_steps
+    examples = head.drawn or ASSUMED * head.leak.local_steps
     classes = len(gradient)
     negative = np.maximum(-head.row_sums, 0)
     # A negative row is that of a class that is there, with one example at least if labels are hard.

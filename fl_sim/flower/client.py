@@ -59,7 +59,7 @@ def train(message: Message, context: Context) -> Message:
         trained = train_locally(scenario, client, server_round, received, before)
     if trained.states is not before:
         kept.keep(server_round, trained.states)
-    examples = scenario.client.batch_size * scenario.client.local_steps
+    examples = Federation.of(scenario).reported_examples(client)
     metrics = MetricRecord({"num-examples": examples, "train-loss": trained.loss})
     reply = RecordDict({"arrays": to_arrays(trained.weights), "metrics": metrics})
     return Message(reply, reply_to=message)
@@ -135,16 +135,17 @@ def train_locally(
         weight_decay=settings.weight_decay,
     )
     losses = []
-    for step in range(settings.local_steps):
+    steps = federation.local_steps(client)
+    for step in range(steps):
         at = (client, server_round, step)
         loss, states = _protected_gradient(federation, model, at, states)
         losses.append(loss)
         optimizer.step()
     end = wire_tensors(model, settings.mode)
     if start is not None:
-        draws = federation.draws_of(client, server_round, settings.local_steps)
+        draws = federation.draws_of(client, server_round, steps)
         update = {name: end[name].double() - start[name].double() for name in end}
-        place = Place(server_round, settings.local_steps)
+        place = Place(server_round, steps)
         sent, states = federation.defenses.on_update(update, place, states, draws)
         if sent is not update:
             end = {name: (start[name].double() + sent[name]).to(end[name]) for name in end}

@@ -194,7 +194,9 @@ def _training(scenario: Scenario) -> LocalTraining:
     return LocalTraining(
         lr=client.lr,
         batch_size=client.batch_size,
-        local_steps=client.local_steps,
+        local_steps=client.local_steps or 1,
+        local_epochs=client.local_epochs,
+        schedule="steps" if client.local_epochs is None else None,
         optimizer=client.optimizer,
         momentum=client.momentum,
         nesterov=client.nesterov,

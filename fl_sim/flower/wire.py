@@ -14,151 +14,21 @@ Adam and its kin divide each entry by its own history. What their first step lea
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from attacks import GradientLeak, Normalization
 from attacks.intake import plain_names, prefix_mismatch
 from attacks.types import Mode
-from fl_sim.optimizers import FIRST_STEP, NAMES, TITLES
+from fl_sim.flower.local_training import LocalTraining
+from fl_sim.optimizers import FIRST_STEP
+
+__all__ = ["MISFIT", "LocalTraining", "gradient_leak", "load_tensors", "wire_tensors"]
 
 MISFIT = "doesn't fit the model"
-Sends = Literal["weights", "difference", "gradient"]
-
-
-@dataclass(frozen=True)
-class LocalTraining:
-    """How clients train, as the server that configured them knows it.
-
-    Args:
-        lr: learning rate, above 0.
-        batch_size: B; None when the clients choose it.
-        local_steps: optimizer steps a round, at least 1; a client that reports another number as
-            the metric `num-steps` is taken at its word.
-        optimizer: "sgd", "adam", "adamw", "rmsprop" or "adagrad", with PyTorch's defaults.
-        momentum: μ in [0, 1), of SGD.
-        nesterov: whether the momentum is Nesterov's.
-        dampening: τ in [0, 1], of the momentum.
-        weight_decay: wd, at least 0; PyTorch's AdamW has 0.01 unless it is told otherwise.
-        mode: of batch norm and dropout.
-        fresh_optimizer: whether the optimizer's state starts anew in every round.
-        sends: what a reply's arrays are: the "weights", the "difference" of the new weights and
-            those received, or the "gradient" itself (over several steps, their sum).
-
-    Raises:
-        ValueError: a value is out of its range, or two don't go together.
-    """
-
-    lr: float
-    batch_size: int | None = None
-    local_steps: int = 1
-    optimizer: str = "sgd"
-    momentum: float = 0.0
-    nesterov: bool = False
-    dampening: float = 0.0
-    weight_decay: float = 0.0
-    mode: Mode = "eval"
-    fresh_optimizer: bool = True
-    sends: Sends = "weights"
-
-    def __post_init__(self) -> None:
-        for name, least in (("batch_size", 1), ("local_steps", 1)):
-            value = getattr(self, name)
-            if not (value is None and name == "batch_size") and not (
-                isinstance(value, int) and value >= least
-            ):
-                raise ValueError(f"{name} must be a whole number of at least 1, found {value!r}")
-        for name in ("lr", "momentum", "dampening", "weight_decay"):
-            value = getattr(self, name)
-            if not isinstance(value, int | float):
-                raise ValueError(f"{name} must be a number, found {value!r}")
-        for name, holds, rule in (
-            ("lr", 0 < self.lr < math.inf, "above 0 and finite"),
-            ("momentum", 0 <= self.momentum < 1, "in [0, 1)"),
-            ("dampening", 0 <= self.dampening <= 1, "in [0, 1]"),
-            ("weight_decay", 0 <= self.weight_decay < math.inf, "at least 0 and finite"),
-        ):
-            if not holds:
-                raise ValueError(f"{name} must be {rule}, found {getattr(self, name)}")
-        for name, known in (
-            ("optimizer", NAMES),
-            ("mode", get_args(Mode)),
-            ("sends", get_args(Sends)),
-        ):
-            if getattr(self, name) not in known:
-                raise ValueError(
-                    f"{name} must be one of {', '.join(known)}, found {getattr(self, name)!r}"
-                )
-        self._check_pairs()
-
-    def _check_pairs(self) -> None:
-        if self.momentum > 0 and self.optimizer != "sgd":
-            raise ValueError(
-                f"momentum is SGD's, found {self.momentum:g} with optimizer {self.optimizer!r}"
-            )
-        if self.dampening > 0 and self.momentum == 0:
-            raise ValueError(
-                f"dampening is the momentum's, found {self.dampening:g} and a momentum of 0"
-            )
-        if self.nesterov and (self.momentum == 0 or self.dampening > 0):
-            raise ValueError(
-                "nesterov needs a momentum above 0 and no dampening, found "
-                f"{self.momentum:g} and {self.dampening:g}"
-            )
-        plain = self.optimizer == "sgd" and self.momentum == 0 and self.weight_decay == 0
-        if self.sends == "gradient" and not plain:
-            raise ValueError(
-                "a gradient that is sent as such hasn't been through an optimizer: leave out "
-                "optimizer, momentum and weight_decay"
-            )
-
-    def obstacle(self, server_round: int) -> str | None:
-        """Say why an update of this round is no gradient, nor a sum of them, nor their signs."""
-        title = TITLES[self.optimizer]
-        if self.optimizer == "sgd":
-            if self.momentum > 0 and not self.fresh_optimizer and server_round > 1:
-                return (
-                    f"the update carries momentum ({self.momentum:g}) from earlier rounds, which "
-                    "the server doesn't see"
-                )
-            return None
-        if not self.fresh_optimizer and server_round > 1:
-            return f"{title} divides each entry by its history of earlier rounds, which isn't sent"
-        if self.local_steps > 1:
-            return (
-                f"{title} divides each entry by its own history: {self.local_steps} steps leave "
-                "neither a gradient nor its signs"
-            )
-        if self.weight_decay > 0 and self.optimizer != "adamw":
-            return (
-                f"{title} adds the weight decay to the gradient before it divides each entry: what "
-                "is left are the signs of both together"
-            )
-        return None
-
-    def linear_map(self) -> tuple[float, float]:
-        """Return A and B with `w_S = A w − B g`, if all S steps had the gradient g.
-
-        A step is linear in w, the momentum's buffer v and g: with d = g + wd·w, first `v = d`, then
-        `v' = μ v + (1 − τ) d`, and `w' = w − lr v'`, or `w − lr (d + μ v')` with Nesterov's.
-        """
-        w, v, g = np.eye(3)
-        d = g + self.weight_decay * w
-
-        def step(buffer: NDArray[np.float64]) -> NDArray[np.float64]:
-            move = d + self.momentum * buffer if self.nesterov else buffer
-            return np.stack([w - self.lr * move, buffer, g])
-
-        later = step(self.momentum * v + (1 - self.dampening) * d) if self.momentum else step(d)
-        whole = np.linalg.matrix_power(later, self.local_steps - 1) @ step(d)
-        return float(whole[0, 0]), -float(whole[0, 2])
 
 
 def wire_tensors(model: nn.Module, mode: Mode) -> dict[str, Tensor]:
@@ -216,7 +86,8 @@ def gradient_leak(
     Args:
         model: at the weights that the client received, in the client's precision.
         sent: parameter name -> what it sent back, as `training.sends` says; buffers are left aside.
-        training: how it trained, without an obstacle.
+        training: how it trained, without an obstacle; epochs turned into steps by `of_client`,
+            unless it tells the examples itself.
         input_shape: (C, H, W).
         normalization: what the client's loader does to pixels; None where that isn't known.
 
@@ -227,6 +98,7 @@ def gradient_leak(
         ValueError: no array fits the model, or one doesn't, or holds something else than floats;
             or all names differ from the model's by a prefix.
     """
+    training = training.of_client()
     plain = plain_names(sent, model)
     _require_alike(plain.values(), model)
     arrays = {plain[name]: tensor for name, tensor in sent.items()}
@@ -272,7 +144,17 @@ def gradient_leak(
         normalization=normalization,
         keeps=keeps,
         caveat=_caveat(training),
+        **_told(training),
     )
+
+
+def _told(training: LocalTraining) -> dict[str, Any]:
+    """Return what a leak tells of the steps' batches and of SGD."""
+    told: dict[str, Any] = {"examples": training.examples, "schedule": training.schedule}
+    if training.optimizer != "sgd":
+        return told
+    names = ("momentum", "nesterov", "dampening", "weight_decay")
+    return told | {name: getattr(training, name) for name in names} | {"optimizer_lr": training.lr}
 
 
 def _coarsest(arrays: Mapping[str, Tensor]) -> torch.dtype | None:

@@ -74,7 +74,7 @@ def attack_update(
     try:
         labels = plan.label(leak, generator=generator)
         _require_kind(labels, LabelRecovery)
-        labels.require_fit(batch_size=leak.batch_size, classes=classes)
+        labels.require_fit(batch_size=leak.steps.distinct, classes=classes)
     except Exception as error:  # a third party's attack may raise anything
         _log_failure(plan.label_name, error)
         labels = LabelRecovery(Status.FAILED, _sentence(error))
@@ -85,7 +85,7 @@ def attack_update(
     try:
         image = plan.image(leak, labels, generator=generator)
         _require_kind(image, Reconstruction)
-        size = leak.batch_size or len(labels.examples) or None
+        size = leak.steps.distinct or len(labels.examples) or None
         image.require_fit(batch_size=size, shape=leak.input_shape)
     except Exception as error:  # likewise
         _log_failure(plan.image_name, error)

@@ -178,6 +178,7 @@ def _unscored(
     return dataclasses.replace(
         place,
         batch_size=leak.batch_size,
+        examples=leak.steps.distinct,
         label_status=Status.FAILED.value,
         label_reason=problem,
         label_seconds=answer.label_seconds,

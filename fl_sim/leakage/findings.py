@@ -70,7 +70,7 @@ def write_findings(
         One finding for each row, ordered by example, those without one last; a single one where
         the answer has no rows.
     """
-    shared = _shared_fields(answer, leak, place)
+    shared = _shared_fields(answer, leak, place, truth)
     if not answer.rows:
         mass = answer.labels.mass
         return [Finding(shared, {} if mass is None else {"mass": mass})]
@@ -86,7 +86,9 @@ def write_findings(
             continue
         fields = {"example": example} | scores[row]
         fields |= _compare(answer.image, row, truth, example, baseline)
-        true = {"true_label": truth.labels[example], "true_image": truth.images[example]}
+        found = answer.labels.examples[row].label if answer.labels.examples else None
+        label = truth.label_near(example, found)
+        true = {"true_label": label, "true_image": truth.images[example]}
         findings.append(_finding(shared, answer, row, fields, true))
     return sorted(findings, key=_by_example)
 
@@ -99,12 +101,15 @@ def with_class_name(finding: Finding, names: Sequence[str]) -> Finding:
     return dataclasses.replace(finding, record=dataclasses.replace(record, label_class_name=name))
 
 
-def _shared_fields(answer: Answer, leak: GradientLeak, place: LeakageRecord) -> LeakageRecord:
+def _shared_fields(
+    answer: Answer, leak: GradientLeak, place: LeakageRecord, truth: Truth | None
+) -> LeakageRecord:
     """Return the record of a place with what an answer says of all its examples."""
     labels, image = answer.labels, answer.image
     return dataclasses.replace(
         place,
         batch_size=leak.batch_size or labels.batch_size,
+        examples=leak.steps.distinct if truth is None else len(truth.labels),
         label_status=labels.status.value,
         label_reason=labels.reason,
         label_seconds=answer.label_seconds,

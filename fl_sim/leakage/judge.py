@@ -39,15 +39,47 @@ AUGMENTED = 1e-6
 
 @dataclass(frozen=True, eq=False)
 class Truth:
-    """What a client trained on, after all defenses' `on_batch`; never reaches an attack.
+    """What a client trained on in a round, after all defenses' `on_batch`; never reaches an attack.
+
+    An example that several steps took is there once.
 
     Args:
         images: (B, C, H, W), pixels in [0, 1].
-        labels: (B, K), rows on the simplex.
+        labels: (B, K), rows on the simplex; of an example with several labels, the first.
+        all_labels: for each example, all its different labels (N, K) in the round, where a defense
+            drew them anew; None: each has one.
+
+    Raises:
+        ValueError: all_labels aren't those of B examples.
     """
 
     images: Tensor
     labels: Tensor
+    all_labels: Sequence[Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        if self.all_labels is None:
+            return
+        shapes = [tuple(labels.shape) for labels in self.all_labels]
+        fits = all(len(s) == 2 and s[0] > 0 and s[1:] == self.labels.shape[1:] for s in shapes)
+        if not fits or len(shapes) != len(self.labels):
+            raise ValueError(
+                f"all_labels must hold labels (N, K) for each of {len(self.labels)} examples with "
+                f"labels of shape {tuple(self.labels.shape[1:])}, found shapes {shapes}"
+            )
+
+    def labels_of(self, example: int) -> Tensor:
+        """Return all different labels (N, K) of an example."""
+        if self.all_labels is None:
+            return self.labels[example : example + 1]
+        return self.all_labels[example]
+
+    def label_near(self, example: int, found: Tensor | None) -> Tensor:
+        """Return, of an example's labels (K,), the one nearest to a recovered one in L1."""
+        labels = self.labels_of(example)
+        if found is None or len(labels) == 1:
+            return labels[0]
+        return labels[int((labels.double() - found.double()).abs().sum(dim=1).argmin())]
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +143,7 @@ class Judge(Protocol):
         """What an attacker guesses who sees no update."""
 
     def truth(self, client: int, server_round: int) -> Truth:
-        """Return what the client trained on in the round's first step."""
+        """Return what the client trained on in the round, each example once."""
 
     def label_mass(self, client: int, server_round: int) -> Tensor:
         """Return the sum (K,) of the labels that the client trained on in all the round's steps."""
@@ -173,8 +205,11 @@ def pair_examples(
         return [row if row < examples else None for row in range(rows)]
     cost = np.zeros((rows, examples))
     if recovery.labels is not None:
-        distance = torch.cdist(recovery.labels.double(), truth.labels.double(), p=1)
-        cost += distance.nan_to_num(2.0 * truth.labels.shape[1]).numpy()
+        found = recovery.labels.double()
+        for example in range(examples):
+            own = truth.labels_of(example).double()
+            distance = torch.cdist(found, own, p=1).amin(dim=1)
+            cost[:, example] += distance.nan_to_num(2.0 * truth.labels.shape[1]).numpy()
     if images is not None:
         # Plain differences, not products: those of exact images cancel to nothing.
         true = truth.images.double().flatten(1)
@@ -193,6 +228,8 @@ def score_labels(
 ) -> list[dict[str, Any]]:
     """Return the label fields of a record for each recovered row.
 
+    A row is compared with the nearest of its example's labels; `true_labels` counts them.
+
     Args:
         recovery: with R examples.
         truth: (B, ...).
@@ -204,10 +241,15 @@ def score_labels(
     """
     fields: list[dict[str, Any]] = [{} for _ in pairs]
     compared = [(row, example) for row, example in enumerate(pairs) if example is not None]
-    labels = truth.labels[[example for _, example in compared]].double()
-    for (row, _), label, true in zip(compared, labels, describe_labels(labels), strict=True):
+    if not compared:
+        return fields
+    labels = torch.stack(
+        [truth.label_near(example, recovery.examples[row].label) for row, example in compared]
+    ).double()
+    for (row, example), label, true in zip(compared, labels, describe_labels(labels), strict=True):
         found, scores = recovery.examples[row], fields[row]
         scores["true_augmentation"] = true.type
+        scores["true_labels"] = len(truth.labels_of(example))
         if found.label is not None:
             error = (found.label - label).abs()
             scores["label_linf"] = float(error.max())

@@ -20,20 +20,27 @@ SCHEMA = 1
 class LeakageRecord:
     """What one attack learned of one example of one client in one round; flat, JSON-able.
 
-    `example` is the position in the batch, None for replies that couldn't be attacked. Recovered
-    values stand under their own names, errors against the truth under `..._error`, the guesses of
-    an attacker who saw no update under `baseline_...` or `..._chance`. `label_class` is the largest
-    class of a recovered label, `label_second_class` the other one of a mixed label, and
-    `label_class_name` what they are called, where that was told. The attacker's own certainty
-    is "vouched" (the status is RECOVERED), "likely" (with an error bar: `label_bar`, L∞ of the
-    label, `image_bar`, the image's root mean square error in pixels) or "guess"; `label_candidates`
-    is the number of labels that fit where several do. None means: doesn't apply or isn't known.
+    `example` is the position among the round's distinct examples, in a single step that in the
+    batch; None for replies that couldn't be attacked. `examples` counts them, in truth or, without
+    a judge, as the server knows; `batch_size` is that of one step. `true_labels` says how many
+    different labels the client gave an example in the round: more than 1 where a defense draws anew
+    in each epoch, and then errors are those against the nearest.
+
+    Recovered values stand under their own names, errors against the truth under `..._error`, the
+    guesses of an attacker who saw no update under `baseline_...` or `..._chance`. `label_class` is
+    the largest class of a recovered label, `label_second_class` the other one of a mixed label, and
+    `label_class_name` what they are called, where that was told. The attacker's own certainty is
+    "vouched" (the status is RECOVERED), "likely" (with an error bar: `label_bar`, L∞ of the label,
+    `image_bar`, the image's root mean square error in pixels) or "guess"; `label_candidates` is the
+    number of labels that fit where several do. None means: doesn't apply or isn't known.
+
     `image_low` and `image_high` are the range of an image's values: 0 and 1, or what the model
     takes where the attacker doesn't know how the client's loader normalises; such an image isn't
-    scored. The line of a count attack stands for all examples of an update: `mass_tv` is the total
-    variation distance in [0, 1] between the recovered and the true class shares (lower is better),
-    `mass_irec` the share of instances recovered (higher is better). `unused_facts` names what an
-    aware attacker knows of the defenses and its attacks don't take into account.
+    scored. The line of a count attack stands for all examples of an update, each as often as it was
+    used: `mass_tv` is the total variation distance in [0, 1] between the recovered and the true
+    class shares (lower is better), `mass_irec` the share of instances recovered (higher is better).
+    `unused_facts` names what an aware attacker knows of the defenses and its attacks don't take
+    into account.
     """
 
     round: int
@@ -41,6 +48,7 @@ class LeakageRecord:
     attack: int | None = None
     example: int | None = None
     batch_size: int | None = None
+    examples: int | None = None
     defenses: str = "none"
     attacker: str | None = None
     unused_facts: str | None = None
@@ -59,6 +67,7 @@ class LeakageRecord:
     smoothing: float | None = None
     mixing: float | None = None
     true_augmentation: str | None = None
+    true_labels: int | None = None
     smoothing_error: float | None = None
     mixing_error: float | None = None
     feature_error: float | None = None

@@ -100,7 +100,7 @@ def by_round(records: Iterable[Record]) -> list[RoundLeakage]:
 def weighed(records: Iterable[Record]) -> Iterator[tuple[Record, int]]:
     """Yield each line with the number of examples that it stands for.
 
-    That is its whole batch where it names no example and is the update's only line; beside others,
+    That is all its update's where it names no example and is the update's only line; beside others,
     it is a row that was compared with no example.
     """
     records = list(records)
@@ -108,7 +108,8 @@ def weighed(records: Iterable[Record]) -> Iterator[tuple[Record, int]]:
     for record in records:
         stands_alone = record.get("example") is None and lines[_update(record)] == 1
         is_batch = record.get("attack") is not None and stands_alone
-        yield record, (record.get("batch_size") or 1) if is_batch else 1
+        examples = record.get("examples") or record.get("batch_size") or 1
+        yield record, examples if is_batch else 1
 
 
 def _update(record: Record) -> tuple[Any, ...]:
@@ -127,7 +128,7 @@ def _grouped(records: Iterable[Record], *keys: str) -> dict[tuple[Any, ...], lis
 def _summary(attack: int, group: Sequence[Record]) -> AttackSummary:
     linf = [record.get("label_linf") for record in group]
     leaks = tuple(leaks_of(group))
-    is_scored = all(leak.right is not None for leak in leaks)
+    is_scored = any(leak.kind == "label" and leak.right is not None for leak in leaks)
     label_seconds = _seconds(group, "label_seconds")
     image_seconds = _seconds(group, "image_seconds")
     return AttackSummary(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 from defenses import Defense
@@ -15,6 +16,8 @@ def claims_of(stages: Sequence[tuple[str, Defense]], plan: LocalPlan) -> tuple[P
     The server sees the last stage's output alone, so claims aren't added up, and the best one
     counts. Nor are variances: a later stage clips or changes noise that is there already, and what
     a stage adds without a claim has no sensitivity to set it against.
+
+    A sampling rate counts as 1 where clients train in epochs, which take every example.
 
     Args:
         stages: names and defenses, in their order.
@@ -42,4 +45,7 @@ def _claim_of(name: str, stage: Defense, plan: LocalPlan) -> Privacy | None:
         raise UserError(f"defense {name!r}: its privacy claim's {error}") from error
     if not (claim is None or isinstance(claim, Privacy)):
         raise UserError(f"defense {name!r}: privacy must return a Privacy or None, found {claim!r}")
+    if claim is not None and plan.local_epochs is not None:
+        # An epoch takes every example, for certain: no claim of a sampling rate holds.
+        claim = dataclasses.replace(claim, sampling=float(claim.sampling > 0))
     return claim

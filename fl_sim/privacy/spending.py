@@ -39,11 +39,12 @@ class PrivacySpending:
         stages = [(s.name, d) for s, d in zip(scenario.defense, chain.stages, strict=True)]
         plans = (
             LocalPlan(
-                local_steps=scenario.client.local_steps,
-                batch_size=scenario.client.batch_size * chain.draws,
+                local_steps=federation.local_steps(client),
+                batch_size=min(scenario.client.batch_size * chain.draws, len(share)),
                 share_size=len(share),
+                local_epochs=scenario.client.local_epochs,
             )
-            for share in federation.shares
+            for client, share in enumerate(federation.shares)
         )
         return cls(federation, [claims_of(stages, plan) for plan in plans])
 

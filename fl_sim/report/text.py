@@ -215,7 +215,8 @@ def facts(run: Mapping[str, Any], rounds: Sequence[Record]) -> list[tuple[str, l
     }
     partition = data.get("partition", NONE)
     bias = "with bias" if model.get("bias") else "no bias"
-    steps = count(client.get("local_steps", 1), "local step")
+    epochs = client.get("local_epochs")
+    steps = count(epochs or client.get("local_steps", 1), f"local {'epoch' if epochs else 'step'}")
     versions = [f"{name} {version}" for name, version in (run.get("versions") or {}).items()]
     started = str(run.get("started", NONE)).replace("T", " ").replace("+00:00", " UTC")
     return [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from fl_sim.errors import UserError
@@ -24,6 +24,29 @@ def parse_change(text: str) -> tuple[str, Any]:
     if not equals or not all(path.split(".")):
         raise UserError(f"must be key.path=value, found {text!r}")
     return path, _value(value.strip())
+
+
+INSTEAD = {
+    "client.local_epochs": "client.local_steps",
+    "client.local_steps": "client.local_epochs",
+}
+"""Keys of which a scenario has one: a change of either takes the place of the other."""
+
+
+def make_room(values: dict[str, Any], paths: Collection[str]) -> None:
+    """Take out, in place, the keys that changes take the place of, unless these name both.
+
+    Args:
+        values: of a scenario.
+        paths: of all keys that are to be changed.
+    """
+    for path in paths:
+        other = INSTEAD.get(path)
+        if other is None or other in paths:
+            continue
+        section, key = other.split(".")
+        if isinstance(values.get(section), dict):
+            values[section].pop(key, None)
 
 
 def change(values: dict[str, Any], path: str, value: Any) -> None:

@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from fl_sim import ENGINES
 from fl_sim.errors import UserError
-from fl_sim.scenario.changes import change, parse_change
+from fl_sim.scenario.changes import change, make_room, parse_change
 from fl_sim.scenario.errors import describe
 from fl_sim.scenario.sections import (
     Attack,
@@ -112,11 +112,13 @@ class Scenario(Section):
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise UserError(f"scenario {path} isn't valid TOML: {error}") from error
         values.setdefault("name", path.stem)
-        for override in overrides:
-            try:
-                change(values, *parse_change(override))
-            except UserError as error:
-                raise UserError(f"--set {error}") from error
+        try:
+            changes = [parse_change(override) for override in overrides]
+            make_room(values, [path for path, _ in changes])
+            for path_of_key, value in changes:
+                change(values, path_of_key, value)
+        except UserError as error:
+            raise UserError(f"--set {error}") from error
         if seed is not None:
             values["seed"] = seed
         return cls.parse(values)
@@ -137,6 +139,7 @@ class Scenario(Section):
             (0.05, {'smoothing': 0.2}, 0.1)
         """
         values = self.model_dump()
+        make_room(values, changes)
         for path, value in changes.items():
             change(values, path, copy.deepcopy(value))
         return type(self).parse(values)

@@ -21,6 +21,7 @@ from fl_sim import DATASETS, MODELS
 from fl_sim.optimizers import Name as Optimizer
 
 STRATEGIES = ("fedavg", "fedadam", "krum")
+STEPS_OR_EPOCHS = ("local_steps", "local_epochs")
 
 
 def _plain(options: dict[str, Any]) -> dict[str, Any]:
@@ -35,6 +36,7 @@ def _plain(options: dict[str, Any]) -> dict[str, Any]:
 
 
 Positive = Annotated[int, Field(ge=1)]
+_COUNT = "a whole number of at least 1"
 Options = Annotated[dict[str, Any], AfterValidator(_plain)]
 
 
@@ -59,8 +61,9 @@ class Data(Section):
     alpha: Annotated[float, Field(gt=0)] | None = Field(
         default=None, description="a number above 0"
     )
-    classes: Positive | None = Field(default=None, description="a whole number of at least 1")
-    test_examples: Positive | None = Field(default=None, description="a whole number of at least 1")
+    classes: Positive | None = Field(default=None, description=_COUNT)
+    examples_per_client: Positive | None = Field(default=None, description=_COUNT)
+    test_examples: Positive | None = Field(default=None, description=_COUNT)
     options: Options = {}
 
     @field_validator("name")
@@ -94,17 +97,35 @@ class Model(Section):
 
 
 class Client(Section):
-    """`[client]`: local training."""
+    """`[client]`: local training; so many steps or so many epochs, 1 step without either."""
 
     fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     batch_size: Positive = 1
-    local_steps: Positive = 1
+    local_steps: Positive | None = Field(default=None, description=_COUNT)
+    local_epochs: Positive | None = Field(default=None, description=_COUNT)
     lr: Annotated[float, Field(gt=0)] = 0.1
     optimizer: Optimizer = "sgd"
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     nesterov: bool = False
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     mode: Literal["eval", "train"] = "eval"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_step(cls, values: Any) -> Any:
+        """Put the default in, so that a resolved scenario says how long clients train."""
+        if isinstance(values, dict) and all(values.get(key) is None for key in STEPS_OR_EPOCHS):
+            return {**values, "local_steps": 1}
+        return values
+
+    @model_validator(mode="after")
+    def _steps_or_epochs(self) -> Client:
+        if self.local_steps is not None and self.local_epochs is not None:
+            raise ValueError(
+                "local_epochs take the place of local_steps: leave one out, found "
+                f"{self.local_epochs} and {self.local_steps}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _momentum_fits(self) -> Client:

@@ -47,16 +47,18 @@ def check_label_answer(subject: Subject, case: Case, answer: Any) -> None:
     """
     leak, classes = case.leak, case.labels.shape[1]
     _require_kind(subject, case, answer, LabelRecovery)
-    _require_fit(subject, case, answer, batch_size=leak.batch_size, classes=classes)
+    _require_fit(subject, case, answer, batch_size=leak.steps.distinct, classes=classes)
     size = answer.batch_size
+    told = leak.steps.distinct if answer.examples else leak.batch_size
     _require_form(
         subject,
         case,
-        size is None or leak.batch_size in (None, size),
-        f"batch_size must be {leak.batch_size} or None, found {size!r}",
+        size is None or told in (None, size),
+        f"batch_size must be {told} or None, found {size!r}",
     )
     if answer.mass is not None:
-        total = 1 if size is None else size * leak.local_steps
+        estimated = size * leak.local_steps if size and leak.batch_size is None else 1
+        total = leak.processed or estimated
         error = abs(float(answer.mass.sum()) / total - 1)
         rule = f"mass must sum to {total}, found {answer.mass.sum()}"
         _require_form(subject, case, error <= MASS_ERROR, rule)
@@ -73,7 +75,7 @@ def check_reconstruction(subject: Subject, case: Case, answer: Any) -> None:
         ConformanceError: either is wrong.
     """
     _require_kind(subject, case, answer, Reconstruction)
-    _require_fit(subject, case, answer, batch_size=case.leak.batch_size, shape=SHAPE)
+    _require_fit(subject, case, answer, batch_size=case.leak.steps.distinct, shape=SHAPE)
     rule = "images must be None under NOT_APPLICABLE"
     _require_form(
         subject, case, answer.images is None or answer.status is not Status.NOT_APPLICABLE, rule

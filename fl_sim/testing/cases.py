@@ -106,6 +106,9 @@ def hard_cases() -> Iterator[Case]:
     yield plain("several local steps", steps=3)
     yield biased("several local steps, with biases", steps=3)
     yield _case("a batch", "fully connected with biases", smooth_labels(one_hot, 0.2))
+    several = partial(_case, labels=smooth_labels(one_hot, 0.2), steps=4, batch_size=2)
+    yield several("two epochs of unequal batches", "fully connected")
+    yield several("two epochs of unequal batches, with biases", "fully connected with biases")
     for case in (
         plain("a batch of unknown size", labels=one_hot),
         biased("a batch of unknown size, with biases", labels=one_hot),
@@ -204,16 +207,27 @@ class _TwoHeads(nn.Module):
 
 
 def _case(
-    name: str, kind: str, labels: Tensor, *, steps: int = 0, knowledge: tuple[Fact, ...] = ()
+    name: str,
+    kind: str,
+    labels: Tensor,
+    *,
+    steps: int = 0,
+    batch_size: int | None = None,
+    knowledge: tuple[Fact, ...] = (),
 ) -> Case:
-    """Compute a leak: a gradient at 0 steps, otherwise the weight update of so many SGD steps."""
+    """Compute a leak: a gradient at 0 steps, otherwise the weight update of so many SGD steps.
+
+    Each step takes all examples, or with a batch size the next of an epoch's batches.
+    """
     model = network(kind, classes=labels.shape[1])
     images, _ = batch(len(labels), seed=3)
+    epoch = torch.split(torch.arange(len(labels)), batch_size or len(labels))
     trained = copy.deepcopy(model)
     path = dict(trained.named_parameters())
     gradients: dict[str, Tensor] = {}
-    for _ in range(max(steps, 1)):
-        gradients = gradients_of(trained, images, labels)
+    for step in range(max(steps, 1)):
+        taken = epoch[step % len(epoch)]
+        gradients = gradients_of(trained, images[taken], labels[taken])
         with torch.no_grad():
             for part, weight in path.items():
                 weight.sub_(LR * gradients[part])
@@ -223,12 +237,14 @@ def _case(
     leak = GradientLeak(
         model,
         gradients,
-        len(labels),
+        batch_size or len(labels),
         SHAPE,
         local_steps=max(steps, 1),
         lr=LR if steps else None,
         update_dtype=torch.float32 if steps else None,
         knowledge=knowledge,
+        examples=len(labels) if batch_size else None,
+        schedule="epochs" if batch_size else None,
     )
     return Case(name, leak, kind, images, labels)
 

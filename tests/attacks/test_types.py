@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from attacks import ExampleLabel, GradientLeak, ImageAttack, LabelAttack, LabelRecovery, Status
 from attacks.answers import Reconstruction
+from attacks.training import SGD
 from attacks.types import NotApplicable
 from attacks.victim.network import Network
 from attacks.victim.require import require_one_example
@@ -50,6 +51,14 @@ def make_leak(**changes: Any) -> GradientLeak:
         ({"lr": float("nan")}, "lr must be above 0 and finite, or None, found nan"),
         ({"update_dtype": torch.float32}, "a weight update needs its lr, above 0, found None"),
         ({"mode": "test"}, "mode must be 'eval' or 'train', found 'test'"),
+        ({"examples": 0}, "examples must be a whole number of at least 1 or None, found 0"),
+        ({"examples": 2}, "examples must be at most batch_size × local_steps, 1 × 1, found 2"),
+        ({"schedule": "shuffled"}, "schedule must be 'full-batch', .* found 'shuffled'"),
+        ({"momentum": -0.5}, r"momentum must be in \[0, 1\), found -0.5"),
+        ({"nesterov": True}, "nesterov needs a momentum above 0"),
+        ({"dampening": 0.5}, "dampening is the momentum's, found 0.5"),
+        ({"weight_decay": -1.0}, "weight_decay must be at least 0 and finite, found -1.0"),
+        ({"optimizer_lr": 0.0}, "optimizer_lr must be above 0 and finite, or None, found 0.0"),
     ],
 )
 def test_a_leak_refuses_what_does_not_fit(changes: dict[str, Any], sentence: str) -> None:
@@ -61,6 +70,31 @@ def test_a_leak_may_leave_things_unknown() -> None:
     leak = make_leak(batch_size=None, gradients={})
     assert leak.batch_size is None
     assert leak.knowledge == ()
+
+
+def test_a_schedule_of_another_type_is_refused() -> None:
+    with pytest.raises(TypeError, match="schedule must be one tuple of example numbers"):
+        make_leak(schedule=[[0]])
+
+
+def test_a_leak_counts_the_examples_of_all_steps() -> None:
+    epochs = {"local_steps": 6, "batch_size": 4, "examples": 10, "schedule": "epochs"}
+    assert make_leak(**epochs).processed == 20
+    assert make_leak(local_steps=6, batch_size=4).processed == 24
+    assert make_leak(batch_size=None).processed is None
+
+
+def test_the_optimizer_is_the_one_that_the_clients_were_told() -> None:
+    told = {"momentum": 0.5, "dampening": 0.25, "weight_decay": 0.125}
+    assert make_leak(lr=0.1, **told).optimizer == SGD(0.1, **told)
+    assert make_leak(lr=0.1, optimizer_lr=0.3, **told).optimizer == SGD(0.3, **told)
+    assert make_leak(**told).optimizer is None
+
+
+def test_weights_that_did_not_come_back_are_not_given() -> None:
+    for changes in ({}, {"lr": 0.1, "keeps": "signs"}):
+        with pytest.raises(ValueError, match="weights that came back are known of a weight update"):
+            make_leak(**changes).returned("weight")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

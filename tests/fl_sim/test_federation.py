@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain
 
 import pytest
 import torch
@@ -150,3 +151,95 @@ def test_accuracy_is_measured_on_what_there_is_up_to_1000(
     if not any("test_examples" in change for change in overrides):
         del values["data"]["test_examples"]
     assert Federation.of(Scenario.parse(values)).test_examples == expected
+
+
+def held(federation: Federation, client: int) -> list[int]:
+    return [int(index) for index in federation.shares[client]]
+
+
+def epoch_of_rows(
+    federation: Federation, steps: range, *, server_round: int = 1
+) -> list[list[int]]:
+    """Return the raw rows of client 1's steps, as indices into the data set."""
+    batches = [federation.client_batch(1, server_round, step) for step in steps]
+    return [rows_of(federation.dataset.images, batch.images) for batch in batches]
+
+
+@pytest.mark.parametrize(("size", "sizes"), [(6, [6, 6, 6, 2]), (5, [5] * 4), (30, [20])])
+def test_an_epoch_takes_each_example_once(tiny: Tiny, size: int, sizes: list[int]) -> None:
+    """The last batch takes what is left; one that covers the share is the whole of it."""
+    federation = Federation.of(tiny(f"client.batch_size={size}", "client.local_epochs=2"))
+    steps = len(sizes)
+    assert federation.local_steps(1) == 2 * steps
+    assert [federation.epoch_of(1, step) for step in range(2 * steps)] == [0] * steps + [1] * steps
+    for epoch in (0, 1):
+        batches = epoch_of_rows(federation, range(epoch * steps, (epoch + 1) * steps))
+        assert [len(rows) for rows in batches] == sizes
+        assert sorted(chain.from_iterable(batches)) == held(federation, 1)
+
+
+def test_every_epoch_and_round_is_shuffled_anew_and_can_be_replayed(tiny: Tiny) -> None:
+    federation = Federation.of(tiny("client.batch_size=6", "client.local_epochs=2"))
+    orders = [
+        tuple(chain.from_iterable(epoch_of_rows(federation, steps, server_round=at)))
+        for at in (1, 2)
+        for steps in (range(4), range(4, 8))
+    ]
+    assert len({*orders, tuple(held(federation, 1))}) == 5
+    assert orders[0] == tuple(chain.from_iterable(epoch_of_rows(federation, range(4))))
+
+
+def test_in_an_epoch_every_example_is_mixed_with_another(tiny: Tiny) -> None:
+    """Each is once the first of a pair and once the second, whatever the batches."""
+    federation = Federation.of(tiny("client.batch_size=6", "client.local_epochs=1", MIXUP))
+    first, second = [], []
+    for rows in epoch_of_rows(federation, range(federation.local_steps(1))):
+        first += rows[: len(rows) // 2]
+        second += rows[len(rows) // 2 :]
+    assert sorted(first) == sorted(second) == held(federation, 1)
+    assert all(a != b for a, b in zip(first, second, strict=True))
+    mixed = federation.training_batch(1, server_round=1, step=3)
+    assert len(mixed.images) == 2
+
+
+def test_what_a_client_reports_are_uses_of_examples_or_its_share(tiny: Tiny) -> None:
+    steps = Federation.of(tiny("client.batch_size=6", "client.local_steps=3"))
+    epochs = Federation.of(tiny("client.batch_size=6", "client.local_epochs=3"))
+    assert (steps.local_steps(1), steps.reported_examples(1)) == (3, 18)
+    assert (epochs.local_steps(1), epochs.reported_examples(1)) == (12, 20)
+
+
+def test_a_client_may_keep_some_of_its_share(tiny: Tiny) -> None:
+    whole = Federation.of(tiny())
+    some = Federation.of(tiny("data.examples_per_client=7"))
+    for kept, share in zip(some.shares, whole.shares, strict=True):
+        assert len(set(kept.tolist())) == 7
+        assert set(kept.tolist()) < set(share.tolist())
+        assert sorted(kept.tolist()) == kept.tolist()
+    again = Federation.of(tiny("data.examples_per_client=7", "name=other"))
+    assert all((a == b).all() for a, b in zip(some.shares, again.shares, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (
+            ["data.examples_per_client=21"],
+            "data.examples_per_client must be at most the examples that each client gets: "
+            "client 0 gets 20, found 21",
+        ),
+        (
+            ["data.examples_per_client=3", "client.batch_size=4"],
+            "client.batch_size must be at most .* has 3, a step takes 4",
+        ),
+        (
+            ["data.examples_per_client=1", "client.local_epochs=1", MIXUP],
+            "must hold at least the 2 examples that its defenses mix: client 0 has 1",
+        ),
+    ],
+)
+def test_a_share_that_is_too_small_is_one_sentence(
+    tiny: Tiny, overrides: list[str], sentence: str
+) -> None:
+    with pytest.raises(UserError, match=sentence):
+        Federation.of(tiny(*overrides))

@@ -230,7 +230,8 @@ class Draws(LabelAttack):
 
     def recover(self, leak: GradientLeak, generator: torch.Generator) -> LabelRecovery:
         """Draw."""
-        guess = torch.rand(leak.batch_size or 1, 4, generator=generator, dtype=torch.float64)
+        rows = leak.steps.distinct or 1
+        guess = torch.rand(rows, 4, generator=generator, dtype=torch.float64)
         return LabelRecovery.of(
             [ExampleLabel(Status.NOT_CONVERGED, "a guess", row) for row in guess / guess.sum()]
         )
@@ -259,6 +260,32 @@ class Spoils(Defense):
     def on_update(self, update: Gradients, place: Place, generator: torch.Generator) -> Gradients:
         """Return what no server can use."""
         return {name: torch.full_like(part, torch.nan) for name, part in update.items()}
+
+
+PLACES: list[tuple[str, int, int]] = []
+"""Where the hooks of `Notes` were called: hook, round and step."""
+
+
+@dataclass(frozen=True)
+class Notes(Defense):
+    """Changes nothing, and notes where it is called."""
+
+    def on_batch(self, step: ClientStep, generator: torch.Generator) -> ClientStep:
+        """Note."""
+        PLACES.append(("batch", step.place.round, step.place.step))
+        return step
+
+    def on_gradient(
+        self, step: ClientStep, gradients: Gradients, generator: torch.Generator
+    ) -> Gradients:
+        """Note."""
+        PLACES.append(("gradient", step.place.round, step.place.step))
+        return gradients
+
+    def on_update(self, update: Gradients, place: Place, generator: torch.Generator) -> Gradients:
+        """Note."""
+        PLACES.append(("update", place.round, place.step))
+        return update
 
 
 @dataclass(frozen=True)

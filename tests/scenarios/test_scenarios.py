@@ -25,6 +25,7 @@ def test_the_documented_scenarios_are_there() -> None:
         "mixup",
         "dp-noise",
         "batch",
+        "fedavg",
     }
 
 
@@ -42,13 +43,24 @@ def test_scenario_parses_and_attacks(path: Path) -> None:
 def test_keys_that_are_commented_out_are_valid(
     path: Path, tmp_path: Path, partition: str, other: str
 ) -> None:
-    """All at once but one, since a partition reads its own option alone."""
-    commented = rf"^# (?!{other})(?=[a-z_]+ = )"
+    """All at once but those of which a scenario has one: of two partitions, of steps and epochs."""
+    commented = rf"^# (?!{other}|local_)(?=[a-z_]+ = )"
     text = re.sub(commented, "", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
     assert text != path.read_text(encoding="utf-8")
     full = tmp_path / path.name
     full.write_text(text, encoding="utf-8")
     Scenario.load(full, [f"data.partition={partition}"])
+
+
+@every_scenario
+@pytest.mark.parametrize("key", ["local_steps", "local_epochs"])
+def test_steps_and_epochs_take_each_others_place(path: Path, key: str) -> None:
+    shown = re.search(rf"^(?:# )?({key} = \d+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    assert shown is not None
+    client = Scenario.load(path, [f"client.{shown[1]}"]).client
+    given = {"local_steps": client.local_steps, "local_epochs": client.local_epochs}
+    assert given.pop(key) == 1
+    assert list(given.values()) == [None]
 
 
 @every_scenario
@@ -93,6 +105,7 @@ def test_scenarios_differ_in_their_defense_only() -> None:
             del attack["attacker"]
         return values
 
-    compared = [path for path in FILES if path.stem != "batch"]  # that one needs more classes
+    # Batches need more classes; epochs are about how clients train.
+    compared = [path for path in FILES if path.stem not in ("batch", "fedavg")]
     assert len(compared) >= 4
     assert all(rest(path) == rest(compared[0]) for path in compared)

@@ -39,6 +39,8 @@ from fl_sim.leakage.true_features import TrueFeatures
 logger = logging.getLogger(__name__)
 STEPS_KEY = "num-steps"
 """A metric in which clients may report their number of optimizer steps."""
+EXAMPLES_KEY = "num-examples"
+"""The metric in which Flower's clients report how many examples they trained on."""
 
 
 class LeakageAudit(Wrapper):
@@ -236,8 +238,7 @@ class LeakageAudit(Wrapper):
             return f"the client failed: {reply.error.reason}"
         try:
             metrics = {**_metrics(reply), **self._metrics.get(reply.metadata.src_node_id, {})}
-            steps = _steps(metrics) or self.training.local_steps
-            training = dataclasses.replace(self.training, local_steps=steps)
+            training = self._training_of(metrics)
             obstacle = training.obstacle(server_round)
             if obstacle is not None:
                 return obstacle
@@ -251,6 +252,14 @@ class LeakageAudit(Wrapper):
         except Exception as error:  # whatever a client sent, it costs a record and no more
             logger.warning("an update of round %d can't be audited: %s", server_round, error)
             return f"the update can't be translated: {error or type(error).__name__}"
+
+    def _training_of(self, metrics: Mapping[str, Any]) -> LocalTraining:
+        """Return how a client trained, by what it reports."""
+        steps = _number(metrics, STEPS_KEY, "steps")
+        if self.training.local_epochs is None:
+            return self.training.of_client(steps=steps)
+        examples = _number(metrics, EXAMPLES_KEY, "examples")
+        return self.training.of_client(examples=examples, steps=steps)
 
     def _model_at(self, received: ArrayRecord) -> nn.Module:
         """Return the network at the weights that a node received; one copy for all that share."""
@@ -280,19 +289,19 @@ def _metrics(reply: Message) -> dict[str, Any]:
     return {name: value for record in records for name, value in record.items()}
 
 
-def _steps(metrics: Mapping[str, Any]) -> int | None:
-    """Return the number of steps that a client reports, None where it doesn't.
+def _number(metrics: Mapping[str, Any], key: str, what: str) -> int | None:
+    """Return how many steps or examples a client reports, None where it doesn't.
 
     Raises:
-        ValueError: it isn't one.
+        ValueError: it isn't a number of them.
     """
-    steps = metrics.get(STEPS_KEY)
-    if steps is None:
+    found = metrics.get(key)
+    if found is None:
         return None
-    is_number = isinstance(steps, int | float) and math.isfinite(steps)
-    if not is_number or steps != int(steps) or steps < 1:
-        raise ValueError(f"metric {STEPS_KEY!r} must be a number of steps, found {steps}")
-    return int(steps)
+    is_number = isinstance(found, int | float) and math.isfinite(found)
+    if not is_number or found != int(found) or found < 1:
+        raise ValueError(f"metric {key!r} must be a number of {what}, found {found}")
+    return int(found)
 
 
 def _tensors(arrays: ArrayRecord) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
 from attacks import LABEL_ATTACKS, GradientLeak, Normalization, Status
-from attacks.counts.head_gradient import Auxiliary, round_to_sum
+from attacks.counts.head_gradient import Auxiliary, HeadGradient, round_to_sum
 from attacks.labels.gradinversion_labels import GradInversionLabels
 from attacks.labels.ilrg import ILRG
 from attacks.labels.label_mass import LabelMass
@@ -112,6 +112,65 @@ def test_llg_gives_out_examples_as_in_algorithm_1(
 ) -> None:
     found = give_out(np.array(rows), sum(counts), impact, np.zeros(3))
     assert found.tolist() == counts
+
+
+def test_an_example_of_a_smaller_last_batch_weighs_more(make_model: Maker) -> None:
+    """In two epochs of 4, 4 and 2 examples, without an lr at the same weights, so that p is one."""
+    model = make_model(10, bias=True, activation=nn.Sigmoid)
+    nn.init.zeros_(model.get_parameter("2.weight"))
+    order = torch.eye(10)
+    batches = [*order.split(4), *order.flip(0).split(4)]
+    leak = leak_of(model, batches, examples=10, schedule="epochs")
+    head = HeadGradient.of(leak)
+    assert head.examples == 20
+    assert head.bias_gradient is not None
+    p = model(torch.zeros(1, *SHAPE)).detach().softmax(dim=1).double()[0].numpy()
+    weighed = 20 * (p - head.bias_gradient)
+    # 20 / (6 · 4) in a batch of four, 20 / (6 · 2) in one of two; two epochs.
+    expected = [5 / 6 + 5 / 3] * 2 + [5 / 6 + 5 / 6] * 6 + [5 / 3 + 5 / 6] * 2
+    assert weighed == pytest.approx(expected, abs=1e-5)  # float32 gradients
+
+
+@pytest.mark.parametrize(
+    ("told", "drawn"),
+    [
+        ({"batch_size": 4}, 8),
+        ({"batch_size": None}, None),
+        ({"examples": 4, "schedule": "full-batch"}, 4),
+        ({"examples": 5}, 5),
+        ({"batch_size": None, "examples": 5}, 5),
+    ],
+    ids=str,
+)
+def test_what_was_used_twice_was_drawn_once(
+    make_model: Maker, told: dict[str, Any], drawn: int | None
+) -> None:
+    leak = leak_of(make_model(10, bias=True), [torch.eye(10)[:4]] * 2, lr=0.1, **told)
+    assert HeadGradient.of(leak).drawn == drawn
+
+
+@pytest.mark.parametrize(("size", "weight"), [(4, 2), (5, None), (10, None)])
+def test_a_mass_counts_every_use_of_an_example_and_names_unequal_weights(
+    make_model: Maker, size: int, weight: int | None
+) -> None:
+    labels = torch.eye(10)[torch.arange(10) % 3]
+    batches = [*labels.split(size)] * 2
+    leak = leak_of(make_model(10, bias=True), batches, lr=0.1, examples=10, schedule="epochs")
+    for attack in (LabelMass(), ILRG(), LLG()):
+        recovery = attack(leak, generator=seeded())
+        assert recovery.mass is not None
+        assert float(recovery.mass.sum()) == pytest.approx(20)
+        said = "an example in a batch of 2 weighs 2 times as much as one in a batch of 4"
+        assert (said in (recovery.reason or "")) == (weight is not None)
+
+
+def test_a_mass_of_epochs_of_unknown_length_sums_to_one(make_model: Maker) -> None:
+    leak = leak_of(make_model(10, bias=True), [torch.eye(10)[:4]] * 2, lr=0.1, schedule="epochs")
+    assert leak.processed is None
+    recovery = LabelMass()(leak, generator=seeded())
+    assert recovery.mass is not None
+    assert float(recovery.mass.sum()) == pytest.approx(1)
+    assert ILRG()(leak, generator=seeded()).status is Status.NOT_APPLICABLE
 
 
 def test_ilrg_is_exact_where_the_features_are_equal(make_model: Maker) -> None:

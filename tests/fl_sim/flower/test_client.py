@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from importlib import import_module
 
 import pytest
 import torch
@@ -40,7 +41,7 @@ def plain_sgd(scenario: Scenario, number: int, server_round: int, start: Tensors
     keys = ("lr", "momentum", "nesterov", "weight_decay")
     options = {key: getattr(settings, key) for key in keys}
     optimizer = torch.optim.SGD(model.parameters(), **options)
-    for step in range(settings.local_steps):
+    for step in range(federation.local_steps(number)):
         batch = federation.client_batch(number, server_round, step)
         optimizer.zero_grad()
         cross_entropy(model(batch.images), batch.labels).backward()
@@ -55,8 +56,9 @@ def plain_sgd(scenario: Scenario, number: int, server_round: int, start: Tensors
         ["client.batch_size=5", "client.local_steps=3"],
         ["client.local_steps=2", "client.momentum=0.9", "client.nesterov=true"],
         ["client.local_steps=2", "client.momentum=0.5", "client.weight_decay=0.1"],
+        ["client.local_epochs=2", "client.batch_size=6", "client.momentum=0.5"],
     ],
-    ids=["one step", "three steps", "nesterov", "momentum and decay"],
+    ids=["one step", "three steps", "nesterov", "momentum and decay", "epochs"],
 )
 def test_without_defenses_the_weights_are_those_of_sgd(tiny: Tiny, overrides: list[str]) -> None:
     scenario = tiny(*overrides)
@@ -235,6 +237,46 @@ def test_the_app_trains_and_sends_weights_and_counts(tiny: Tiny) -> None:
     assert all(torch.equal(sent[name], expected[name]) for name in expected)
     metrics = reply.content.metric_records["metrics"]
     assert metrics == {"num-examples": 12, "train-loss": loss}
+
+
+def test_an_epoch_is_what_a_loader_would_make_of_it(tiny: Tiny) -> None:
+    """The last batch of an epoch is smaller, and its loss is a mean of its own."""
+    scenario = tiny("client.batch_size=6", "client.local_epochs=1", "client.lr=0.5")
+    federation, start = Federation.of(scenario), start_of(scenario)
+    order = torch.cat([federation.client_batch(1, 1, step).images for step in range(4)])
+    labels = torch.cat([federation.client_batch(1, 1, step).labels for step in range(4)])
+    data = torch.utils.data.TensorDataset(order, labels)
+    model = federation.build_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    loader = torch.utils.data.DataLoader(data, batch_size=6, generator=torch.Generator())
+    for images, targets in loader:
+        optimizer.zero_grad()
+        cross_entropy(model(images), targets).backward()
+        optimizer.step()
+    sent, *_ = train_locally(scenario, 1, 1, start)
+    assert torch.equal(flat(sent), flat(wire_tensors(model, "eval")))
+    assert len(order) == 20
+
+
+def test_with_epochs_the_app_reports_its_share(tiny: Tiny) -> None:
+    scenario = tiny("client.batch_size=6", "client.local_epochs=3")
+    config = ConfigRecord({"server-round": 1})
+    content = RecordDict({"arrays": to_arrays(start_of(scenario)), "config": config})
+    metrics = ask(scenario, "train", content).content.metric_records["metrics"]
+    assert metrics["num-examples"] == 20
+
+
+def test_hooks_know_the_step_of_the_round(tiny: Tiny) -> None:
+    """Steps are counted over all epochs, and the update comes after the last."""
+    notes = 'defense=[{name="third_party:Notes"}]'
+    scenario = tiny("client.batch_size=8", "client.local_epochs=2", notes)
+    places: list[tuple[str, int, int]] = import_module("third_party").PLACES
+    places.clear()
+    train_locally(scenario, 1, 4, start_of(scenario))
+    hooks = [hook for _ in range(6) for hook in ("batch", "gradient")]
+    steps = [step for step in range(6) for _ in range(2)]
+    expected = [(hook, 4, step) for hook, step in zip(hooks, steps, strict=True)]
+    assert places == [*expected, ("update", 4, 6)]
 
 
 def test_nothing_but_weights_and_counts_is_on_the_wire(tiny: Tiny) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from attacks import GradientLeak
+from attacks.training import SGD
 from fl_sim.flower.wire import LocalTraining, gradient_leak, load_tensors, wire_tensors
 from fl_sim.optimizers import build_optimizer
 
@@ -206,6 +208,95 @@ def test_a_leak_knows_how_clients_train_and_nothing_of_defenses() -> None:
     assert leak.knowledge == ()
 
 
+@pytest.mark.parametrize("sends", ["weights", "difference"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"weight_decay": 0.3},
+        {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1},
+        {"momentum": 0.5, "dampening": 0.2},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("steps", [1, 4])
+def test_a_leak_gives_the_weights_back_and_tells_the_sgd(
+    options: dict[str, Any], steps: int, sends: Any
+) -> None:
+    model = network()
+    training = LocalTraining(lr=0.1, batch_size=3, local_steps=steps, sends=sends, **options)
+    weights, _ = train(model, training)
+    received = dict(model.named_parameters())
+    sent = weights
+    if sends == "difference":
+        sent = {name: weights[name] - received[name].detach() for name in weights}
+    leak = gradient_leak(model, sent, training, input_shape=SHAPE)
+    for name, weight in weights.items():
+        # Some float64 roundings of weights below 1.
+        torch.testing.assert_close(leak.returned(name), weight, atol=1e-14, rtol=0)
+    assert leak.optimizer == SGD(0.1, **options)
+
+
+EPOCHS = LocalTraining(lr=0.1, batch_size=4, local_epochs=2)
+
+
+@pytest.mark.parametrize(
+    ("training", "reported", "told"),
+    [
+        (EPOCHS, {"examples": 16}, (8, 4, 16, "epochs")),
+        (EPOCHS, {"examples": 10}, (6, 4, 10, "epochs")),
+        (EPOCHS, {"examples": 10, "steps": 6}, (6, 4, 10, "epochs")),
+        (EPOCHS, {"examples": 4}, (2, 4, 4, "full-batch")),
+        (EPOCHS, {"examples": 3}, (2, 3, 3, "full-batch")),
+        (replace(EPOCHS, examples=16), {}, (8, 4, 16, "epochs")),
+        (replace(EPOCHS, examples=16), {"examples": 8}, (4, 4, 8, "epochs")),
+        # Other steps than the epochs': the last batches were dropped, for one.
+        (EPOCHS, {"examples": 10, "steps": 4}, (4, 4, None, None)),
+        (EPOCHS, {"steps": 4}, (4, 4, None, None)),
+        (replace(EPOCHS, batch_size=None), {"examples": 10, "steps": 4}, (4, None, None, None)),
+        # With steps, what a client calls its examples isn't read.
+        (LocalTraining(lr=0.1, batch_size=4), {"examples": 16}, (1, 4, None, None)),
+        (LocalTraining(lr=0.1, batch_size=4), {"steps": 3}, (3, 4, None, None)),
+        (
+            LocalTraining(lr=0.1, batch_size=4, local_steps=8, schedule="steps"),
+            {"examples": 16, "steps": 3},
+            (3, 4, None, "steps"),
+        ),
+        (
+            LocalTraining(lr=0.1, batch_size=4, local_steps=8, schedule="epochs", examples=16),
+            {"steps": 3},
+            (3, 4, None, None),
+        ),
+    ],
+)
+def test_a_leak_tells_what_the_server_knows_of_the_batches(
+    training: LocalTraining,
+    reported: dict[str, int],
+    told: tuple[int, int | None, int | None, str | None],
+) -> None:
+    model = network()
+    own = training.of_client(**reported)
+    leak = gradient_leak(model, wire_tensors(model, "eval"), own, input_shape=SHAPE)
+    assert (leak.local_steps, leak.batch_size, leak.examples, leak.schedule) == told
+
+
+@pytest.mark.parametrize(
+    ("training", "reported", "found"),
+    [(EPOCHS, {}, "4 and None"), (replace(EPOCHS, batch_size=None), {"examples": 16}, "None and")],
+)
+def test_epochs_of_unknown_steps_are_refused(
+    training: LocalTraining, reported: dict[str, int], found: str
+) -> None:
+    with pytest.raises(ValueError, match=f"local_epochs tell the steps only .* found {found}"):
+        training.of_client(**reported)
+
+
+def test_of_another_optimizer_no_sgd_is_told() -> None:
+    model, training = network(), LocalTraining(lr=0.1, optimizer="adamw", weight_decay=0.1)
+    leak = gradient_leak(model, wire_tensors(model, "eval"), training, input_shape=SHAPE)
+    assert (leak.weight_decay, leak.optimizer_lr, leak.keeps) == (0.0, None, "signs")
+
+
 def test_frozen_and_missing_parameters_have_no_gradient() -> None:
     model = network()
     model.get_parameter("1.bias").requires_grad_(False)
@@ -270,6 +361,23 @@ def test_what_an_optimizer_hides_is_named(
         ({"dampening": 1.5}, r"dampening must be in \[0, 1\], found 1.5"),
         ({"weight_decay": -1.0}, "weight_decay must be at least 0 and finite, found -1.0"),
         ({"local_steps": 0}, "local_steps must be a whole number of at least 1, found 0"),
+        ({"local_epochs": 0}, "local_epochs must be a whole number of at least 1, found 0"),
+        (
+            {"local_epochs": 2, "local_steps": 3},
+            "local_epochs take the place of local_steps: leave one out, found 2 and 3",
+        ),
+        (
+            {"local_epochs": 2, "schedule": "steps"},
+            "local_epochs are a schedule of their own: leave schedule out, found 'steps'",
+        ),
+        (
+            {"schedule": "shuffled"},
+            "schedule must be one of full-batch, epochs, steps, None, found 'shuffled'",
+        ),
+        (
+            {"schedule": "epochs", "local_steps": 3, "batch_size": 4, "examples": 8},
+            "schedule 'epochs' takes 2 steps for 8 examples in batches of 4: .* found 3",
+        ),
         ({"batch_size": 1.5}, "batch_size must be a whole number of at least 1, found 1.5"),
         ({"optimizer": "lion"}, "optimizer must be one of sgd, adam, .*, found 'lion'"),
         ({"mode": "test"}, "mode must be one of eval, train, found 'test'"),

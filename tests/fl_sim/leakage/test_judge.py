@@ -175,6 +175,7 @@ def test_scores_compare_each_row_with_its_example() -> None:
     # Float32 labels throughout.
     assert first == {
         "true_augmentation": "label-smoothing",
+        "true_labels": 1,
         "label_linf": pytest.approx(0, abs=1e-7),
         "label_l1": pytest.approx(0, abs=1e-7),
         "label_top1": True,
@@ -183,6 +184,7 @@ def test_scores_compare_each_row_with_its_example() -> None:
     }
     assert second == {
         "true_augmentation": "mixup",
+        "true_labels": 1,
         "label_linf": pytest.approx(0.5, abs=1e-7),
         "label_l1": pytest.approx(0.3 + 0.5 + 0.1 + 0.1, abs=1e-6),
         "label_top1": False,
@@ -190,7 +192,7 @@ def test_scores_compare_each_row_with_its_example() -> None:
         "mixing_error": pytest.approx(0.05, abs=1e-6),
         "feature_error": pytest.approx(0.25, abs=1e-6),
     }
-    assert third == {"true_augmentation": "hard"}
+    assert third == {"true_augmentation": "hard", "true_labels": 1}
 
 
 def test_a_missing_mixing_is_no_error_of_it() -> None:

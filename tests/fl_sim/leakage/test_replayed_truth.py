@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from fl_sim.flower.client import train_locally
 from fl_sim.flower.wire import LocalTraining, gradient_leak, wire_tensors
 from fl_sim.leakage.audit import audit_leak
 from fl_sim.leakage.findings import Finding
+from fl_sim.leakage.judge import Truth
 from fl_sim.leakage.plan import AttackPlan
 from fl_sim.leakage.records import LeakageRecord
 from fl_sim.replay_judge import ReplayJudge
@@ -156,3 +158,104 @@ def test_a_mass_is_scored_against_the_labels_of_all_local_steps(tiny: Tiny, name
     assert 0 <= record.mass_irec <= 1
     [blind] = audit_leak(leak, AttackPlan.by_name(name), place, seed=0, judge=None)
     assert blind.record.mass_tv is None
+
+
+EPOCHS = ("client.local_epochs=2", "client.batch_size=8", "data.examples_per_client=12")
+
+
+def judge_of(tiny: Tiny, *overrides: str) -> tuple[ReplayJudge, list[Tensor], list[Tensor]]:
+    """Return the judge, and the images and labels of client 1's steps in round 2."""
+    federation = Federation.of(tiny(*overrides))
+    steps = range(federation.local_steps(1))
+    batches = [federation.training_batch(1, 2, step) for step in steps]
+    images, labels = [b.images for b in batches], [b.labels for b in batches]
+    return ReplayJudge.of(federation), images, labels
+
+
+def test_the_truth_of_epochs_holds_each_example_once(tiny: Tiny) -> None:
+    judge, images, labels = judge_of(tiny, *EPOCHS, 'defense=[{name="label-smoothing"}]')
+    assert [len(part) for part in images] == [8, 4, 8, 4]
+    truth = judge.truth(1, 2)
+    assert torch.equal(truth.images, torch.cat(images[:2]))
+    assert torch.equal(truth.labels, torch.cat(labels[:2]))
+    assert truth.all_labels is None
+    mass = judge.label_mass(1, 2)
+    assert torch.equal(mass, torch.stack([part.double().sum(dim=0) for part in labels]).sum(dim=0))
+    # Twelve examples, twice; float32 labels.
+    assert float(mass.sum()) == pytest.approx(24, abs=1e-5)
+
+
+def test_labels_that_are_drawn_anew_are_all_in_the_truth(tiny: Tiny) -> None:
+    judge, images, labels = judge_of(
+        tiny, *EPOCHS, 'defense=[{name="label-smoothing", smoothing=[0.1, 0.5]}]'
+    )
+    truth = judge.truth(1, 2)
+    assert truth.images.shape == (12, 1, 4, 4)
+    assert truth.all_labels is not None
+    second = torch.cat(images[2:])
+    for image, own in zip(truth.images, truth.all_labels, strict=True):
+        [[again]] = (second == image).flatten(1).all(dim=1).nonzero().T.tolist()
+        assert torch.equal(own[1], torch.cat(labels[2:])[again])
+        assert not torch.equal(own[0], own[1])
+    assert torch.equal(truth.labels, torch.cat(labels[:2]))
+
+
+def test_what_is_mixed_anew_is_another_example(tiny: Tiny) -> None:
+    judge, images, labels = judge_of(tiny, *EPOCHS, 'defense=[{name="mixup"}]')
+    truth = judge.truth(1, 2)
+    assert torch.equal(truth.images, torch.cat(images))
+    assert torch.equal(truth.labels, torch.cat(labels))
+    assert len(truth.labels) == 24
+
+
+def test_steps_that_draw_an_example_again_show_it_once(tiny: Tiny) -> None:
+    judge, images, _ = judge_of(tiny, "client.local_steps=5", "client.batch_size=8")
+    truth, drawn = judge.truth(1, 2), torch.cat(images)
+    assert len(truth.images) == len(torch.unique(drawn, dim=0)) < len(drawn)
+
+
+def test_examples_that_are_alike_count_each(tiny: Tiny) -> None:
+    """Two of the same image in one batch are two; in the next epoch they are the same two."""
+    federation = Federation.of(tiny(*EPOCHS))
+    one = federation.dataset.images[:1].expand_as(federation.dataset.images)
+    alike = replace(federation, dataset=replace(federation.dataset, images=one))
+    assert len(ReplayJudge.of(alike).truth(1, 2).images) == 12
+
+
+@pytest.mark.parametrize("of", ["nearest", "mean"])
+def test_a_label_that_varies_is_compared_with_the_nearest(tiny: Tiny, of: str) -> None:
+    overrides = (*EPOCHS, 'defense=[{name="label-smoothing", smoothing=[0.1, 0.5]}]')
+    federation = Federation.of(tiny(*overrides))
+    judge = ReplayJudge.of(federation)
+    truth = judge.truth(1, 2)
+    assert truth.all_labels is not None
+    rows = [own[1] if of == "nearest" else own.mean(dim=0) for own in truth.all_labels]
+    found = [ExampleLabel(Status.RECOVERED, label=row.double()) for row in rows]
+    answer = LabelRecovery.of(found)
+    model = federation.build_model()
+    training = LocalTraining(lr=0.05, batch_size=8, local_epochs=2).of_client(examples=12)
+    leak = gradient_leak(model, wire_tensors(model, "eval"), training, input_shape=(1, 4, 4))
+    place = LeakageRecord(round=2, client=1, attack=0, label_attack="mine")
+    plan = AttackPlan("mine", lambda leak, *, generator: answer)  # type: ignore[arg-type]
+    findings = audit_leak(leak, plan, place, seed=0, judge=judge)
+    records = [finding.record for finding in findings]
+    assert [record.example for record in records] == list(range(12))
+    assert {(r.batch_size, r.examples, r.true_labels) for r in records} == {(8, 12, 2)}
+    errors = [record.label_linf for record in records]
+    assert all(error is not None for error in errors)
+    if of == "nearest":
+        assert max(error or 0 for error in errors) < 1e-7  # float32 labels
+        assert all(
+            torch.equal(f.tensors["true_label"].double(), f.tensors["label"]) for f in findings
+        )
+    else:
+        assert sum((error or 0) > 1e-2 for error in errors) > 8
+
+
+@pytest.mark.parametrize(
+    "all_labels",
+    [(torch.eye(4),), (torch.eye(4)[:, :3],) * 2, (torch.ones(4),) * 2, (torch.eye(4)[:0],) * 2],
+)
+def test_labels_of_other_examples_are_no_truth(all_labels: tuple[Tensor, ...]) -> None:
+    with pytest.raises(ValueError, match=r"all_labels must hold labels \(N, K\) for each of 2"):
+        Truth(torch.zeros(2, 1, 4, 4), torch.eye(4)[:2], all_labels)

@@ -111,6 +111,12 @@ def test_a_line_without_an_example_stands_for_its_batch() -> None:
     assert reasons(lines)[0].count == 3
 
 
+def test_a_line_without_an_example_stands_for_all_that_its_steps_took() -> None:
+    lines = [failed(example=None, batch_size=3, examples=7), record(client=1)]
+    (summary,) = summarize(lines)
+    assert (summary.examples, summary.label_success) == (8, 0.125)
+
+
 def test_a_batch_takes_its_time_once() -> None:
     records = [record(example=index, batch_size=4) for index in range(4)]
     assert summarize(records)[0].total_seconds == pytest.approx(3.0)

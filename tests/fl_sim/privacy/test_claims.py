@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -110,6 +110,20 @@ def test_the_client_of_whom_most_is_told_counts(tiny: Tiny) -> None:
     claim = Privacy(1.0, noise=4.0, sampling=1 / smallest, unit="example")
     assert len(set(spending.claims)) > 1
     assert spending.epsilon(2) == spent_epsilon(claim, 6)
+
+
+def test_epochs_take_every_example_whatever_rate_is_claimed(tiny: Tiny) -> None:
+    """A batch that covers the share is no rate above 1, either."""
+    noisy = 'defense=[{name="third_party:NoisySteps", noise=4.0}]'
+    for size, steps in ((7, 3), (30, 1)):
+        batches = (f"client.batch_size={size}", noisy)
+        spending = spending_of(tiny, "client.local_epochs=2", *batches)
+        claim = Privacy(1.0, noise=4.0, unit="example", releases=2 * steps)
+        assert set(spending.claims) == {(claim,)}
+        assert spending.epsilon(2) == spent_epsilon(claim, 2)
+    never = Claims(Privacy(1.0, noise=1.0, sampling=0.0))
+    [kept] = claims_of(named(never), replace(PLAN, local_epochs=1))
+    assert kept.sampling == 0.0
 
 
 def test_a_smaller_rate_but_more_rounds_may_be_most(tiny: Tiny) -> None:

@@ -11,6 +11,8 @@ from fl_sim.errors import UserError
 from fl_sim.scenario import Scenario
 from fl_sim.scenario.sections import Every
 
+EITHER = ("local_steps", "local_epochs")
+
 
 @pytest.mark.parametrize(
     ("override", "key", "value"),
@@ -113,3 +115,24 @@ def test_an_override_of_a_defense_that_is_not_there(tmp_path: Path) -> None:
     path.write_text("rounds = 1", encoding="utf-8")
     with pytest.raises(UserError, match=r"'0' must be the number of an entry of defense, .* has 0"):
         Scenario.load(path, ["defense.0.name=mixup"])
+
+
+@pytest.mark.parametrize(("key", "other"), [EITHER, EITHER[::-1]])
+def test_steps_and_epochs_take_each_others_place(tmp_path: Path, key: str, other: str) -> None:
+    path = tmp_path / "quick.toml"
+    path.write_text(f"[client]\n{other} = 3", encoding="utf-8")
+    for changed in (
+        Scenario.load(path, [f"client.{key}=2"]),
+        Scenario.load(path).with_changes({f"client.{key}": 2}),
+        Scenario.load(path).with_changes({f"client.{key}": 4}).with_changes({f"client.{key}": 2}),
+    ):
+        assert changed.client.model_dump(include=set(EITHER)) == {key: 2, other: None}
+    assert Scenario.load(path, ["client.lr=0.5"]).client.model_dump()[other] == 3
+
+
+def test_one_step_is_what_a_scenario_without_either_says(design: Path) -> None:
+    scenario = Scenario.load(design)
+    assert (scenario.client.local_steps, scenario.client.local_epochs) == (1, None)
+    assert Scenario.load(design, ["client.local_steps=1"]) == scenario
+    assert scenario.with_changes({}) == scenario
+    assert scenario.with_changes({"client.local_epochs": 1}) != scenario

@@ -42,6 +42,10 @@ QUICK = (
 )
 STRATEGIES = ["fedavg", "fedadam"]
 KEEPING = 'defense=[{name="third_party:Velocity"}, {name="third_party:LargestEntries"}]'
+EPOCHS = (
+    "client.local_epochs=2\nclient.batch_size=6\ndata.examples_per_client=8\n"
+    'defense=[{name="label-smoothing", smoothing=[0.1, 0.5]}, {name="mixup"}]'
+)
 logger = logging.getLogger(__name__)
 
 
@@ -100,7 +104,11 @@ def killing(kill: Kill) -> Iterator[None]:
 Unbroken = tuple[Scenario, Outcome, Kill]
 
 
-@pytest.fixture(scope="module", params=[*STRATEGIES, KEEPING], ids=[*STRATEGIES, "keeping"])
+@pytest.fixture(
+    scope="module",
+    params=[*STRATEGIES, KEEPING, EPOCHS],
+    ids=[*STRATEGIES, "keeping", "epochs"],
+)
 def unbroken(
     request: pytest.FixtureRequest,
     tiny: Tiny,
@@ -108,9 +116,9 @@ def unbroken(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Unbroken:
     """Return a scenario, what its unbroken run leaves, and the writes that takes."""
-    keeps = request.param == KEEPING
-    change = KEEPING if keeps else f"server.strategy={request.param}"
-    scenario, kill = tiny(*QUICK, change), Kill()
+    is_strategy = request.param in STRATEGIES
+    changes = [f"server.strategy={request.param}"] if is_strategy else request.param.split("\n")
+    scenario, kill = tiny(*QUICK, *changes), Kill()
     folder = tmp_path_factory.mktemp("unbroken")
     with killing(kill):
         run(scenario, folder)

@@ -307,6 +307,29 @@ def test_steps_that_a_client_reports_count(tiny: Tiny) -> None:
             assert reason in (record.label_reason or "")
 
 
+def test_epochs_are_as_many_steps_as_the_reported_examples_make(tiny: Tiny) -> None:
+    def reports(examples: Any) -> Callable[[RecordDict], RecordDict]:
+        def change(content: RecordDict) -> RecordDict:
+            metrics = {**content.metric_records["metrics"], "num-examples": examples}
+            kept = {key: value for key, value in metrics.items() if value is not None}
+            return RecordDict({**content, "metrics": MetricRecord(kept)})
+
+        return change
+
+    training = LocalTraining(lr=0.05, batch_size=4, local_epochs=2)
+    for examples, reason in (
+        (10, "the update sums 6 local steps"),
+        (4.0, "the update sums 2 local steps"),
+        (0, "metric 'num-examples' must be a number of examples, found 0"),
+        (2.5, "metric 'num-examples' must be a number of examples, found 2.5"),
+        (None, "local_epochs tell the steps only with batch_size and the examples of a client"),
+    ):
+        standalone = Standalone(tiny, ["soft-label"], training=training)
+        record = standalone.round(change=reports(examples))[0]
+        assert record.label_status == "NOT_APPLICABLE"
+        assert reason in (record.label_reason or "")
+
+
 def test_a_guard_that_makes_replies_alike_hides_no_steps(tiny: Tiny) -> None:
     """One client reports its steps, two don't: the strategy sees the metric of none."""
     standalone = Standalone(tiny, ["soft-label"])
