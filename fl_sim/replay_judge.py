@@ -40,23 +40,28 @@ class ReplayJudge:
         Images that are alike are one example, unless one pass over the share holds both: then they
         are two that are alike. What a defense mixes anew is another example every time.
         """
-        found: dict[tuple[bytes, int], tuple[Tensor, list[Tensor]]] = {}
+        found: dict[tuple[bytes, int], tuple[Tensor, list[Tensor], Tensor]] = {}
+        draws = self.federation.defenses.draws
         epoch, times = -1, Counter[bytes]()
         for step, batch in enumerate(self._batches(client, server_round)):
+            raw = self.federation.client_batch(client, server_round, step).images
+            # The first ones, then all their partners.
+            originals = raw.reshape(draws, -1, *raw.shape[1:]).transpose(0, 1)
             if self.federation.epoch_of(client, step) != epoch:
                 epoch, times = self.federation.epoch_of(client, step), Counter()
-            for image, label in zip(batch.images, batch.labels, strict=True):
+            for image, label, mixed in zip(batch.images, batch.labels, originals, strict=True):
                 pixels = hashlib.sha256(image.numpy().tobytes()).digest()
-                _, labels = found.setdefault((pixels, times[pixels]), (image, []))
+                _, labels, _ = found.setdefault((pixels, times[pixels]), (image, [], mixed))
                 times[pixels] += 1
                 if not any(torch.equal(label, other) for other in labels):
                     labels.append(label)
         examples = list(found.values())
-        vary = any(len(labels) > 1 for _, labels in examples)
+        vary = any(len(labels) > 1 for _, labels, _ in examples)
         return Truth(
-            torch.stack([image for image, _ in examples]),
-            torch.stack([labels[0] for _, labels in examples]),
-            tuple(torch.stack(labels) for _, labels in examples) if vary else None,
+            torch.stack([image for image, _, _ in examples]),
+            torch.stack([labels[0] for _, labels, _ in examples]),
+            tuple(torch.stack(labels) for _, labels, _ in examples) if vary else None,
+            tuple(mixed for _, _, mixed in examples) if draws > 1 else None,
         )
 
     def label_mass(self, client: int, server_round: int) -> Tensor:

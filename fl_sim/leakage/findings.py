@@ -19,7 +19,7 @@ from attacks import (
     Status,
 )
 from fl_sim.leakage.attack_update import Answer
-from fl_sim.leakage.image_scores import score_image
+from fl_sim.leakage.image_scores import psnr_db, score_image
 from fl_sim.leakage.judge import Baseline, Truth, score_labels
 from fl_sim.leakage.records import LeakageRecord
 from fl_sim.leakage.true_features import TrueFeatures
@@ -34,7 +34,8 @@ class Finding:
     Args:
         record: the line for `leakage.jsonl`.
         tensors: "label" (K,), "image" (C, H, W) and "candidates" (N, K) as recovered, "true_label"
-            and "true_image", as far as there are any; of attacks that count "mass" (K,), with
+            and "true_image", and "originals" (N, C, H, W) that the latter was mixed from, as far as
+            there are any; of attacks that count "mass" (K,), with
             "true_mass" and "guessed_mass" beside it.
     """
 
@@ -89,6 +90,8 @@ def write_findings(
         found = answer.labels.examples[row].label if answer.labels.examples else None
         label = truth.label_near(example, found)
         true = {"true_label": label, "true_image": truth.images[example]}
+        if truth.originals is not None:
+            true["originals"] = truth.originals[example]
         findings.append(_finding(shared, answer, row, fields, true))
     return sorted(findings, key=_by_example)
 
@@ -201,6 +204,9 @@ def _compare(
         found = image.examples[row].image if image.examples else None
         if found is not None and image.pixel_range == (0.0, 1.0):
             fields |= score_image(found, true_image)
+            if truth.originals is not None:
+                originals = truth.originals[example].double()
+                fields["psnr_original_db"] = max(psnr_db(found, one) for one in originals)
     except Exception as error:  # of a truth that a third party tells
         logger.warning("scoring an image raised %s: %s", type(error).__name__, error)
         fields["image_status"] = Status.FAILED.value

@@ -48,16 +48,27 @@ class Truth:
         labels: (B, K), rows on the simplex; of an example with several labels, the first.
         all_labels: for each example, all its different labels (N, K) in the round, where a defense
             drew them anew; None: each has one.
+        originals: for each example, the images (N, C, H, W) that it was mixed from; None where
+            nothing is mixed.
 
     Raises:
-        ValueError: all_labels aren't those of B examples.
+        ValueError: all_labels or originals aren't those of B examples.
     """
 
     images: Tensor
     labels: Tensor
     all_labels: Sequence[Tensor] | None = None
+    originals: Sequence[Tensor] | None = None
 
     def __post_init__(self) -> None:
+        if self.originals is not None:
+            shapes = [tuple(images.shape) for images in self.originals]
+            fits = all(len(s) == 4 and s[0] > 0 and s[1:] == self.images.shape[1:] for s in shapes)
+            if not fits or len(shapes) != len(self.images):
+                raise ValueError(
+                    f"originals must hold images (N, C, H, W) for each of {len(self.images)} "
+                    f"examples of shape {tuple(self.images.shape[1:])}, found shapes {shapes}"
+                )
         if self.all_labels is None:
             return
         shapes = [tuple(labels.shape) for labels in self.all_labels]

@@ -12,7 +12,7 @@ import numpy as np
 from fl_sim.leakage.findings import Finding
 
 LABELS = ("label", "candidates", "true_label", "mass", "true_mass", "guessed_mass")
-IMAGES = ("image", "true_image")
+IMAGES = ("image", "true_image", "originals")
 
 
 def keep_tensors(

@@ -36,8 +36,9 @@ class LeakageRecord:
 
     `image_low` and `image_high` are the range of an image's values: 0 and 1, or what the model
     takes where the attacker doesn't know how the client's loader normalises; such an image isn't
-    scored. The line of a count attack stands for all examples of an update, each as often as it was
-    used: `mass_tv` is the total variation distance in [0, 1] between the recovered and the true
+    scored. `psnr_original_db` compares it with the nearest of the images that the client's example
+    was mixed from. The line of a count attack stands for all examples of an update, each as often
+    as it was used: `mass_tv` is the total variation distance in [0, 1] between the recovered and the true
     class shares (lower is better), `mass_irec` the share of instances recovered (higher is better).
     `unused_facts` names what an aware attacker knows of the defenses and its attacks don't take
     into account.
@@ -90,6 +91,7 @@ class LeakageRecord:
     image_high: float | None = None
     psnr_db: float | None = None
     psnr_registered_db: float | None = None
+    psnr_original_db: float | None = None
     ssim: float | None = None
     lpips: float | None = None
     lpips_reason: str | None = None

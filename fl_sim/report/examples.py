@@ -38,11 +38,15 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True)
 class Pair:
-    """A recovered image beside the true one, if that is known, as data URIs, with its record."""
+    """A recovered image beside the true one, if that is known, as data URIs, with its record.
+
+    `originals` are those that the true one was mixed from.
+    """
 
     recovered: str
     true: str | None
     record: Record
+    originals: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,7 @@ def image_pairs(folder: Path, records: Iterable[Record], limit: int) -> list[Pai
             _data_uri(_in_range(arrays["image"], found[key])),
             _data_uri(arrays["true_image"]) if "true_image" in arrays else None,
             found[key],
+            tuple(_data_uri(original) for original in arrays.get("originals", ())),
         )
         for key, arrays in sorted(chosen.items())
         if key in found

@@ -67,7 +67,7 @@ def _held(best: AttackSummary, records: Sequence[Record]) -> str:
             (kind, sum(record.get(f"{kind}_certainty") == certainty for record in records))
             for kind in ("image", "label")
         ]
-        shown = [f"{number / clients:.3g} {kind}s" for kind, number in held if number]
+        shown = [_some(number / clients, kind) for kind, number in held if number]
         if shown:
             parts.append(f"{words}, {' and '.join(shown)}")
     of_each = f"Of each of {count(clients, 'client')}"
@@ -83,6 +83,10 @@ def _held(best: AttackSummary, records: Sequence[Record]) -> str:
         f"{of_each}, a curious server holds at most guesses by these attacks. That is no proof: it "
         "may run others, and keeps every update for later."
     )
+
+
+def _some(value: float, noun: str) -> str:
+    return f"{value:.3g} {noun}" if value == 1 else f"{value:.3g} {noun}s"
 
 
 def _beyond_knowledge(best: AttackSummary) -> str | None:

@@ -267,3 +267,23 @@ def test_attack_pair_and_score_stand_on_their_own() -> None:
     assert blind.record.label_linf is None
     assert scored.record.label_linf is not None
     assert scored.record.label_linf < 1e-2  # what RECOVERED claims
+
+
+def test_a_mixed_image_is_compared_with_its_originals() -> None:
+    originals = images(2)
+    truth = Truth(originals.mean(dim=0, keepdim=True), hard(1), originals=(originals,))
+    [finding] = audited(recovered(hard(1)), shown(originals[:1]), Told(truth), 1)
+    assert finding.record.psnr_original_db == 200
+    assert (finding.record.psnr_db or 0) < 50
+    assert torch.equal(finding.tensors["originals"], originals)
+    [plain] = audited(recovered(hard(1)), shown(images(1)), Told(Truth(images(1), hard(1))), 1)
+    assert plain.record.psnr_original_db is None
+    assert "originals" not in plain.tensors
+
+
+@pytest.mark.parametrize("originals", [(), (torch.rand(2, 1, 3, 3),), (torch.rand(0, 1, 4, 4),)])
+def test_originals_must_be_those_of_the_examples(originals: tuple[Tensor, ...]) -> None:
+    with pytest.raises(
+        ValueError, match=r"originals must hold images \(N, C, H, W\) for each of 1"
+    ):
+        Truth(images(1), hard(1), originals=originals)

@@ -259,3 +259,19 @@ def test_a_label_that_varies_is_compared_with_the_nearest(tiny: Tiny, of: str) -
 def test_labels_of_other_examples_are_no_truth(all_labels: tuple[Tensor, ...]) -> None:
     with pytest.raises(ValueError, match=r"all_labels must hold labels \(N, K\) for each of 2"):
         Truth(torch.zeros(2, 1, 4, 4), torch.eye(4)[:2], all_labels)
+
+
+def test_the_originals_of_a_mixture_are_replayed(tiny: Tiny) -> None:
+    changes = {"client.batch_size": 2, "defense": [{"name": "mixup"}]}
+    federation = Federation.of(tiny().with_changes(changes))
+    truth = ReplayJudge.of(federation).truth(1, 1)
+    assert truth.originals is not None
+    assert len(truth.originals) == len(truth.images) == 2
+    for image, label, pair in zip(truth.images, truth.labels, truth.originals, strict=True):
+        # The blend is s·a + (1−s)·b: s from the label or by least squares, and then the image.
+        a, b = pair.double()
+        s = float(((image - b) * (a - b)).sum() / (a - b).square().sum())
+        assert 0 <= s <= 1
+        assert torch.allclose(image.double(), s * a + (1 - s) * b, atol=1e-6)
+        assert label.max() >= max(s, 1 - s) - 1e-6
+    assert ReplayJudge.of(Federation.of(tiny())).truth(1, 1).originals is None

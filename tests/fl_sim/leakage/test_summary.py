@@ -114,7 +114,7 @@ def test_a_line_without_an_example_stands_for_its_batch() -> None:
 def test_a_line_without_an_example_stands_for_all_that_its_steps_took() -> None:
     lines = [failed(example=None, batch_size=3, examples=7), record(client=1)]
     (summary,) = summarize(lines)
-    assert (summary.examples, summary.label_success) == (8, 0.125)
+    assert (summary.examples, leak_of(summary, "label").right) == (8, Share(1, 8))
 
 
 def test_a_batch_takes_its_time_once() -> None:
