@@ -38,10 +38,10 @@ class LeakageRecord:
     takes where the attacker doesn't know how the client's loader normalises; such an image isn't
     scored. `psnr_original_db` compares it with the nearest of the images that the client's example
     was mixed from. The line of a count attack stands for all examples of an update, each as often
-    as it was used: `mass_tv` is the total variation distance in [0, 1] between the recovered and the true
-    class shares (lower is better), `mass_irec` the share of instances recovered (higher is better).
-    `unused_facts` names what an aware attacker knows of the defenses and its attacks don't take
-    into account.
+    as it was used: `mass_tv` is the total variation distance in [0, 1] between the recovered and
+    the true class shares (lower is better), `mass_irec` the share of instances recovered (higher is
+    better). `unused_facts` names what an aware attacker knows of the defenses and its attacks don't
+    take into account.
     """
 
     round: int
