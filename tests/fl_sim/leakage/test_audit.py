@@ -283,5 +283,5 @@ def test_a_mixed_image_is_compared_with_its_originals() -> None:
 
 @pytest.mark.parametrize("originals", [(), (torch.zeros(2, 1, 3, 3),), (torch.zeros(0, 1, 4, 4),)])
 def test_originals_must_be_those_of_the_examples(originals: tuple[Tensor, ...]) -> None:
-    with pytest.raises(ValueError, match="originals must hold images .* for each of 1"):
+    with pytest.raises(ValueError, match=r"originals must hold images .* for each of 1"):
         Truth(images(1), hard(1), originals=originals)
