@@ -56,7 +56,8 @@ class GradientLeak:
             "signs" alone, as after the first step of Adam.
         caveat: what is inexact about the gradients, as the end of a sentence; None where nothing.
         examples: distinct examples behind the gradient, in all steps together; None when unknown,
-            and to be found by rank.
+            and to be found by rank. Clients that mix examples anew in each epoch train on more
+            images than these, all of them in their span.
         schedule: which of them each step took, as far as it is told: "full-batch", "epochs",
             "steps", None, or the batches themselves, for benchmarks; see `attacks.training.Steps`.
         momentum: μ in [0, 1) of the clients' SGD.

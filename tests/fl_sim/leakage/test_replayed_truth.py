@@ -222,6 +222,19 @@ def test_examples_that_are_alike_count_each(tiny: Tiny) -> None:
     assert len(ReplayJudge.of(alike).truth(1, 2).images) == 12
 
 
+@pytest.mark.parametrize("rows", [1, 5])
+def test_of_steps_that_draw_anew_any_number_may_be_found(tiny: Tiny, rows: int) -> None:
+    federation = Federation.of(tiny("client.local_steps=3", "client.batch_size=2"))
+    judge, model = ReplayJudge.of(federation), federation.build_model()
+    training = LocalTraining(lr=0.05, batch_size=2, local_steps=3, schedule="steps")
+    leak = gradient_leak(model, wire_tensors(model, "eval"), training, input_shape=(1, 4, 4))
+    plan = AttackPlan("mine", lambda leak, *, generator: labelled(rows, 4))  # type: ignore[arg-type]
+    place = LeakageRecord(round=2, client=1, attack=0, label_attack="mine")
+    records = [f.record for f in audit_leak(leak, plan, place, seed=0, judge=judge)]
+    assert [record.label_status for record in records] == ["NOT_CONVERGED"] * rows
+    assert {(r.batch_size, r.examples) for r in records} == {(2, len(judge.truth(1, 2).labels))}
+
+
 @pytest.mark.parametrize("of", ["nearest", "mean"])
 def test_a_label_that_varies_is_compared_with_the_nearest(tiny: Tiny, of: str) -> None:
     overrides = (*EPOCHS, 'defense=[{name="label-smoothing", smoothing=[0.1, 0.5]}]')

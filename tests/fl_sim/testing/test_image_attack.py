@@ -61,7 +61,7 @@ def image(
         pixels = torch.full(leak.input_shape, value, dtype=torch.float64)
         reason = None if status is RECOVERED else "a guess"
         example = ExampleImage(**{"status": status, "reason": reason, "image": pixels, **fields})
-        size = (leak.batch_size or 1) * rows
+        size = (leak.steps.distinct or 1) * rows
         return Reconstruction.of([example] * size, pixel_range=pixel_range)
 
     return answer
