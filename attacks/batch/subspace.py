@@ -172,7 +172,7 @@ def _gap(values: NDArray[np.floating[Any]], noise: float) -> int | None:
 
 
 def _rank(values: Array, shape: tuple[int, int], told: int | None) -> int:
-    """Return the rank of the signal, at most B where B is told.
+    """Return the rank of the last layer's signal, at most B where B is told.
 
     Raises:
         NotApplicable: see `find_subspace`.
@@ -183,17 +183,33 @@ def _rank(values: Array, shape: tuple[int, int], told: int | None) -> int:
             f"{told} examples are more than the last layer's rank allows: {shape[0]} classes and "
             f"{shape[1]} live units leave at most {most}"
         )
-    found = _gap(values[:most], np.sqrt(shape[0]) + np.sqrt(shape[1]))
+    return signal_size(values[:most], shape, told, "the last layer")
+
+
+def signal_size(values: Array, shape: tuple[int, int], told: int | None, layer: str) -> int:
+    """Return the rank of a layer's signal, at most B where B is told.
+
+    Args:
+        values: the singular values of its whitened gradient, falling.
+        shape: of that gradient.
+        told: B; None where it is to be found.
+        layer: in words.
+
+    Raises:
+        NotApplicable: no gap in the singular values where B is unknown, or more rank than B
+            examples have, or less than B allows.
+    """
+    found = _gap(values, np.sqrt(shape[0]) + np.sqrt(shape[1]))
     if told is None:
         if found is None:
             raise NotApplicable(
-                "the number of examples is unknown, and no gap in the singular values of the last "
-                "layer's gradient shows it"
+                f"the number of examples is unknown, and no gap in the singular values of {layer}'s "
+                "gradient shows it"
             )
         return found
     if found is not None and found > told:
         raise NotApplicable(
-            f"the last layer's gradient has rank {found}, more than {told} examples explain: "
+            f"{layer}'s gradient has rank {found}, more than {told} examples explain: "
             "several steps, or a defense that changes entries one by one"
         )
-    return min(told, found or told)
+    return min(told, found or told, len(values))

@@ -52,13 +52,32 @@ class FullyConnected:
                 f"parameter {other[0]!r} belongs to no linear layer; a batch is inverted through "
                 "fully connected networks only"
             )
+        return cls.above(leak, network, names[0])
+
+    @classmethod
+    def above(cls, leak: GradientLeak, network: Network, first: str) -> FullyConnected:
+        """Take the part of a network from one linear layer to the logits.
+
+        Args:
+            leak: whose gradients the layers get.
+            network: a view of its model.
+            first: the layer's name.
+
+        Raises:
+            NotApplicable: it isn't a chain of linear layers with activations between them, or a
+                gradient is missing, not finite, or zero.
+        """
         calls = network.trace
+        calls = calls[next(i for i, call in enumerate(calls) if call.name == first) :]
+        odd = next((c.name for c in calls if c.name not in network.flat), None)
+        if odd is not None or any(network.runs[call.name] > 1 for call in calls):
+            raise NotApplicable(f"above {first!r} the network isn't a chain of linear layers")
         activations = tuple(_activation(one, after) for one, after in pairwise(calls))
-        whole = cls(tuple(Layer.of(leak, network, name) for name in names), activations)
-        logits = whole.forward(as_double(calls[0].given))[-1]
+        chain = cls(tuple(Layer.of(leak, network, call.name) for call in calls), activations)
+        logits = chain.forward(as_double(calls[0].given))[-1]
         if not np.allclose(logits, as_double(calls[-1].output), 1e-9, 1e-9):
             raise NotApplicable("the network isn't a chain of its linear layers")
-        return whole
+        return chain
 
     def rescaled(self, factor: float) -> FullyConnected:
         """Return the network with gradients that a factor was on, without it."""

@@ -1,0 +1,77 @@
+"""Step 2, in closed form: all pairs at once from the null space of lifted equations.
+
+That each unit is two-valued is an equation of second degree,
+
+    (u_i·q − T_i·t)(u_i·q − low · T_i·t) = 0,
+
+linear in the lift `(q qᵀ, q tᵀ, t tᵀ)` of the pair (without `t tᵀ` for a ReLU). D such equations in
+M monomials have a null space that the lifts of the R examples span where D ≥ M − R and nothing else
+is in it. Of two random combinations of it, the parts in `q qᵀ` are `Q C₁ Qᵀ` and `Q C₂ Qᵀ`, C
+diagonal and the q in Q's columns; so these are the eigenvectors of `(Q C₁ Qᵀ)(Q C₂ Qᵀ)⁻¹`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from attacks.masks.equation import MaskEquation
+from attacks.victim.gradients import Array
+
+DRAWS = 4
+"""Pairs of combinations: one may mix two examples whose coefficients are alike."""
+MOST_MONOMIALS = 700
+"""Beyond as many the null space takes longer than random starts do: M³ flops."""
+
+
+def lifted_directions(equation: MaskEquation, generator: torch.Generator) -> Iterator[Array]:
+    """Yield candidates for all q, (R, R) each; none where there are too few units for that."""
+    size = equation.size
+    monomials = _count(equation)
+    if not monomials - size <= len(equation.left) or monomials > MOST_MONOMIALS:
+        return
+    triangle = np.linalg.qr(_lift(equation), mode="r")
+    null = np.linalg.svd(triangle)[2][-size:]
+    squares = _symmetric(null[:, : size * (size + 1) // 2], size)
+    for _ in range(DRAWS):
+        weights = torch.randn(2, size, generator=generator, dtype=torch.float64).numpy()
+        first, second = np.tensordot(weights, squares, 1)
+        try:
+            q = np.linalg.eig(np.linalg.solve(second, first).T)[1].T
+        except np.linalg.LinAlgError:
+            continue
+        q = np.real(q)  # of two examples that are mixed up, a plane
+        yield q / np.maximum(np.linalg.norm(q, axis=1, keepdims=True), 1e-300)
+
+
+def _count(equation: MaskEquation) -> int:
+    """Return M."""
+    size, rank = equation.size, equation.targets.shape[1]
+    squares = rank * (rank + 1) // 2 if equation.low else 0
+    return size * (size + 1) // 2 + size * rank + squares
+
+
+def _lift(equation: MaskEquation) -> Array:
+    """Return the equations (D, M), rows of norm 1."""
+    u, t, low = equation.left, equation.targets, equation.low
+    mixed = -(1 + low) * (u[:, :, None] * t[:, None, :]).reshape(len(u), -1)
+    parts = [_products(u), mixed, low * _products(t)] if low else [_products(u), mixed]
+    rows = np.hstack(parts)
+    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True))
+
+
+def _products(rows: Array) -> Array:
+    """Return the products of each row's entries, (D, n (n + 1) / 2): `row rowᵀ`, isometric."""
+    i, j = np.triu_indices(rows.shape[1])
+    return np.asarray(rows[:, i] * rows[:, j] * np.where(i == j, 1, np.sqrt(2)))
+
+
+def _symmetric(vectors: Array, size: int) -> Array:
+    """Return the matrices (N, n, n) with such entries."""
+    i, j = np.triu_indices(size)
+    matrices = np.zeros((len(vectors), size, size))
+    matrices[:, i, j] = vectors / np.where(i == j, 1, np.sqrt(2))
+    matrices[:, j, i] = matrices[:, i, j]
+    return matrices

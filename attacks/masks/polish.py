@@ -1,0 +1,96 @@
+"""Step 3: a pair from its own hard mask, and how well it fits.
+
+A mask once known, each unit gives an equation, `u_i·q = s_i T_i·t` with `s_i` in {low, 1}, so (q, t)
+is their least-squares solution; with noise σ in every entry of G_w (total least squares: in
+coordinates `p = S⁻¹ q` it is the same in all of `U S`),
+
+    min_{p, t}  ‖U S p − diag(s) T t‖² / ‖p‖²,
+
+the smallest singular vector of what `diag(s) T` doesn't reach. The mask is taken again until it
+stays.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attacks.masks.equation import MaskEquation
+from attacks.victim.gradients import Array
+
+MASK_ROUNDS = 20
+NOISE_LIMIT = 8.0
+"""Misfit of an example, in units of what noise leaves."""
+MISFIT_BOUNDS = (1e-5, 0.05)
+"""Its limit is no less and no more: where noise is small, false pairs have 0.08 and more."""
+CLEAR = 3.0
+"""By how much the second smallest singular value exceeds the smallest where the mask determines q:
+two examples with nearly one mask leave their plane open."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """What may be an example.
+
+    Args:
+        q: (R,), of norm 1, of either sign; `δ_b ∝ U q`.
+        t: (r,).
+        is_on: (D,), the mask.
+        misfit: of the equations, relative to ‖U q‖.
+        limit: up to which it is taken for an example's.
+        is_clear: whether the mask determines q.
+    """
+
+    q: Array
+    t: Array
+    is_on: NDArray[np.bool_]
+    misfit: float
+    limit: float
+    is_clear: bool
+
+    @property
+    def is_example(self) -> bool:
+        """Whether it is taken for one."""
+        return self.is_clear and self.misfit <= self.limit
+
+
+def polish(equation: MaskEquation, q: Array, t: Array | None = None) -> Pair:
+    """Sharpen a pair; without t, from the q alone of an example."""
+    parts, targets, low = equation.parts, equation.targets, equation.low
+    p = q / equation.values
+    p = p / np.linalg.norm(p)
+    fitted = parts @ p
+    if t is None:  # about half of the units are on
+        t = 2 / (1 + low) * (targets.T @ fitted)
+    else:
+        t = t * float(np.linalg.norm(fitted))  # that of q was of norm 1
+    is_on = _mask(fitted, targets @ t, low)
+    values = np.ones(2)
+    for _ in range(MASK_ROUNDS):
+        slopes = np.where(is_on, 1.0, low)
+        basis, triangle = np.linalg.qr(slopes[:, None] * targets)
+        _, values, right = np.linalg.svd(parts - basis @ (basis.T @ parts), full_matrices=False)
+        p = right[-1]
+        fitted = parts @ p
+        t = np.linalg.lstsq(triangle, basis.T @ fitted, rcond=None)[0]
+        before, is_on = is_on, _mask(fitted, targets @ t, low)
+        if (is_on == before).all():
+            break
+    size = max(float(np.linalg.norm(fitted)), 1e-300)
+    noise = equation.sigma * np.sqrt(max(len(parts) - equation.unknowns, 1)) / size
+    q = equation.values * p
+    norm = float(np.linalg.norm(q))
+    return Pair(
+        q / norm,
+        t / norm,
+        is_on,
+        float(values[-1]) / size,
+        float(np.clip(NOISE_LIMIT * noise, *MISFIT_BOUNDS)),
+        bool(len(values) < 2 or values[-2] >= CLEAR * values[-1]),
+    )
+
+
+def _mask(fitted: Array, w: Array, low: float) -> NDArray[np.bool_]:
+    return np.asarray(np.abs(fitted - w) < np.abs(fitted - low * w))
