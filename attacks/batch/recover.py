@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections import Counter
-from collections.abc import Iterable, Sequence
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,10 +14,11 @@ from attacks.batch.explain import Explanation
 from attacks.batch.labels import rank_one_parts, with_single_precision_labels
 from attacks.batch.propose import propose
 from attacks.batch.rest import peel
+from attacks.batch.rows import Row, answer_of
 from attacks.batch.sharpen import Ray, sharpen
 from attacks.batch.subspace import Subspace, find_subspace
 from attacks.one_example.problem import OWN_EPS, Problem
-from attacks.types import Augmentation, GradientLeak, LabelRecovery, NotApplicable, Status
+from attacks.types import GradientLeak, LabelRecovery, NotApplicable, Status
 from attacks.victim.gradients import Array
 from attacks.victim.loss import OTHER_LOSS, is_of_another_loss
 from attacks.victim.network import Network
@@ -122,28 +122,11 @@ class Batch:
 
     def answer(self, solved: Sequence[LabelRecovery]) -> LabelRecovery:
         """Put the answers to the problems together, the recovered ones first."""
-        rows = [_Row.of(*pair) for pair in zip(self.examples, solved, strict=True)]
+        rows = [_confirmed(*pair) for pair in zip(self.examples, solved, strict=True)]
         rows.sort(key=lambda row: row.status is not Status.RECOVERED)
-        rows += [_Row.missing(self.space)] * (self.size - len(rows))
-        recovered = sum(row.status is Status.RECOVERED for row in rows)
-        reason = None
-        if recovered < self.size:
-            first = next(row.reason for row in rows if row.reason is not None)
-            reason = f"{recovered} of {self.size} examples recovered; why others weren't: {first}"
-        return LabelRecovery(
-            _status_of(rows),
-            reason,
-            labels=torch.from_numpy(np.array([row.label for row in rows])),
-            features=torch.from_numpy(np.array([row.feature for row in rows])),
-            feature_bar=_column(row.feature_bar for row in rows),
-            gradient_scale=self.factor,
-            statuses=tuple(row.status for row in rows),
-            reasons=tuple(row.reason for row in rows),
-            augmentations=tuple(row.augmentation for row in rows),
-            residual=_column(row.residual for row in rows),
-            certificate=_column(row.certificate for row in rows),
-            batch_size=self.size,
-        )
+        classes, width = len(self.space.rows), len(self.space.live)
+        missing = Row.missing(classes, width, Status.NOT_CONVERGED, MISSING)
+        return answer_of(rows + [missing] * (self.size - len(rows)), self.factor)
 
 
 def _with_precision(example: Example, part: Problem, factor: float | None) -> Problem:
@@ -158,45 +141,14 @@ def _with_precision(example: Example, part: Problem, factor: float | None) -> Pr
     return part
 
 
-@dataclass(frozen=True, eq=False)
-class _Row:
-    """One example of the answer; NaN where it isn't found."""
-
-    status: Status
-    reason: str | None
-    label: Array
-    feature: Array
-    augmentation: Augmentation | None = None
-    feature_bar: float = math.nan
-    residual: float = math.nan
-    certificate: float = math.nan
-
-    @classmethod
-    def of(cls, example: Example, one: LabelRecovery) -> _Row:
-        """Take the answer to one example's scalar problem."""
-        assert one.labels is not None and one.features is not None
-        assert one.residual is not None and one.feature_bar is not None
-        certificate, status, reason = math.nan, one.status, one.reason
-        label = one.labels[0].numpy()
-        if example.explanation is not None:
-            certificate = 1 / max(example.explanation.residual, OWN_EPS)
-        if status is Status.RECOVERED and not _agree(example.explanation, label):
-            status, reason = Status.NOT_IDENTIFIABLE, DISAGREEMENT
-        return cls(
-            status,
-            reason,
-            label,
-            one.features[0].numpy(),
-            one.augmentations[0],
-            float(one.feature_bar[0]),
-            float(one.residual[0]),
-            certificate,
-        )
-
-    @classmethod
-    def missing(cls, space: Subspace) -> _Row:
-        label = np.full(len(space.rows), np.nan)
-        return cls(Status.NOT_CONVERGED, MISSING, label, np.full(len(space.live), np.nan))
+def _confirmed(example: Example, one: LabelRecovery) -> Row:
+    """Return the answer to one example's scalar problem, as far as its ray alone confirms it."""
+    row, found = Row.of(one), example.explanation
+    if found is not None:
+        row = dataclasses.replace(row, certificate=1 / max(found.residual, OWN_EPS))
+    if row.status is Status.RECOVERED and not _agree(found, row.label):
+        return dataclasses.replace(row, status=Status.NOT_IDENTIFIABLE, reason=DISAGREEMENT)
+    return row
 
 
 def _agree(explanation: Explanation | None, label: Array) -> bool:
@@ -204,13 +156,3 @@ def _agree(explanation: Explanation | None, label: Array) -> bool:
     if explanation is None:
         return False
     return bool(np.abs(explanation.label - label).max() <= AGREED)
-
-
-def _status_of(rows: Sequence[_Row]) -> Status:
-    """Return the status of most of the rows that aren't recovered."""
-    counts = Counter(row.status for row in rows if row.status is not Status.RECOVERED)
-    return counts.most_common(1)[0][0] if counts else Status.RECOVERED
-
-
-def _column(values: Iterable[float]) -> torch.Tensor:
-    return torch.tensor(list(values), dtype=torch.float64)

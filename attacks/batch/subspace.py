@@ -203,8 +203,8 @@ def signal_size(values: Array, shape: tuple[int, int], told: int | None, layer: 
     if told is None:
         if found is None:
             raise NotApplicable(
-                f"the number of examples is unknown, and no gap in the singular values of {layer}'s "
-                "gradient shows it"
+                "the number of examples is unknown, and no gap in the singular values of "
+                f"{layer}'s gradient shows it"
             )
         return found
     if found is not None and found > told:

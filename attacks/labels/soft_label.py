@@ -28,6 +28,7 @@ import torch
 from attacks.batch.recover import split_batch
 from attacks.batch.second_example import one_example, without_second_example
 from attacks.facts import LABELS, Fact, GaussianMechanism
+from attacks.masks.recover import split_by_masks
 from attacks.one_example.bars import Unknown, unknowns
 from attacks.one_example.factor import scaled_roots
 from attacks.one_example.fit import Fit, Root, fit_label, label_at
@@ -37,7 +38,7 @@ from attacks.one_example.problem import Problem
 from attacks.one_example.scan import find_roots
 from attacks.one_example.verdict import Tried, decide
 from attacks.one_example.view import View, view_few
-from attacks.types import GradientLeak, LabelAttack, LabelRecovery, Status
+from attacks.types import GradientLeak, LabelAttack, LabelRecovery, NotApplicable, Status
 from attacks.victim.gradients import Array
 from attacks.victim.network import Network
 from attacks.victim.require import require_one_step, require_values
@@ -112,8 +113,7 @@ class SoftLabelRecovery(LabelAttack):
 
         problem = one_example(leak, network)
         if problem is None:
-            batch = split_batch(leak, network, generator)
-            return batch.answer([solve(part) for part in batch.problems])
+            return self._batch(leak, network, generator, solve)
         answer = solve(problem)
         coarser = problem.with_single_precision_labels()
         if answer.status is not Status.RECOVERED and not problem.is_noisy:
@@ -123,6 +123,42 @@ class SoftLabelRecovery(LabelAttack):
         if answer.status is not Status.RECOVERED:
             return answer
         return without_second_example(answer, leak, network)
+
+    def _batch(
+        self,
+        leak: GradientLeak,
+        network: Network,
+        generator: torch.Generator,
+        solve: Callable[[Problem], LabelRecovery],
+    ) -> LabelRecovery:
+        """Try the last layer's rays, and where they don't show all examples, hidden layers' masks.
+
+        Raises:
+            NotApplicable: neither can work.
+        """
+        try:
+            rays = split_batch(leak, network, generator)
+            answer = rays.answer([solve(part) for part in rays.problems])
+            if answer.status is Status.RECOVERED:
+                return answer
+            no_rays = answer.reason
+        except NotApplicable as reason:
+            answer, no_rays = None, str(reason)
+        try:
+            masks = split_by_masks(leak, network, generator)
+        except NotApplicable as no_masks:
+            if answer is not None:
+                return answer
+            raise NotApplicable(f"{no_rays}; {no_masks}") from no_masks
+        problems = masks.problems(network)
+        other = masks.answer([solve(part) for part in problems], self.tolerance)
+        if answer is None or _recovered(other) > _recovered(answer):
+            return other
+        return answer
+
+
+def _recovered(answer: LabelRecovery) -> int:
+    return answer.statuses.count(Status.RECOVERED)
 
 
 def solve_one(

@@ -106,7 +106,7 @@ class MaskEquation:
     @property
     def unknowns(self) -> int:
         """Of a pair (q, t), but for its scale."""
-        return self.size + self.targets.shape[1] - 1
+        return self.size + int(self.targets.shape[1]) - 1
 
     @cached_property
     def parts(self) -> Array:

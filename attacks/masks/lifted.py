@@ -48,7 +48,7 @@ def lifted_directions(equation: MaskEquation, generator: torch.Generator) -> Ite
 
 def _count(equation: MaskEquation) -> int:
     """Return M."""
-    size, rank = equation.size, equation.targets.shape[1]
+    size, rank = equation.size, int(equation.targets.shape[1])
     squares = rank * (rank + 1) // 2 if equation.low else 0
     return size * (size + 1) // 2 + size * rank + squares
 

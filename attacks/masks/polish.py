@@ -1,7 +1,7 @@
 """Step 3: a pair from its own hard mask, and how well it fits.
 
-A mask once known, each unit gives an equation, `u_i·q = s_i T_i·t` with `s_i` in {low, 1}, so (q, t)
-is their least-squares solution; with noise σ in every entry of G_w (total least squares: in
+A mask once known, each unit gives an equation, `u_i·q = s_i T_i·t` with `s_i` in {low, 1}, so
+(q, t) is their least-squares solution; with noise σ in every entry of G_w (total least squares: in
 coordinates `p = S⁻¹ q` it is the same in all of `U S`),
 
     min_{p, t}  ‖U S p − diag(s) T t‖² / ‖p‖²,
@@ -62,10 +62,9 @@ def polish(equation: MaskEquation, q: Array, t: Array | None = None) -> Pair:
     p = q / equation.values
     p = p / np.linalg.norm(p)
     fitted = parts @ p
-    if t is None:  # about half of the units are on
-        t = 2 / (1 + low) * (targets.T @ fitted)
-    else:
-        t = t * float(np.linalg.norm(fitted))  # that of q was of norm 1
+    # About half of the units are on; and a t that is given is that of q of norm 1.
+    half = 2 / (1 + low) * (targets.T @ fitted)
+    t = half if t is None else t * float(np.linalg.norm(fitted))
     is_on = _mask(fitted, targets @ t, low)
     values = np.ones(2)
     for _ in range(MASK_ROUNDS):
