@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attacks.types import GradientLeak, NotApplicable
-from attacks.victim.gradients import HUGE, Layer
+from attacks.victim.gradients import HUGE, Layer, has_layer_gradient
 from attacks.victim.network import Network
 
 Array = NDArray[np.float64]
@@ -144,17 +144,22 @@ def find_subspace(leak: GradientLeak, network: Network) -> Subspace:
     return space
 
 
-def signal_rank(leak: GradientLeak, network: Network) -> int | None:
-    """Return how many examples stand out of the noise; None where no gap tells.
+def signal_rank(leak: GradientLeak, network: Network, name: str) -> int | None:
+    """Return how many examples stand out of a layer's noise; None where no gap tells.
 
-    Raises:
-        NotApplicable: there is no gradient.
+    Args:
+        leak: what is attacked.
+        network: a view of its model.
+        name: of a linear layer.
     """
-    source, _ = live_layer(leak, network)
-    rows, columns = noise_of_rows_and_columns(source)
-    values = np.linalg.svd(source.gradient / rows[:, None] / columns, compute_uv=False)
-    shape = source.gradient.shape
-    return _gap(values[: min(shape[0] - 1, shape[1])], np.sqrt(shape[0]) + np.sqrt(shape[1]))
+    if not has_layer_gradient(leak, network, name):
+        return None
+    layer, is_head = Layer.of(leak, network, name), name == network.head_name
+    layer = layer.only(layer.gradient.any(axis=0))
+    rows, columns = noise_of_rows_and_columns(layer)
+    values = np.linalg.svd(layer.gradient / rows[:, None] / columns, compute_uv=False)
+    shape = layer.gradient.shape
+    return _gap(values[: min(shape[0] - is_head, shape[1])], np.sqrt(shape[0]) + np.sqrt(shape[1]))
 
 
 def _gap(values: NDArray[np.floating[Any]], noise: float) -> int | None:

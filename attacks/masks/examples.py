@@ -3,7 +3,7 @@
 With all R pairs, Q (R, R) of rows q_b, `G_w = Σ_b (U q_b) m_bᵀ` has the inputs `M = Q⁻ᵀ S V`. A
 bias, whose input is 1, gives each row its scale and sign; without one, the sign is that whose way
 through the layer turns on the units that the mask does. From there the network leads to the last
-layer's inputs `x_b`, and these lead, by least squares on that layer's gradient, to `e_b = p_b − y_b`.
+layer's inputs `x_b`, and these, by least squares on its gradient, to `e_b = p_b − y_b`.
 
 The way back is the test: handed down through the network, `e_b` has to give `δ_b`, unit by unit.
 So have the rows of the last layer's gradient to lie in the span of the `x_b`.
@@ -100,9 +100,9 @@ def examples_of(
         raise NotApplicable("the examples' last features are linearly dependent")
     noise_std = _noise_std(equation)
     mixtures, spread = coefficients(head, features, batch, noise_std)
-    # Errors of the features are passed on, too, to first order.
+    # Errors of the features are passed on, too, to first order; they point anywhere.
     inverse = np.linalg.norm(np.linalg.pinv(features), axis=0)
-    wrong = errors * np.linalg.norm(features, axis=1)
+    wrong = errors * np.linalg.norm(features, axis=1) / np.sqrt(features.shape[1])
     spread = np.hypot(spread, np.outer(inverse, wrong @ np.abs(mixtures)))
     returns = _returns(chain, values, mixtures, delta, equation, np.hypot(errors, misfits))
     rest = head.gradient - mixtures.T @ features / batch

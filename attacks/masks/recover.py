@@ -162,7 +162,7 @@ class MaskBatch:
             solved: of the problems, in their order.
             tolerance: L∞ error of a label that RECOVERED stays below.
         """
-        rows = [Row.of(one) for one in solved]
+        rows = [self._with_feature(*each) for each in zip(self.examples.features, solved, strict=True)]
         factors = [one.gradient_scale for one in solved]
         common = self._common_labels(tolerance)
         if common is not None and Status.RECOVERED not in {row.status for row in rows}:
@@ -182,6 +182,13 @@ class MaskBatch:
     def has_scale(self) -> bool:
         """Whether a bias gives the examples their scale."""
         return self.chain.layers[0].has_bias
+
+    def _with_feature(self, feature: Array, one: LabelRecovery) -> Row:
+        """Return the answer to a problem, with the feature that no label is needed for."""
+        row = Row.of(one)
+        if not (self.has_scale and np.isnan(row.feature).any()):
+            return row
+        return dataclasses.replace(row, feature=feature[: len(row.feature)])
 
     def _common_labels(self, tolerance: float) -> CommonLabels | None:
         """Return labels of one smoothing, if they explain all examples."""
