@@ -155,7 +155,7 @@ def signal_rank(leak: GradientLeak, network: Network, name: str) -> int | None:
     if not has_layer_gradient(leak, network, name):
         return None
     layer, is_head = Layer.of(leak, network, name), name == network.head_name
-    layer = layer.only(layer.gradient.any(axis=0))
+    layer = layer.only(np.asarray(layer.gradient.any(axis=0)))
     rows, columns = noise_of_rows_and_columns(layer)
     values = np.linalg.svd(layer.gradient / rows[:, None] / columns, compute_uv=False)
     shape = layer.gradient.shape

@@ -17,24 +17,25 @@ from scipy.special import expit
 from attacks.masks.equation import MaskEquation
 from attacks.victim.gradients import Array
 
-TEMPERATURES = np.geomspace(0.5, 0.02, 40)
-"""τ, in root mean squares of w."""
+WARM, COLD = np.geomspace(0.5, 0.02, 40), np.geomspace(0.1, 0.02, 16)
+"""τ, in root mean squares of w: from masks that are guessed, and from nearly right ones."""
 RIDGE = 1e-9
 """Added to `TᵀPT`, which a mask of few units leaves singular."""
 
 
-def anneal(equation: MaskEquation, masks: Array) -> tuple[Array, Array]:
+def anneal(equation: MaskEquation, masks: Array, temperatures: Array) -> tuple[Array, Array]:
     """Harden masks; return the pairs they end at.
 
     Args:
         equation: the whole.
         masks: probabilities (N, D) to start from.
+        temperatures: τ, falling.
 
     Returns:
         q (N, R) of norm 1 and t (N, r).
     """
-    q, t = expected_pairs(equation, masks)
-    for temperature in TEMPERATURES:
+    q, t = expected_pairs(equation, equation.with_known(masks))
+    for temperature in temperatures:
         q, t = expected_pairs(equation, expected_masks(equation, q, t, float(temperature)))
     return q, t
 
@@ -44,7 +45,7 @@ def expected_masks(equation: MaskEquation, q: Array, t: Array, temperature: floa
     fitted, w = q @ equation.left.T, t @ equation.targets.T
     spread = temperature * np.sqrt(np.mean(w**2, axis=1, keepdims=True)) + 1e-300
     gain = (fitted - equation.low * w) ** 2 - (fitted - w) ** 2
-    return np.asarray(expit(gain / (2 * spread**2)))
+    return equation.with_known(expit(gain / (2 * spread**2)))
 
 
 def expected_pairs(equation: MaskEquation, masks: Array) -> tuple[Array, Array]:

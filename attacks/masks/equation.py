@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from attacks.batch.subspace import noise_of_rows_and_columns, signal_size
 from attacks.dense.network import FullyConnected
+from attacks.masks.always_on import AlwaysOn
 from attacks.types import NotApplicable
 from attacks.victim.gradients import Array, Layer
 
@@ -21,8 +22,8 @@ WORST_PRECISION = 0.3
 """Largest relative error of an example's part of the layer's gradient at which masks are tried."""
 SPARE_UNITS = 2.0
 """Live units for each unknown of a pair, at least: with fewer, masks of no example fit as well."""
-CLEAR_RANK = 1e-3
-"""Relative rounding up to which a singular vector of the next layer's gradient is believed."""
+CLEAR_RANK = 1e-5
+"""Relative rounding up to which the next layer's gradient says which space e lies in."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +35,7 @@ class MaskEquation:
         values: S, (R,), falling.
         right: V, (R, n), orthonormal rows; with a bias, its input is the last column.
         targets: T, (D, r), orthonormal columns.
+        target_error: of T, relative.
         low: the activation's slope below 0.
         sigma: rms of what is left of G_w, about 1 if float rounding explains it.
         rows: what whitening divided the rows by, (D,).
@@ -46,6 +48,7 @@ class MaskEquation:
     values: Array
     right: Array
     targets: Array
+    target_error: float
     low: float
     sigma: float
     rows: Array
@@ -81,13 +84,15 @@ class MaskEquation:
         size = signal_size(values, whitened.shape, told, f"layer {source.name!r}")
         freedom = (len(rows) - size) * (len(columns) - size)
         sigma = float(np.sqrt((values[size:] ** 2).sum() / freedom)) if freedom > 0 else 1.0
-        basis = _space_of(above, size, is_last=index + 2 == len(network.layers))
+        is_last = index + 2 == len(network.layers)
+        basis, target_error = _space_of(above, size, len(rows), is_last=is_last)
         weighted = (above.weights.T @ basis)[live] / rows[:, None]
         found = cls(
             np.ascontiguousarray(left[:, :size]),
             values[:size],
             np.ascontiguousarray(right[:size]),
             np.linalg.qr(weighted)[0],
+            target_error,
             low,
             max(sigma, 1e-3),
             rows,
@@ -112,6 +117,18 @@ class MaskEquation:
     def parts(self) -> Array:
         """`U S`, (D, R): in its coordinates `S⁻¹ q`, each entry of `U q` has the noise σ."""
         return self.left * self.values
+
+    @cached_property
+    def always_on(self) -> AlwaysOn | None:
+        """The units that are on for all examples, where there are enough to show it."""
+        return AlwaysOn.of(self.left, self.targets, self.low)
+
+    def with_known(self, masks: Array) -> Array:
+        """Return masks (N, D) with those of units that are the same for all examples."""
+        if self.always_on is None:
+            return masks
+        masks = np.where(self.always_on.is_on, 1.0, masks)
+        return np.where(self.always_on.is_off, 0.0, masks)
 
     @property
     def precision(self) -> float:
@@ -146,17 +163,19 @@ def _only_rows(layer: Layer, rows: NDArray[np.bool_]) -> Layer:
     )
 
 
-def _space_of(above: Layer, size: int, *, is_last: bool) -> Array:
-    """Return an orthonormal basis (m, r) of the space that all e lie in.
+def _space_of(above: Layer, size: int, units: int, *, is_last: bool) -> tuple[Array, float]:
+    """Return an orthonormal basis (m, r) of the space that all e lie in, and its relative error.
 
-    Of the last layer, all vectors of sum 0 where the gradient's rank doesn't say less, clearly.
+    Of the last layer all vectors of sum 0 are such a space, without an error: taken where the
+    gradient's rank doesn't say less, or not clearly, and there are units enough.
     """
     outputs = len(above.gradient)
     left, values, _ = np.linalg.svd(above.gradient, full_matrices=False)
     rounding = float(np.linalg.norm(above.rounding, axis=0).max())
     kept = min(size, len(values))
-    is_clear = bool(rounding <= CLEAR_RANK * values[kept - 1])
-    if is_last and (size >= outputs - 1 or not is_clear):
+    error = rounding / max(float(values[kept - 1]), 1e-300)
+    is_affordable = units >= 2 * SPARE_UNITS * (size + outputs)
+    if is_last and (size >= outputs - 1 or (error > CLEAR_RANK and is_affordable)):
         ones = np.ones((outputs, 1))
-        return np.linalg.qr(np.hstack([ones, np.eye(outputs)[:, 1:]]))[0][:, 1:]
-    return np.asarray(left[:, :kept])
+        return np.linalg.qr(np.hstack([ones, np.eye(outputs)[:, 1:]]))[0][:, 1:], 0.0
+    return np.asarray(left[:, :kept]), error

@@ -1,11 +1,13 @@
 """Step 4: all pairs of a layer, each leaving the rest easier to find.
 
-Random starts come in two kinds. With F an orthonormal basis of the q that are orthogonal to those
+Random starts come in three kinds. With F an orthonormal basis of the q that are orthogonal to those
 found, `Fᵀ S V` has rows spanned by the inputs of the examples that are *not* found (the dual of
 "`δ_b = U q_b` is peeled off"). A combination of these, sent forward through the layer, turns on
 about the units that its largest example does: the fewer are missing, the nearer.
 
-* **images**: a random combination;
+* **images**: a random combination, all directions of that space alike;
+* **typical images**: one in which they are as large as in the gradient, as in images that are much
+  alike; annealed less, as its mask is nearly right where few are missing or all are alike;
 * **classes**: one that the gradient itself makes, `wᵀ G_w` with w what the layers above hand down
   for a random class, thinned out at random: examples of that class weigh most in it. Its mask and w
   together are the start.
@@ -16,12 +18,13 @@ Which kind is drawn next depends on what each has lately found.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from enum import IntEnum
 
 import numpy as np
 import torch
 
 from attacks.dense.network import FullyConnected
-from attacks.masks.annealed import TEMPERATURES, anneal, expected_masks
+from attacks.masks.annealed import COLD, WARM, anneal, expected_masks
 from attacks.masks.equation import MaskEquation
 from attacks.masks.lifted import lifted_directions
 from attacks.masks.polish import Pair, polish
@@ -29,7 +32,7 @@ from attacks.victim.gradients import Array
 
 SIDE_BY_SIDE = 16
 """Starts annealed at a time."""
-FRUITLESS = 40
+FRUITLESS = 60
 """Rounds in a row that find nothing new before the search ends."""
 SHARE = 0.1
 """Of the units that a class's combination is made from."""
@@ -60,22 +63,22 @@ def find_pairs(
         if len(found) == equation.size:
             return tuple(found)
     starts = Starts(equation, network, index, generator)
-    expected = np.ones(2)
+    expected = np.ones(len(Kind))
     fruitless = 0
     while len(found) < equation.size and fruitless < FRUITLESS:
-        kind = int(torch.multinomial(torch.from_numpy(expected), 1, generator=generator))
+        kind = Kind(int(torch.multinomial(torch.from_numpy(expected), 1, generator=generator)))
         masks = starts.draw(kind, found)
         before = len(found)
-        _accept(found, _annealed(equation, masks))
+        _accept(found, _annealed(equation, masks, COLD if kind is Kind.TYPICAL_IMAGES else WARM))
         new = len(found) - before
         fruitless = 0 if new else fruitless + 1
         expected[kind] = max(MEMORY * expected[kind] + (1 - MEMORY) * new, FLOOR)
     return tuple(found)
 
 
-def _annealed(equation: MaskEquation, masks: Array) -> Iterator[Pair]:
+def _annealed(equation: MaskEquation, masks: Array, temperatures: Array) -> Iterator[Pair]:
     """Polish the ends of starts (N, D) that are near an example, the nearest first."""
-    q, t = anneal(equation, masks)
+    q, t = anneal(equation, masks, temperatures)
     fitted, w = q @ equation.left.T, t @ equation.targets.T
     off = np.minimum(np.abs(fitted - w), np.abs(fitted - equation.low * w))
     misfit = np.linalg.norm(off, axis=1)
@@ -100,6 +103,14 @@ def _outside(found: list[Pair], q: Array) -> Array:
     return np.asarray(q - basis @ (basis.T @ q))
 
 
+class Kind(IntEnum):
+    """What starts are made from."""
+
+    IMAGES = 0
+    TYPICAL_IMAGES = 1
+    CLASSES = 2
+
+
 class Starts:
     """Draws masks to start from.
 
@@ -122,17 +133,21 @@ class Starts:
         self.outputs = (equation.source.weight * equation.columns).T
         """(n, D): from the layer's whitened inputs to its outputs."""
 
-    def draw(self, kind: int, found: list[Pair]) -> Array:
-        """Return masks (N, D): of images (0) or of classes (1)."""
+    def draw(self, kind: Kind, found: list[Pair]) -> Array:
+        """Return masks (N, D)."""
         frame = np.eye(self.equation.size)
         if found:
             q = np.array([pair.q for pair in found])
             frame = np.linalg.qr(q.T, mode="complete")[0][:, len(found) :]
-        return self._of_images(frame) if kind == 0 else self._of_classes(frame)
+        if kind is Kind.CLASSES:
+            return self._of_classes(frame)
+        return self._of_images(frame, is_typical=kind is Kind.TYPICAL_IMAGES)
 
-    def _of_images(self, frame: Array) -> Array:
+    def _of_images(self, frame: Array, *, is_typical: bool) -> Array:
         equation = self.equation
-        rest = np.linalg.svd((frame.T * equation.values) @ equation.right, full_matrices=False)[2]
+        rest = (frame.T * equation.values) @ equation.right
+        if not is_typical:
+            rest = np.linalg.svd(rest, full_matrices=False)[2]
         inputs = self._normal(SIDE_BY_SIDE, len(rest)) @ rest
         if equation.source.has_bias:  # its own input is positive
             inputs *= np.where(inputs[:, -1:] < 0, -1, 1)
@@ -147,7 +162,7 @@ class Starts:
         t = w @ equation.targets
         w = t @ equation.targets.T
         q = (np.where(masks > 0, 1.0, equation.low) * w) @ equation.left
-        return expected_masks(equation, q, t, float(TEMPERATURES[0]))
+        return expected_masks(equation, q, t, float(WARM[0]))
 
     def _handed_down(self) -> Array:
         """Return what comes down from the logits for random classes and masks, (N, m)."""

@@ -8,6 +8,9 @@ linear in the lift `(q qᵀ, q tᵀ, t tᵀ)` of the pair (without `t tᵀ` for 
 M monomials have a null space that the lifts of the R examples span where D ≥ M − R and nothing else
 is in it. Of two random combinations of it, the parts in `q qᵀ` are `Q C₁ Qᵀ` and `Q C₂ Qᵀ`, C
 diagonal and the q in Q's columns; so these are the eigenvectors of `(Q C₁ Qᵀ)(Q C₂ Qᵀ)⁻¹`.
+
+Where units that are always on give `t = A q`, that is an equation in `q qᵀ` alone, of which the
+other units have to be R (R + 1) / 2 − R.
 """
 
 from __future__ import annotations
@@ -30,7 +33,11 @@ def lifted_directions(equation: MaskEquation, generator: torch.Generator) -> Ite
     """Yield candidates for all q, (R, R) each; none where there are too few units for that."""
     size = equation.size
     monomials = _count(equation)
-    if not monomials - size <= len(equation.left) or monomials > MOST_MONOMIALS:
+    known = equation.always_on
+    units = len(equation.left)
+    if known is not None:
+        units -= int(known.is_on.sum() + known.is_off.sum())
+    if not monomials - size <= units or monomials > MOST_MONOMIALS:
         return
     triangle = np.linalg.qr(_lift(equation), mode="r")
     null = np.linalg.svd(triangle)[2][-size:]
@@ -49,17 +56,25 @@ def lifted_directions(equation: MaskEquation, generator: torch.Generator) -> Ite
 def _count(equation: MaskEquation) -> int:
     """Return M."""
     size, rank = equation.size, int(equation.targets.shape[1])
+    if equation.always_on is not None:
+        return size * (size + 1) // 2
     squares = rank * (rank + 1) // 2 if equation.low else 0
     return size * (size + 1) // 2 + size * rank + squares
 
 
 def _lift(equation: MaskEquation) -> Array:
-    """Return the equations (D, M), rows of norm 1."""
+    """Return the equations (D, M), rows of norm 1; of units that are always on, of zeros."""
     u, t, low = equation.left, equation.targets, equation.low
-    mixed = -(1 + low) * (u[:, :, None] * t[:, None, :]).reshape(len(u), -1)
-    parts = [_products(u), mixed, low * _products(t)] if low else [_products(u), mixed]
-    rows = np.hstack(parts)
-    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True))
+    known = equation.always_on
+    if known is not None:
+        w = t @ known.map
+        rows = _products(u - (1 + low) / 2 * w) - ((1 - low) / 2) ** 2 * _products(w)
+        rows[known.is_on | known.is_off] = 0
+    else:
+        mixed = -(1 + low) * (u[:, :, None] * t[:, None, :]).reshape(len(u), -1)
+        parts = [_products(u), mixed, low * _products(t)] if low else [_products(u), mixed]
+        rows = np.hstack(parts)
+    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-300))
 
 
 def _products(rows: Array) -> Array:

@@ -62,9 +62,7 @@ def polish(equation: MaskEquation, q: Array, t: Array | None = None) -> Pair:
     p = q / equation.values
     p = p / np.linalg.norm(p)
     fitted = parts @ p
-    # About half of the units are on; and a t that is given is that of q of norm 1.
-    half = 2 / (1 + low) * (targets.T @ fitted)
-    t = half if t is None else t * float(np.linalg.norm(fitted))
+    t = _first_t(equation, p) if t is None else t * float(np.linalg.norm(fitted))  # of q of norm 1
     is_on = _mask(fitted, targets @ t, low)
     values = np.ones(2)
     for _ in range(MASK_ROUNDS):
@@ -86,9 +84,16 @@ def polish(equation: MaskEquation, q: Array, t: Array | None = None) -> Pair:
         t / norm,
         is_on,
         float(values[-1]) / size,
-        float(np.clip(NOISE_LIMIT * noise, *MISFIT_BOUNDS)),
+        float(np.clip(NOISE_LIMIT * (noise + equation.target_error), *MISFIT_BOUNDS)),
         bool(len(values) < 2 or values[-2] >= CLEAR * values[-1]),
     )
+
+
+def _first_t(equation: MaskEquation, p: Array) -> Array:
+    """Return the t that a map gives, or one by which about half of the units are on."""
+    if equation.always_on is not None:
+        return np.asarray(equation.always_on.map @ (equation.values * p))
+    return np.asarray(2 / (1 + equation.low) * (equation.targets.T @ (equation.parts @ p)))
 
 
 def _mask(fitted: Array, w: Array, low: float) -> NDArray[np.bool_]:

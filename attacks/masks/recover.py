@@ -63,8 +63,8 @@ def split_by_masks(leak: GradientLeak, network: Network, generator: torch.Genera
     for index in range(len(whole.layers) - 2, -1, -1):
         chain = FullyConnected(whole.layers[index:], whole.activations[index:])
         try:
-            _require_scale(chain)
             equation = MaskEquation.of(chain, 0, leak.batch_size)
+            _require_scale(chain)
             pairs = find_pairs(equation, chain, 0, generator)
             if len(pairs) == equation.size:
                 batch = leak.batch_size or equation.size
@@ -162,10 +162,12 @@ class MaskBatch:
             solved: of the problems, in their order.
             tolerance: L∞ error of a label that RECOVERED stays below.
         """
-        rows = [self._with_feature(*each) for each in zip(self.examples.features, solved, strict=True)]
+        rows = [
+            self._with_feature(*each) for each in zip(self.examples.features, solved, strict=True)
+        ]
         factors = [one.gradient_scale for one in solved]
         common = self._common_labels(tolerance)
-        if common is not None and Status.RECOVERED not in {row.status for row in rows}:
+        if common is not None and not all(row.status is Status.RECOVERED for row in rows):
             rows = [_relabelled(*each, common) for each in zip(rows, common.labels, strict=True)]
             factors = [common.factor] * len(rows)
         factor = _common_factor(factors)
