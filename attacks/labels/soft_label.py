@@ -74,8 +74,10 @@ class SoftLabelRecovery(LabelAttack):
 
     The loss is assumed to be the mean cross-entropy; a factor on the gradient is found.
 
-    A batch takes features with zeros, as after ReLU, and more classes than examples: see
-    `attacks.batch`.
+    A batch is taken apart in one of two ways. By the last layer's rays, where features have zeros,
+    as after a ReLU, and classes outnumber examples: see `attacks.batch`. Where they don't show all
+    examples, by the masks of a hidden layer with a ReLU or leaky ReLU behind it, for any number of
+    classes: see `attacks.masks`. A reason says what stood in the way of either.
 
     Args:
         tolerance: L∞ error of the label that RECOVERED stays below, in (0, 1).
@@ -86,6 +88,11 @@ class SoftLabelRecovery(LabelAttack):
     Note:
         `certificate` is the runner-up's misfit (φ over its expected value) over the best one's, at
         least 1; NaN with a bias (no search) and below five classes.
+        Of a batch taken apart by masks it is the inverse of the share of units in which an
+        example's label, handed down the network, misses its part of the layer's gradient; below 10
+        nothing is RECOVERED.
+        With B unknown, copies of one input leave the gradient of a single one with their mean
+        label, and that is the label that is RECOVERED.
         RECOVERED needs that no second root fits within noise and rounding, however large it is.
     """
 

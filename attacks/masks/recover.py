@@ -37,6 +37,10 @@ NO_RETURN = (
     "its label, handed down the network, doesn't give its part of layer {!r}'s gradient: entries "
     "or layers were changed, or the loss is another one"
 )
+SHARED = (
+    "no label of one example explains its part of the gradient: several examples share its input, "
+    "and the gradient holds their sum"
+)
 OTHER_FACTOR = (
     "its label fits a gradient {:.3g} times as large as that of the others: several examples share "
     "its input, or the loss is another one"
@@ -214,6 +218,8 @@ class MaskBatch:
             reason = OTHER_FACTOR.format((own or math.nan) / (factor or math.nan))
         elif len(self.pairs) < self.size and not _agrees(factor, 1.0):
             reason = MISSING
+        if row.status is not Status.RECOVERED and len(self.pairs) < self.size:
+            return dataclasses.replace(row, reason=SHARED)
         if reason is None or row.status is not Status.RECOVERED:
             return dataclasses.replace(row, certificate=1 / max(wrong, 1 / found.units))
         return dataclasses.replace(row, status=Status.NOT_IDENTIFIABLE, reason=reason)
