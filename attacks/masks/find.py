@@ -58,8 +58,9 @@ def find_pairs(
         generator: draws starts.
     """
     found: list[Pair] = []
+    shared: list[Pair] = []  # what two examples' common mask leaves open
     for directions in lifted_directions(equation, generator):
-        _accept(found, (polish(equation, q) for q in directions))
+        _accept(found, shared, (pair for q in directions for pair in polish(equation, q)))
         if len(found) == equation.size:
             return tuple(found)
     starts = Starts(equation, network, index, generator)
@@ -69,11 +70,12 @@ def find_pairs(
         kind = Kind(int(torch.multinomial(torch.from_numpy(expected), 1, generator=generator)))
         masks = starts.draw(kind, found)
         before = len(found)
-        _accept(found, _annealed(equation, masks, COLD if kind is Kind.TYPICAL_IMAGES else WARM))
+        temperatures = COLD if kind is Kind.TYPICAL_IMAGES else WARM
+        _accept(found, shared, _annealed(equation, masks, temperatures))
         new = len(found) - before
         fruitless = 0 if new else fruitless + 1
         expected[kind] = max(MEMORY * expected[kind] + (1 - MEMORY) * new, FLOOR)
-    return tuple(found)
+    return tuple(found + _independent(found, shared)[: equation.size - len(found)])
 
 
 def _annealed(equation: MaskEquation, masks: Array, temperatures: Array) -> Iterator[Pair]:
@@ -85,14 +87,27 @@ def _annealed(equation: MaskEquation, masks: Array, temperatures: Array) -> Iter
     for one in np.argsort(misfit, kind="stable"):
         if misfit[one] > ROUGH:
             return
-        yield polish(equation, q[one], t[one])
+        yield from polish(equation, q[one], t[one])
 
 
-def _accept(found: list[Pair], candidates: Iterator[Pair]) -> None:
-    """Add the candidates that are examples, and new."""
+def _accept(found: list[Pair], shared: list[Pair], candidates: Iterator[Pair]) -> None:
+    """Add the candidates that are examples, and new; to `shared` where the mask isn't theirs alone.
+
+    So a span is complete, and the other examples' inputs come out, where two have one mask.
+    """
     for pair in candidates:
-        if pair.is_example and np.linalg.norm(_outside(found, pair.q)) > SAME:
-            found.append(pair)
+        kept = found if pair.is_clear else shared
+        if pair.is_example and np.linalg.norm(_outside(kept, pair.q)) > SAME:
+            kept.append(pair)
+
+
+def _independent(found: list[Pair], others: list[Pair]) -> list[Pair]:
+    """Return those of other pairs that are new to those found, and to each other."""
+    kept: list[Pair] = []
+    for pair in others:
+        if np.linalg.norm(_outside(found + kept, pair.q)) > SAME:
+            kept.append(pair)
+    return kept
 
 
 def _outside(found: list[Pair], q: Array) -> Array:

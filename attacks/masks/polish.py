@@ -26,8 +26,10 @@ NOISE_LIMIT = 8.0
 MISFIT_BOUNDS = (1e-5, 0.05)
 """Its limit is no less and no more: where noise is small, false pairs have 0.08 and more."""
 CLEAR = 3.0
-"""By how much the second smallest singular value exceeds the smallest where the mask determines q:
-two examples with nearly one mask leave their plane open."""
+"""By how much the second smallest singular value exceeds the smallest, and noise, where the mask
+determines q: two examples with one mask leave their plane open."""
+LEAST = 1e-9
+"""The same, relative to the equations, in float64."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,41 +54,48 @@ class Pair:
 
     @property
     def is_example(self) -> bool:
-        """Whether it is taken for one."""
-        return self.is_clear and self.misfit <= self.limit
+        """Whether it is taken for one, or where its mask is another's, too, for part of both."""
+        return self.misfit <= self.limit
 
 
-def polish(equation: MaskEquation, q: Array, t: Array | None = None) -> Pair:
-    """Sharpen a pair; without t, from the q alone of an example."""
+def polish(equation: MaskEquation, q: Array, t: Array | None = None) -> list[Pair]:
+    """Sharpen a pair; without t, from the q alone of an example.
+
+    Returns:
+        It alone, or where examples share its mask, pairs that span theirs.
+    """
     parts, targets, low = equation.parts, equation.targets, equation.low
     p = q / equation.values
     p = p / np.linalg.norm(p)
     fitted = parts @ p
     t = _first_t(equation, p) if t is None else t * float(np.linalg.norm(fitted))  # of q of norm 1
     is_on = _mask(fitted, targets @ t, low)
-    values = np.ones(2)
     for _ in range(MASK_ROUNDS):
-        slopes = np.where(is_on, 1.0, low)
-        basis, triangle = np.linalg.qr(slopes[:, None] * targets)
+        basis, triangle = np.linalg.qr(np.where(is_on, 1.0, low)[:, None] * targets)
         _, values, right = np.linalg.svd(parts - basis @ (basis.T @ parts), full_matrices=False)
-        p = right[-1]
-        fitted = parts @ p
-        t = np.linalg.lstsq(triangle, basis.T @ fitted, rcond=None)[0]
-        before, is_on = is_on, _mask(fitted, targets @ t, low)
+        fitted = right @ parts.T
+        t = np.linalg.lstsq(triangle, basis.T @ fitted.T, rcond=None)[0].T
+        before, is_on = is_on, _mask(fitted[-1], targets @ t[-1], low)
         if (is_on == before).all():
             break
-    size = max(float(np.linalg.norm(fitted)), 1e-300)
-    noise = equation.sigma * np.sqrt(max(len(parts) - equation.unknowns, 1)) / size
-    q = equation.values * p
-    norm = float(np.linalg.norm(q))
-    return Pair(
-        q / norm,
-        t / norm,
-        is_on,
-        float(values[-1]) / size,
-        float(np.clip(NOISE_LIMIT * (noise + equation.target_error), *MISFIT_BOUNDS)),
-        bool(len(values) < 2 or values[-2] >= CLEAR * values[-1]),
-    )
+    noise = equation.sigma * np.sqrt(max(len(parts) - equation.unknowns, 1))
+    closed = CLEAR * max(float(values[-1]), noise, LEAST * float(equation.values[-1]))
+    count = max(int((values < closed).sum()), 1)
+    sizes = np.maximum(np.linalg.norm(fitted, axis=1), 1e-300)
+    norms = np.linalg.norm(equation.values * right, axis=1)
+    return [
+        Pair(
+            equation.values * right[row] / norms[row],
+            t[row] / norms[row],
+            is_on,
+            float(values[row] / sizes[row]),
+            float(
+                np.clip(NOISE_LIMIT * (noise / sizes[row] + equation.target_error), *MISFIT_BOUNDS)
+            ),
+            count == 1,
+        )
+        for row in range(-1, -count - 1, -1)
+    ]
 
 
 def _first_t(equation: MaskEquation, p: Array) -> Array:

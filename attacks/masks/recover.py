@@ -37,6 +37,10 @@ NO_RETURN = (
     "its label, handed down the network, doesn't give its part of layer {!r}'s gradient: entries "
     "or layers were changed, or the loss is another one"
 )
+SAME_MASK = (
+    "it turns on the same units as another example, and the layer's gradient leaves open how their "
+    "parts are divided"
+)
 SHARED = (
     "no label of one example explains its part of the gradient: several examples share its input, "
     "and the gradient holds their sum"
@@ -212,6 +216,8 @@ class MaskBatch:
         wrong = float(found.returns[number])
         if not found.is_whole:
             reason = NOT_THEIRS
+        elif not self.pairs[number].is_clear:
+            reason = SAME_MASK
         elif wrong > WRONG_SHARE:
             reason = NO_RETURN.format(self.equation.source.name)
         elif not _agrees(own, factor):

@@ -191,8 +191,9 @@ def shallow_network(make_model: Build) -> nn.Module:
 
 def narrow_network(make_model: Build) -> nn.Module:
     """Nor have its hidden layers units enough for as many masks."""
-    layers = [nn.Linear(144, 20), nn.ReLU(), nn.Linear(20, 12)]
-    return build_seeded(lambda: nn.Sequential(nn.Flatten(), *layers))
+    return build_seeded(
+        lambda: nn.Sequential(nn.Flatten(), nn.Linear(144, 20), nn.ReLU(), nn.Linear(20, 12))
+    )
 
 
 @pytest.mark.parametrize(
