@@ -20,6 +20,8 @@ from attacks.victim.gradients import Array, Layer
 
 WORST_PRECISION = 0.3
 """Largest relative error of an example's part of the layer's gradient at which masks are tried."""
+NOISY = 4.0
+"""Noise, in units of what float rounding explains, from which it is no rounding."""
 SPARE_UNITS = 2.0
 """Live units for each unknown of a pair, at least: with fewer, masks of no example fit as well."""
 CLEAR_RANK = 1e-5
@@ -37,7 +39,8 @@ class MaskEquation:
         targets: T, (D, r), orthonormal columns.
         target_error: of T, relative.
         low: the activation's slope below 0.
-        sigma: rms of what is left of G_w, about 1 if float rounding explains it.
+        sigma: rms of what is left of G_w, about 1.
+        noise: standard deviation of G's entries that rounding doesn't explain; 0 if it does.
         rows: what whitening divided the rows by, (D,).
         columns: likewise, (n,).
         source: the layer, its live rows only.
@@ -51,6 +54,7 @@ class MaskEquation:
     target_error: float
     low: float
     sigma: float
+    noise: float
     rows: Array
     columns: Array
     source: Layer
@@ -78,6 +82,8 @@ class MaskEquation:
             )
         live = np.asarray(source.gradient.any(axis=1))
         source = _only_rows(source, live)
+        noise = _noise_of(source, told)
+        source = dataclasses.replace(source, rounding=np.hypot(source.rounding, noise))
         rows, columns = noise_of_rows_and_columns(source)
         whitened = source.gradient / rows[:, None] / columns
         left, values, right = np.linalg.svd(whitened, full_matrices=False)
@@ -95,6 +101,7 @@ class MaskEquation:
             target_error,
             low,
             max(sigma, 1e-3),
+            noise,
             rows,
             columns,
             source,
@@ -161,6 +168,19 @@ def _only_rows(layer: Layer, rows: NDArray[np.bool_]) -> Layer:
         gradient=layer.gradient[rows],
         rounding=layer.rounding[rows],
     )
+
+
+def _noise_of(layer: Layer, told: int | None) -> float:
+    """Return the standard deviation of what B examples leave of a gradient; 0 for rounding.
+
+    Noise is the same in all entries, where rounding is small in small ones.
+    """
+    gradient = layer.gradient
+    size = min(told or len(gradient) // 2, min(gradient.shape) - 1)
+    values = np.linalg.svd(gradient, compute_uv=False)
+    freedom = (gradient.shape[0] - size) * (gradient.shape[1] - size)
+    noise = float(np.sqrt((values[size:] ** 2).sum() / freedom))
+    return noise if noise > NOISY * float(np.sqrt(np.mean(layer.rounding**2))) else 0.0
 
 
 def _space_of(above: Layer, size: int, units: int, *, is_last: bool) -> tuple[Array, float]:

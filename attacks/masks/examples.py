@@ -98,8 +98,7 @@ def examples_of(
     features = head.augmented(values[-2])
     if np.linalg.matrix_rank(features) < len(features):
         raise NotApplicable("the examples' last features are linearly dependent")
-    noise_std = _noise_std(equation)
-    mixtures, spread = coefficients(head, features, batch, noise_std)
+    mixtures, spread = coefficients(head, features, batch, equation.noise)
     # Errors of the features are passed on, too, to first order; they point anywhere.
     inverse = np.linalg.norm(np.linalg.pinv(features), axis=0)
     wrong = errors * np.linalg.norm(features, axis=1) / np.sqrt(features.shape[1])
@@ -114,7 +113,7 @@ def examples_of(
         errors,
         returns,
         len(equation.left),
-        _is_rounding(rest, head.gradient, np.hypot(head.rounding, noise_std)),
+        _is_rounding(rest, head.gradient, np.hypot(head.rounding, equation.noise)),
     )
 
 
@@ -122,13 +121,6 @@ def _signs(outputs: Array, masks: NDArray[np.bool_]) -> Array:
     """Return the sign (R, 1) of each input whose outputs (R, D) are on where the masks say."""
     agreeing = np.where((outputs > 0) == masks, 1, -1).sum(axis=1, keepdims=True)
     return np.where(agreeing >= 0, 1.0, -1.0)
-
-
-def _noise_std(equation: MaskEquation) -> float:
-    """Return the standard deviation of noise that rounding doesn't explain; else 0."""
-    if equation.sigma <= 4:
-        return 0.0
-    return float(equation.sigma * np.sqrt(np.mean(equation.source.rounding**2)))
 
 
 def _returns(

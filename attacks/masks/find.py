@@ -85,7 +85,7 @@ def _annealed(equation: MaskEquation, masks: Array, temperatures: Array) -> Iter
     off = np.minimum(np.abs(fitted - w), np.abs(fitted - equation.low * w))
     misfit = np.linalg.norm(off, axis=1)
     for one in np.argsort(misfit, kind="stable"):
-        if misfit[one] > ROUGH:
+        if misfit[one] > max(ROUGH, 2 * equation.precision):
             return
         yield from polish(equation, q[one], t[one])
 

@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 from attacks.masks.equation import MaskEquation
 from attacks.victim.gradients import Array
 
-MASK_ROUNDS = 20
+MASK_ROUNDS = 10
 NOISE_LIMIT = 8.0
 """Misfit of an example, in units of what noise leaves."""
-MISFIT_BOUNDS = (1e-5, 0.05)
-"""Its limit is no less and no more: where noise is small, false pairs have 0.08 and more."""
+MISFIT_BOUNDS, NOISE_ALONE = (1e-5, 0.05), 1.5
+"""Its limit is no less and no more, but for noise that alone leaves as much: false pairs have 0.08
+and more."""
 CLEAR = 3.0
 """By how much the second smallest singular value exceeds the smallest, and noise, where the mask
 determines q: two examples with one mask leave their plane open."""
@@ -89,13 +90,18 @@ def polish(equation: MaskEquation, q: Array, t: Array | None = None) -> list[Pai
             t[row] / norms[row],
             is_on,
             float(values[row] / sizes[row]),
-            float(
-                np.clip(NOISE_LIMIT * (noise / sizes[row] + equation.target_error), *MISFIT_BOUNDS)
-            ),
+            _limit(noise / sizes[row], equation.target_error),
             count == 1,
         )
         for row in range(-1, -count - 1, -1)
     ]
+
+
+def _limit(noise: float, target_error: float) -> float:
+    """Return up to which misfit a pair is taken for an example's."""
+    low, high = MISFIT_BOUNDS
+    least = max(NOISE_LIMIT * (noise + target_error), low)
+    return float(min(least, max(NOISE_ALONE * noise, high)))
 
 
 def _first_t(equation: MaskEquation, p: Array) -> Array:

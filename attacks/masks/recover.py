@@ -26,8 +26,6 @@ from attacks.victim.network import Network
 
 SAME_FACTOR = 1e-2
 """By how much the factors on the gradient that examples show may differ."""
-NOISY = 4.0
-"""Noise, in units of what float rounding explains, that isn't rounding."""
 MISSING = "its input is another example's, or too near to it: the gradient holds their sum"
 NOT_THEIRS = (
     "the last layer's gradient isn't that of the examples found below it: layers' gradients come "
@@ -155,7 +153,7 @@ class MaskBatch:
             as_numpy(network.head.weight),
             bias,
             sigma,
-            sigma / max(1.0, self.equation.sigma),
+            sigma * self._rounding_share(),
             np.hypot(size * found.spread[row], OWN_EPS * np.linalg.norm(alpha)),
             error * np.abs(feature) / size,
             max(head.eps, OWN_EPS),
@@ -188,6 +186,11 @@ class MaskBatch:
         missing = Row.missing(classes, width, Status.NOT_IDENTIFIABLE, MISSING)
         return answer_of(checked + [missing] * (self.size - len(rows)), factor)
 
+    def _rounding_share(self) -> float:
+        """Return the share of errors that float rounding explains."""
+        both = float(np.mean(self.equation.source.rounding**2))
+        return float(np.sqrt(max(1 - self.equation.noise**2 / both, 0.0)))
+
     @property
     def has_scale(self) -> bool:
         """Whether a bias gives the examples their scale."""
@@ -204,7 +207,7 @@ class MaskBatch:
         """Return labels of one smoothing, if they explain all examples."""
         found, head = self.examples, self.chain.layers[-1]
         is_complete = len(self.pairs) == self.size
-        if not (self.has_scale and is_complete and self.equation.sigma <= NOISY):
+        if not (self.has_scale and is_complete and not self.equation.noise):
             return None
         p = softmax(found.features @ head.weight.T)
         common = common_labels(p, found.mixtures, np.hypot(found.spread, head.eps))
