@@ -94,7 +94,11 @@ def examples_of(
         masks = np.array([pair.is_on for pair in pairs])
         sign = _signs(rows @ source.weight.T, masks)
         inputs, delta = sign * rows / sizes[:, None], sign * delta
-    values = chain.forward(inputs)
+    kept = None
+    if chain.kept and chain.kept[0] < 1:  # dropout's share of the masks
+        kept = np.zeros((len(pairs), len(equation.live)))
+        kept[:, equation.live] = np.array([pair.is_on for pair in pairs]) / chain.kept[0]
+    values = chain.forward(inputs, kept)
     features = head.augmented(values[-2])
     if np.linalg.matrix_rank(features) < len(features):
         raise NotApplicable("the examples' last features are linearly dependent")
@@ -103,7 +107,8 @@ def examples_of(
     inverse = np.linalg.norm(np.linalg.pinv(features), axis=0)
     wrong = errors * np.linalg.norm(features, axis=1) / np.sqrt(features.shape[1])
     spread = np.hypot(spread, np.outer(inverse, wrong @ np.abs(mixtures)))
-    returns = _returns(chain, values, mixtures, delta, equation, np.hypot(errors, misfits))
+    off = np.hypot(errors, misfits)
+    returns = _returns(chain, values, mixtures, delta, equation, off, kept)
     rest = head.gradient - mixtures.T @ features / batch
     return Examples(
         inputs,
@@ -130,6 +135,7 @@ def _returns(
     delta: Array,
     equation: MaskEquation,
     errors: Array,
+    kept: Array | None,
 ) -> Array:
     """Return the share of units (R,) where what is handed down isn't δ, (R, D).
 
@@ -140,6 +146,8 @@ def _returns(
         chain.layers[:0:-1], chain.activations[::-1], values[-2:0:-1], strict=True
     ):
         down = (down @ layer.weights) * on_array(activation.slope, a)
+    if kept is not None:
+        down = down * kept
     down = down[:, equation.live]
     if not equation.source.has_bias:
         fit = np.sum(down * delta, axis=1) / np.maximum(np.sum(down**2, axis=1), 1e-300)

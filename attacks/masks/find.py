@@ -32,8 +32,8 @@ from attacks.victim.gradients import Array
 
 SIDE_BY_SIDE = 16
 """Starts annealed at a time."""
-FRUITLESS = 60
-"""Rounds in a row that find nothing new before the search ends."""
+FRUITLESS, HOPELESS = 60, 20
+"""Rounds in a row that find nothing new before the search ends, and while nothing is found."""
 SHARE = 0.1
 """Of the units that a class's combination is made from."""
 SURE = 0.9
@@ -59,14 +59,11 @@ def find_pairs(
     """
     found: list[Pair] = []
     shared: list[Pair] = []  # what two examples' common mask leaves open
-    for directions in lifted_directions(equation, generator):
-        _accept(found, shared, (pair for q in directions for pair in polish(equation, q)))
-        if len(found) == equation.size:
-            return tuple(found)
+    _lift(equation, generator, found, shared, is_quick=True)
     starts = Starts(equation, network, index, generator)
     expected = np.ones(len(Kind))
     fruitless = 0
-    while len(found) < equation.size and fruitless < FRUITLESS:
+    while len(found) < equation.size and fruitless < (FRUITLESS if found else HOPELESS):
         kind = Kind(int(torch.multinomial(torch.from_numpy(expected), 1, generator=generator)))
         masks = starts.draw(kind, found)
         before = len(found)
@@ -75,7 +72,25 @@ def find_pairs(
         new = len(found) - before
         fruitless = 0 if new else fruitless + 1
         expected[kind] = max(MEMORY * expected[kind] + (1 - MEMORY) * new, FLOOR)
+    _lift(equation, generator, found, shared, is_quick=False)
     return tuple(found + _independent(found, shared)[: equation.size - len(found)])
+
+
+def _lift(
+    equation: MaskEquation,
+    generator: torch.Generator,
+    found: list[Pair],
+    shared: list[Pair],
+    *,
+    is_quick: bool,
+) -> None:
+    """Add what the closed form gives."""
+    if len(found) == equation.size:
+        return
+    for directions in lifted_directions(equation, generator, is_quick=is_quick):
+        _accept(found, shared, (pair for q in directions for pair in polish(equation, q)))
+        if len(found) == equation.size:
+            return
 
 
 def _annealed(equation: MaskEquation, masks: Array, temperatures: Array) -> Iterator[Pair]:
@@ -145,6 +160,7 @@ class Starts:
     ) -> None:
         self.equation, self.above = equation, network.layers[index + 1 :]
         self.generator = generator
+        self.kept = network.kept[index] if network.kept else 1.0
         self.outputs = (equation.source.weight * equation.columns).T
         """(n, D): from the layer's whitened inputs to its outputs."""
 
@@ -166,7 +182,7 @@ class Starts:
         inputs = self._normal(SIDE_BY_SIDE, len(rest)) @ rest
         if equation.source.has_bias:  # its own input is positive
             inputs *= np.where(inputs[:, -1:] < 0, -1, 1)
-        return np.where(inputs @ self.outputs > 0, SURE, 1 - SURE)
+        return np.where(inputs @ self.outputs > 0, SURE * self.kept, 1 - SURE)
 
     def _of_classes(self, frame: Array) -> Array:
         equation = self.equation
@@ -176,7 +192,7 @@ class Starts:
         masks = (inputs @ self.outputs > 0).astype(np.float64)
         t = w @ equation.targets
         w = t @ equation.targets.T
-        q = (np.where(masks > 0, 1.0, equation.low) * w) @ equation.left
+        q = (np.where(masks > 0, self.kept, equation.low) * w) @ equation.left
         return expected_masks(equation, q, t, float(WARM[0]))
 
     def _handed_down(self) -> Array:

@@ -25,19 +25,29 @@ from attacks.victim.gradients import Array
 
 DRAWS = 4
 """Pairs of combinations: one may mix two examples whose coefficients are alike."""
-MOST_MONOMIALS = 700
-"""Beyond as many the null space takes longer than random starts do: M³ flops."""
+QUICK, MOST = 400, 1500
+"""Monomials up to which the null space takes less than random starts do (M³ flops), and up to which
+it is worth while where they fail."""
 
 
-def lifted_directions(equation: MaskEquation, generator: torch.Generator) -> Iterator[Array]:
-    """Yield candidates for all q, (R, R) each; none where there are too few units for that."""
+def lifted_directions(
+    equation: MaskEquation, generator: torch.Generator, *, is_quick: bool = True
+) -> Iterator[Array]:
+    """Yield candidates for all q, (R, R) each; none where there are too few units for that.
+
+    Args:
+        equation: of a layer.
+        generator: draws combinations.
+        is_quick: whether there are to be few monomials, or many.
+    """
     size = equation.size
     monomials = _count(equation)
     known = equation.always_on
     units = len(equation.left)
     if known is not None:
         units -= int(known.is_on.sum() + known.is_off.sum())
-    if not monomials - size <= units or monomials > MOST_MONOMIALS:
+    low, high = (0, QUICK) if is_quick else (QUICK, MOST)
+    if not (monomials - size <= units and low < monomials <= high):
         return
     triangle = np.linalg.qr(_lift(equation), mode="r")
     null = np.linalg.svd(triangle)[2][-size:]

@@ -67,8 +67,9 @@ def split_by_masks(leak: GradientLeak, network: Network, generator: torch.Genera
         raise NotApplicable(OTHER_LOSS)
     reasons, best = [], ""
     for index in range(len(whole.layers) - 2, -1, -1):
-        chain = FullyConnected(whole.layers[index:], whole.activations[index:])
+        chain = whole.above_layer(index)
         try:
+            _require_known_dropout(chain)
             equation = MaskEquation.of(chain, 0, leak.batch_size)
             _require_scale(chain)
             pairs = find_pairs(equation, chain, 0, generator)
@@ -111,6 +112,17 @@ def _require_scale(chain: FullyConnected) -> None:
             f"layer {first.name!r} has no bias, and what stands above isn't homogeneous: nothing "
             "gives an example its scale"
         )
+
+
+def _require_known_dropout(chain: FullyConnected) -> None:
+    """Raise unless all that dropout did above is in the first layer's masks."""
+    drops = [layer for layer, share in zip(chain.layers, chain.kept, strict=False) if share < 1]
+    if not drops or (drops == [chain.layers[0]] and chain.activations[0].low == 0):
+        return
+    raise NotApplicable(
+        f"dropout behind layer {drops[-1].name!r} isn't part of the masks of layer "
+        f"{chain.layers[0].name!r}: those of a ReLU right before it would be"
+    )
 
 
 @dataclass(frozen=True, eq=False)
