@@ -85,6 +85,8 @@ class MaskEquation:
         noise = _noise_of(source, told)
         source = dataclasses.replace(source, rounding=np.hypot(source.rounding, noise))
         rows, columns = noise_of_rows_and_columns(source)
+        # A sum that cancels isn't rounded relative to itself; and a small row says as little.
+        rows = np.maximum(rows, np.sqrt(np.mean(rows**2)))
         whitened = source.gradient / rows[:, None] / columns
         left, values, right = np.linalg.svd(whitened, full_matrices=False)
         size = signal_size(values, whitened.shape, told, f"layer {source.name!r}")

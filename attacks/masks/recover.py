@@ -52,7 +52,7 @@ OTHER_FACTOR = (
 def split_by_masks(leak: GradientLeak, network: Network, generator: torch.Generator) -> MaskBatch:
     """Find all examples in the gradient of a hidden layer, and a problem for each.
 
-    Layers are tried from the last one down: above it the fewest unknowns are left.
+    Layers are tried in the order of their live units for each unknown of a pair.
 
     Args:
         leak: of one step on a batch; its size may be unknown.
@@ -66,7 +66,7 @@ def split_by_masks(leak: GradientLeak, network: Network, generator: torch.Genera
     if is_of_another_loss(whole.layers[-1].gradient):
         raise NotApplicable(OTHER_LOSS)
     reasons, best = [], ""
-    for index in range(len(whole.layers) - 2, -1, -1):
+    for index in _in_order(whole, leak.batch_size):
         chain = whole.above_layer(index)
         try:
             _require_known_dropout(chain)
@@ -100,6 +100,18 @@ def hidden_layers(leak: GradientLeak, network: Network) -> FullyConnected:
     if len(network.executed) > 1:
         raise last
     raise NotApplicable("the network has one linear layer; the masks of hidden ones are missing")
+
+
+def _in_order(whole: FullyConnected, told: int | None) -> list[int]:
+    """Return the indices of hidden layers, those of most units for each unknown first."""
+
+    def units_each(index: int) -> float:
+        gradient, above = whole.layers[index].gradient, whole.layers[index + 1].gradient
+        size = told or min(*gradient.shape, *above.shape)
+        is_last = index + 2 == len(whole.layers)
+        return float(gradient.any(axis=1).sum() / (size + min(size, len(above) - is_last)))
+
+    return sorted(range(len(whole.layers) - 1), key=units_each, reverse=True)
 
 
 def _require_scale(chain: FullyConnected) -> None:
