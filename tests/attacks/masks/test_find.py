@@ -82,10 +82,13 @@ def test_each_unit_is_two_valued(make_digits: Build) -> None:
 
 @pytest.mark.parametrize("low", [0.0, 0.1])
 def test_closed_form_gives_all_at_once(low: float, make_digits: Build) -> None:
+    """Each draw but for two that it may mix up, as their coefficients are alike; all together give each."""
     activation = nn.ReLU if low == 0 else lambda: nn.LeakyReLU(low)
     victim = make_digits(12, activation=activation)
-    directions = next(lifted_directions(equation_of(victim), seeded()))
-    assert misalignment(victim, directions).amin(0).max() < 1e-6  # measured: 1e-9
+    draws = list(lifted_directions(equation_of(victim), seeded()))
+    best = torch.stack([misalignment(victim, directions).amin(0) for directions in draws])
+    assert best.amin(0).max() < 1e-8  # measured: 1e-11
+    assert best.median(1).values.max() < 1e-8
 
 
 def test_closed_form_needs_units_enough(make_digits: Build) -> None:
