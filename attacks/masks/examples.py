@@ -76,38 +76,19 @@ def examples_of(
     Raises:
         NotApplicable: the last layer's inputs are linearly dependent.
     """
-    source, head = equation.source, chain.layers[-1]
-    q = np.array([pair.q for pair in pairs])
-    dual = np.linalg.inv(q).T
-    rows = ((dual * equation.values) @ equation.right) * equation.columns
-    sizes = np.linalg.norm(rows, axis=1)
-    misfits = np.array([pair.misfit for pair in pairs])
-    # Noise of G_w; and what the errors of the q pass on of all other rows.
-    noise = equation.sigma * np.linalg.norm(equation.columns)
-    passed = float(np.linalg.norm(misfits * sizes)) / np.sqrt(len(equation.left))
-    errors = np.linalg.norm(dual, axis=1) * np.hypot(noise, passed) / sizes
-    delta = equation.rows * (q @ equation.left.T)  # times the scale that the rows are off by
-    if source.has_bias:
-        scale = rows[:, -1:]
-        inputs, delta = rows[:, :-1] / scale, batch * scale * delta
-    else:
-        masks = np.array([pair.is_on for pair in pairs])
-        sign = _signs(rows @ source.weight.T, masks)
-        inputs, delta = sign * rows / sizes[:, None], sign * delta
-    kept = None
-    if chain.kept and chain.kept[0] < 1:  # dropout's share of the masks
-        kept = np.zeros((len(pairs), len(equation.live)))
-        kept[:, equation.live] = np.array([pair.is_on for pair in pairs]) / chain.kept[0]
+    head = chain.layers[-1]
+    inputs, delta, errors = _first_inputs(equation, pairs, batch)
+    kept = _dropout(equation, pairs, chain)
     values = chain.forward(inputs, kept)
     features = head.augmented(values[-2])
-    if np.linalg.matrix_rank(features) < len(features):
+    if not np.isfinite(features).all() or np.linalg.matrix_rank(features) < len(features):
         raise NotApplicable("the examples' last features are linearly dependent")
     mixtures, spread = coefficients(head, features, batch, equation.noise)
     # Errors of the features are passed on, too, to first order; they point anywhere.
     inverse = np.linalg.norm(np.linalg.pinv(features), axis=0)
     wrong = errors * np.linalg.norm(features, axis=1) / np.sqrt(features.shape[1])
     spread = np.hypot(spread, np.outer(inverse, wrong @ np.abs(mixtures)))
-    off = np.hypot(errors, misfits)
+    off = np.hypot(errors, [pair.misfit for pair in pairs])
     returns = _returns(chain, values, mixtures, delta, equation, off, kept)
     rest = head.gradient - mixtures.T @ features / batch
     return Examples(
@@ -120,6 +101,40 @@ def examples_of(
         len(equation.left),
         _is_rounding(rest, head.gradient, np.hypot(head.rounding, equation.noise)),
     )
+
+
+def _first_inputs(
+    equation: MaskEquation, pairs: Sequence[Pair], batch: int
+) -> tuple[Array, Array, Array]:
+    """Return a layer's inputs (R, n), its δ (R, D) and the inputs' relative errors (R,).
+
+    Without a bias inputs are unit vectors, and δ is of some positive scale.
+    """
+    source = equation.source
+    q = np.array([pair.q for pair in pairs])
+    dual = np.linalg.inv(q).T
+    rows = ((dual * equation.values) @ equation.right) * equation.columns
+    sizes = np.linalg.norm(rows, axis=1)
+    # Noise of G_w; and what the errors of the q pass on of all other rows.
+    noise = equation.sigma * np.linalg.norm(equation.columns)
+    wrong = np.linalg.norm([pair.misfit for pair in pairs] * sizes)
+    passed = float(wrong) / np.sqrt(len(equation.left))
+    errors = np.linalg.norm(dual, axis=1) * np.hypot(noise, passed) / sizes
+    delta = equation.rows * (q @ equation.left.T)
+    if source.has_bias:
+        scale = np.where(rows[:, -1:] == 0, np.nan, rows[:, -1:])
+        return rows[:, :-1] / scale, batch * scale * delta, errors
+    sign = _signs(rows @ source.weight.T, np.array([pair.is_on for pair in pairs]))
+    return sign * rows / sizes[:, None], sign * delta, errors
+
+
+def _dropout(equation: MaskEquation, pairs: Sequence[Pair], chain: FullyConnected) -> Array | None:
+    """Return the factors (R, m) on a layer's outputs that the client's dropout left, if any."""
+    if not chain.kept or chain.kept[0] == 1:
+        return None
+    factors = np.zeros((len(pairs), len(equation.live)))
+    factors[:, equation.live] = np.array([pair.is_on for pair in pairs]) / chain.kept[0]
+    return factors
 
 
 def _signs(outputs: Array, masks: NDArray[np.bool_]) -> Array:

@@ -82,7 +82,7 @@ def test_each_unit_is_two_valued(make_digits: Build) -> None:
 
 @pytest.mark.parametrize("low", [0.0, 0.1])
 def test_closed_form_gives_all_at_once(low: float, make_digits: Build) -> None:
-    """Each draw but for two that it may mix up, as their coefficients are alike; all together give each."""
+    """Each draw may mix up two whose coefficients are alike; of several, none does so always."""
     activation = nn.ReLU if low == 0 else lambda: nn.LeakyReLU(low)
     victim = make_digits(12, activation=activation)
     draws = list(lifted_directions(equation_of(victim), seeded()))
