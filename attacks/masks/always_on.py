@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from attacks.victim.gradients import Array
 
-ROUNDS, POWER = 100, 1.5
+REWEIGHTED, POWER = 100, 1.5
 """Rounds of reweighting, by the residual's inverse to that power: many units are outliers."""
 INLIER = 1e-3
 """Residual, relative to u_i, up to which a unit obeys the map."""
-SPARE = 4
+SPARE_ALWAYS_ON = 4
 """Units that obey it beyond the r that any map fits."""
 
 
@@ -46,7 +46,7 @@ class AlwaysOn:
             low: slope below 0; units that are always off obey `low · A`, and there may be more.
         """
         regressed = _robust_map(left, targets)
-        needed = targets.shape[1] + SPARE
+        needed = targets.shape[1] + SPARE_ALWAYS_ON
         for factor in (1 / low, 1.0) if low else (1.0,):
             a = factor * regressed
             is_on, is_off = _obey(left, targets, a), _obey(left, targets, low * a)
@@ -64,7 +64,7 @@ def _robust_map(left: Array, targets: Array) -> Array:
     sizes = np.maximum(np.linalg.norm(targets, axis=1, keepdims=True), 1e-300)
     u, t = left / sizes, targets / sizes
     weight = np.ones((len(u), 1))
-    for _ in range(ROUNDS):
+    for _ in range(REWEIGHTED):
         a = np.linalg.lstsq(weight * t, weight * u, rcond=None)[0]
         off = np.linalg.norm(u - t @ a, axis=1, keepdims=True)
         weight = np.maximum(off, 1e-6 * np.median(off) + 1e-300) ** (-POWER / 2)

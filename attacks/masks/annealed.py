@@ -19,7 +19,7 @@ from attacks.victim.gradients import Array
 
 WARM, COLD = np.geomspace(0.5, 0.02, 40), np.geomspace(0.1, 0.02, 16)
 """τ, in root mean squares of w: from masks that are guessed, and from nearly right ones."""
-RIDGE = 1e-9
+GRAM_RIDGE = 1e-9
 """Added to `TᵀPT`, which a mask of few units leaves singular."""
 
 
@@ -53,7 +53,7 @@ def expected_pairs(equation: MaskEquation, masks: Array) -> tuple[Array, Array]:
     low, targets = equation.low, equation.targets
     square, cross = masks + low**2 * (1 - masks), masks + low * (1 - masks)
     gram = np.einsum("dr,nds->nrs", targets, square[:, :, None] * targets, optimize=True)
-    gram += RIDGE * np.eye(targets.shape[1])
+    gram += GRAM_RIDGE * np.eye(targets.shape[1])
     shared = equation.left.T @ (cross[:, :, None] * targets)
     half = np.linalg.solve(np.linalg.cholesky(gram), shared.transpose(0, 2, 1))
     top = np.linalg.eigh(half @ half.transpose(0, 2, 1))[1][:, :, -1]

@@ -18,9 +18,9 @@ from attacks.masks.always_on import AlwaysOn
 from attacks.types import NotApplicable
 from attacks.victim.gradients import Array, Layer
 
-WORST_PRECISION = 0.3
+WORST_PART = 0.3
 """Largest relative error of an example's part of the layer's gradient at which masks are tried."""
-NOISY = 4.0
+NOISE_FROM = 4.0
 """Noise, in units of what float rounding explains, from which it is no rounding."""
 SPARE_UNITS = 2.0
 """Live units for each unknown of a pair, at least: with fewer, masks of no example fit as well."""
@@ -151,10 +151,10 @@ class MaskEquation:
             NotApplicable: too much noise, or too few units.
         """
         name, units = self.source.name, len(self.left)
-        if not self.precision <= WORST_PRECISION:
+        if not self.precision <= WORST_PART:
             raise NotApplicable(
                 f"noise and rounding leave the parts of {self.size} examples in the gradient of "
-                f"layer {name!r} uncertain by {self.precision:.0%}, more than {WORST_PRECISION:.0%}"
+                f"layer {name!r} uncertain by {self.precision:.0%}, more than {WORST_PART:.0%}"
             )
         if units < SPARE_UNITS * self.unknowns:
             raise NotApplicable(
@@ -182,7 +182,7 @@ def _noise_of(layer: Layer, told: int | None) -> float:
     values = np.linalg.svd(gradient, compute_uv=False)
     freedom = (gradient.shape[0] - size) * (gradient.shape[1] - size)
     noise = float(np.sqrt((values[size:] ** 2).sum() / freedom))
-    return noise if noise > NOISY * float(np.sqrt(np.mean(layer.rounding**2))) else 0.0
+    return noise if noise > NOISE_FROM * float(np.sqrt(np.mean(layer.rounding**2))) else 0.0
 
 
 def _space_of(above: Layer, size: int, units: int, *, is_last: bool) -> tuple[Array, float]:

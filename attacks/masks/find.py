@@ -30,19 +30,19 @@ from attacks.masks.lifted import lifted_directions
 from attacks.masks.polish import Pair, polish
 from attacks.victim.gradients import Array
 
-SIDE_BY_SIDE = 16
+STARTS_AT_ONCE = 16
 """Starts annealed at a time."""
-FRUITLESS, HOPELESS = 60, 20
+FRUITLESS, BARREN = 60, 20
 """Rounds in a row that find nothing new before the search ends, and while nothing is found."""
-SHARE = 0.1
+CLASS_SHARE = 0.1
 """Of the units that a class's combination is made from."""
-SURE = 0.9
+LIKELY_ON = 0.9
 """Probability that a unit is on where a combination of images turns it on."""
-ROUGH = 0.1
+ROUGH_MISFIT = 0.1
 """Misfit of a start's end up to which it is polished."""
-MEMORY, FLOOR = 0.7, 0.02
+MEMORY, LEAST_EXPECTED = 0.7, 0.02
 """Share of a kind's past in what it is expected to find, and how much at least."""
-SAME = 1e-2
+SAME_PAIR = 1e-2
 """Distance of a q from the span of those found below which it isn't new: they are independent."""
 
 
@@ -63,7 +63,7 @@ def find_pairs(
     starts = Starts(equation, network, index, generator)
     expected = np.ones(len(Kind))
     fruitless = 0
-    while len(found) < equation.size and fruitless < (FRUITLESS if found else HOPELESS):
+    while len(found) < equation.size and fruitless < (FRUITLESS if found else BARREN):
         kind = Kind(int(torch.multinomial(torch.from_numpy(expected), 1, generator=generator)))
         masks = starts.draw(kind, found)
         before = len(found)
@@ -71,7 +71,7 @@ def find_pairs(
         _accept(found, shared, _annealed(equation, masks, temperatures))
         new = len(found) - before
         fruitless = 0 if new else fruitless + 1
-        expected[kind] = max(MEMORY * expected[kind] + (1 - MEMORY) * new, FLOOR)
+        expected[kind] = max(MEMORY * expected[kind] + (1 - MEMORY) * new, LEAST_EXPECTED)
     _lift(equation, generator, found, shared, is_quick=False)
     return tuple(found + _independent(found, shared)[: equation.size - len(found)])
 
@@ -100,7 +100,7 @@ def _annealed(equation: MaskEquation, masks: Array, temperatures: Array) -> Iter
     off = np.minimum(np.abs(fitted - w), np.abs(fitted - equation.low * w))
     misfit = np.linalg.norm(off, axis=1)
     for one in np.argsort(misfit, kind="stable"):
-        if misfit[one] > max(ROUGH, 2 * equation.precision):
+        if misfit[one] > max(ROUGH_MISFIT, 2 * equation.precision):
             return
         yield from polish(equation, q[one], t[one])
 
@@ -112,7 +112,7 @@ def _accept(found: list[Pair], shared: list[Pair], candidates: Iterator[Pair]) -
     """
     for pair in candidates:
         kept = found if pair.is_clear else shared
-        if pair.is_example and np.linalg.norm(_outside(kept, pair.q)) > SAME:
+        if pair.is_example and np.linalg.norm(_outside(kept, pair.q)) > SAME_PAIR:
             kept.append(pair)
 
 
@@ -120,7 +120,7 @@ def _independent(found: list[Pair], others: list[Pair]) -> list[Pair]:
     """Return those of other pairs that are new to those found, and to each other."""
     kept: list[Pair] = []
     for pair in others:
-        if np.linalg.norm(_outside(found + kept, pair.q)) > SAME:
+        if np.linalg.norm(_outside(found + kept, pair.q)) > SAME_PAIR:
             kept.append(pair)
     return kept
 
@@ -179,15 +179,15 @@ class Starts:
         rest = (frame.T * equation.values) @ equation.right
         if not is_typical:
             rest = np.linalg.svd(rest, full_matrices=False)[2]
-        inputs = self._normal(SIDE_BY_SIDE, len(rest)) @ rest
+        inputs = self._normal(STARTS_AT_ONCE, len(rest)) @ rest
         if equation.source.has_bias:  # its own input is positive
             inputs *= np.where(inputs[:, -1:] < 0, -1, 1)
-        return np.where(inputs @ self.outputs > 0, SURE * self.kept, 1 - SURE)
+        return np.where(inputs @ self.outputs > 0, LIKELY_ON * self.kept, 1 - LIKELY_ON)
 
     def _of_classes(self, frame: Array) -> Array:
         equation = self.equation
         w = self._handed_down()[:, equation.live] / equation.rows
-        thin = w * (self._uniform(*w.shape) < SHARE)
+        thin = w * (self._uniform(*w.shape) < CLASS_SHARE)
         inputs = (((thin @ equation.left) @ frame @ frame.T) * equation.values) @ equation.right
         masks = (inputs @ self.outputs > 0).astype(np.float64)
         t = w @ equation.targets
@@ -198,7 +198,7 @@ class Starts:
     def _handed_down(self) -> Array:
         """Return what comes down from the logits for random classes and masks, (N, m)."""
         last = self.above[-1].weights
-        classes = torch.randint(len(last), (SIDE_BY_SIDE,), generator=self.generator).numpy()
+        classes = torch.randint(len(last), (STARTS_AT_ONCE,), generator=self.generator).numpy()
         down = last.mean(axis=0) - last[classes]
         for layer in reversed(self.above[:-1]):
             down = (down * (self._uniform(*down.shape) < 0.5)) @ layer.weights

@@ -23,9 +23,9 @@ import torch
 from attacks.masks.equation import MaskEquation
 from attacks.victim.gradients import Array
 
-DRAWS = 4
+COMBINATIONS = 4
 """Pairs of combinations: one may mix two examples whose coefficients are alike."""
-QUICK, MOST = 400, 1500
+FEW_MONOMIALS, MOST_MONOMIALS = 400, 1500
 """Monomials up to which the null space takes less than random starts do (M³ flops), and up to which
 it is worth while where they fail."""
 
@@ -46,13 +46,13 @@ def lifted_directions(
     units = len(equation.left)
     if known is not None:
         units -= int(known.is_on.sum() + known.is_off.sum())
-    low, high = (0, QUICK) if is_quick else (QUICK, MOST)
+    low, high = (0, FEW_MONOMIALS) if is_quick else (FEW_MONOMIALS, MOST_MONOMIALS)
     if not (monomials - size <= units and low < monomials <= high):
         return
     triangle = np.linalg.qr(_lift(equation), mode="r")
     null = np.linalg.svd(triangle)[2][-size:]
     squares = _symmetric(null[:, : size * (size + 1) // 2], size)
-    for _ in range(DRAWS):
+    for _ in range(COMBINATIONS):
         weights = torch.randn(2, size, generator=generator, dtype=torch.float64).numpy()
         first, second = np.tensordot(weights, squares, 1)
         try:

@@ -26,10 +26,10 @@ NOISE_LIMIT = 8.0
 MISFIT_BOUNDS, NOISE_ALONE = (1e-5, 0.05), 1.5
 """Its limit is no less and no more, but for noise that alone leaves as much: false pairs have 0.08
 and more."""
-CLEAR = 3.0
+CLEAR_MASK = 3.0
 """By how much the second smallest singular value exceeds the smallest, and noise, where the mask
 determines q: two examples with one mask leave their plane open."""
-LEAST = 1e-9
+LEAST_CLEAR = 1e-9
 """The same, relative to the equations, in float64."""
 
 
@@ -80,7 +80,7 @@ def polish(equation: MaskEquation, q: Array, t: Array | None = None) -> list[Pai
         if (is_on == before).all():
             break
     noise = equation.sigma * np.sqrt(max(len(parts) - equation.unknowns, 1))
-    closed = CLEAR * max(float(values[-1]), noise, LEAST * float(equation.values[-1]))
+    closed = CLEAR_MASK * max(float(values[-1]), noise, LEAST_CLEAR * float(equation.values[-1]))
     count = max(int((values < closed).sum()), 1)
     sizes = np.maximum(np.linalg.norm(fitted, axis=1), 1e-300)
     norms = np.linalg.norm(equation.values * right, axis=1)

@@ -26,7 +26,7 @@ from attacks.victim.network import Network
 
 SAME_FACTOR = 1e-2
 """By how much the factors on the gradient that examples show may differ."""
-MISSING = "its input is another example's, or too near to it: the gradient holds their sum"
+UNSEEN = "its input is another example's, or too near to it: the gradient holds their sum"
 NOT_THEIRS = (
     "the last layer's gradient isn't that of the examples found below it: layers' gradients come "
     "from different examples, or were changed one by one"
@@ -39,7 +39,7 @@ SAME_MASK = (
     "it turns on the same units as another example, and the layer's gradient leaves open how their "
     "parts are divided"
 )
-SHARED = (
+SHARED_INPUT = (
     "no label of one example explains its part of the gradient: several examples share its input, "
     "and the gradient holds their sum"
 )
@@ -207,7 +207,7 @@ class MaskBatch:
         ]
         checked.sort(key=lambda row: row.status is not Status.RECOVERED)
         classes, width = self.examples.mixtures.shape[1], len(rows[0].feature)
-        missing = Row.missing(classes, width, Status.NOT_IDENTIFIABLE, MISSING)
+        missing = Row.missing(classes, width, Status.NOT_IDENTIFIABLE, UNSEEN)
         return answer_of(checked + [missing] * (self.size - len(rows)), factor)
 
     def _rounding_share(self) -> float:
@@ -250,9 +250,9 @@ class MaskBatch:
         elif not _agrees(own, factor):
             reason = OTHER_FACTOR.format((own or math.nan) / (factor or math.nan))
         elif len(self.pairs) < self.size and not _agrees(factor, 1.0):
-            reason = MISSING
+            reason = UNSEEN
         if row.status is not Status.RECOVERED and len(self.pairs) < self.size:
-            return dataclasses.replace(row, reason=SHARED)
+            return dataclasses.replace(row, reason=SHARED_INPUT)
         if reason is None or row.status is not Status.RECOVERED:
             return dataclasses.replace(row, certificate=1 / max(wrong, 1 / found.units))
         return dataclasses.replace(row, status=Status.NOT_IDENTIFIABLE, reason=reason)
