@@ -89,7 +89,8 @@ ROOMS = {
     "counts": {"", "numerics", "victim"},
     "dense": {"", "numerics", "victim"},
     "convolution": {"", "numerics", "victim"},
-    "labels": {"", "numerics", "victim", "one_example", "batch", "counts"},
+    "masks": {"", "numerics", "victim", "one_example", "batch", "dense"},
+    "labels": {"", "numerics", "victim", "one_example", "batch", "counts", "masks"},
     "images": {"", "numerics", "victim", "batch", "dense", "convolution"},
 }
 """What each room of `attacks` may import from, beside itself; "" is the package's own files."""

@@ -40,6 +40,8 @@ SCALE_MARGIN = 1.0
 COARSE = np.exp(np.arange(np.log(0.05), np.log(60), 0.2))
 """Scales to try, as the largest logit's distance from the mean."""
 FINE_STEP = 0.3
+LEAST_STEP = 1e-3
+"""In log s, however large the logits: beyond, a network is saturated."""
 FINE = np.append(np.exp(np.arange(np.log(0.1), np.log(4), 0.07)), np.arange(4, 50, FINE_STEP))
 """The same, for confident networks: where logits are large, the root's neighbourhood is small."""
 STARTS, CLASS_CHANGES, NEWTON_STEPS = 4, 4, 12
@@ -148,7 +150,7 @@ def _grids(space: Subspace, ray: Ray, logits: Array, scales: Array) -> Iterator[
         yield FINE * unit
         return
     low, high = np.log(scales.min()) - SCALE_MARGIN, np.log(scales.max()) + SCALE_MARGIN
-    for step in (0.2, min(0.1, FINE_STEP * unit / float(np.median(scales)))):
+    for step in (0.2, max(LEAST_STEP, min(0.1, FINE_STEP * unit / float(np.median(scales))))):
         yield np.exp(np.arange(low, high + step, step))
 
 

@@ -42,9 +42,12 @@ def one_example(leak: GradientLeak, network: Network) -> Problem | None:
         layer = Problem.of(leak, network)
     except NotApplicable:
         return None
-    # Other examples may pass for noise, but the noise isn't of low rank.
-    rank = signal_rank(leak, network) if layer.is_noisy else None
-    return layer if rank in (None, 1) else None
+    if not layer.is_noisy:
+        return layer
+    # Other examples may pass for noise, but the noise isn't of low rank, in one layer at least.
+    names = [network.head_name, *reversed(network.executed[:-1])]
+    ranks = (signal_rank(leak, network, name) for name in names)
+    return layer if next(filter(None, ranks), 1) == 1 else None
 
 
 def without_second_example(

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attacks.types import GradientLeak, NotApplicable
-from attacks.victim.gradients import HUGE, Layer
+from attacks.victim.gradients import HUGE, Layer, has_layer_gradient
 from attacks.victim.network import Network
 
 Array = NDArray[np.float64]
@@ -144,17 +144,22 @@ def find_subspace(leak: GradientLeak, network: Network) -> Subspace:
     return space
 
 
-def signal_rank(leak: GradientLeak, network: Network) -> int | None:
-    """Return how many examples stand out of the noise; None where no gap tells.
+def signal_rank(leak: GradientLeak, network: Network, name: str) -> int | None:
+    """Return how many examples stand out of a layer's noise; None where no gap tells.
 
-    Raises:
-        NotApplicable: there is no gradient.
+    Args:
+        leak: what is attacked.
+        network: a view of its model.
+        name: of a linear layer.
     """
-    source, _ = live_layer(leak, network)
-    rows, columns = noise_of_rows_and_columns(source)
-    values = np.linalg.svd(source.gradient / rows[:, None] / columns, compute_uv=False)
-    shape = source.gradient.shape
-    return _gap(values[: min(shape[0] - 1, shape[1])], np.sqrt(shape[0]) + np.sqrt(shape[1]))
+    if not has_layer_gradient(leak, network, name):
+        return None
+    layer, is_head = Layer.of(leak, network, name), name == network.head_name
+    layer = layer.only(np.asarray(layer.gradient.any(axis=0)))
+    rows, columns = noise_of_rows_and_columns(layer)
+    values = np.linalg.svd(layer.gradient / rows[:, None] / columns, compute_uv=False)
+    shape = layer.gradient.shape
+    return _gap(values[: min(shape[0] - is_head, shape[1])], np.sqrt(shape[0]) + np.sqrt(shape[1]))
 
 
 def _gap(values: NDArray[np.floating[Any]], noise: float) -> int | None:
@@ -172,7 +177,7 @@ def _gap(values: NDArray[np.floating[Any]], noise: float) -> int | None:
 
 
 def _rank(values: Array, shape: tuple[int, int], told: int | None) -> int:
-    """Return the rank of the signal, at most B where B is told.
+    """Return the rank of the last layer's signal, at most B where B is told.
 
     Raises:
         NotApplicable: see `find_subspace`.
@@ -183,17 +188,33 @@ def _rank(values: Array, shape: tuple[int, int], told: int | None) -> int:
             f"{told} examples are more than the last layer's rank allows: {shape[0]} classes and "
             f"{shape[1]} live units leave at most {most}"
         )
-    found = _gap(values[:most], np.sqrt(shape[0]) + np.sqrt(shape[1]))
+    return signal_size(values[:most], shape, told, "the last layer")
+
+
+def signal_size(values: Array, shape: tuple[int, int], told: int | None, layer: str) -> int:
+    """Return the rank of a layer's signal, at most B where B is told.
+
+    Args:
+        values: the singular values of its whitened gradient, falling.
+        shape: of that gradient.
+        told: B; None where it is to be found.
+        layer: in words.
+
+    Raises:
+        NotApplicable: no gap in the singular values where B is unknown, or more rank than B
+            examples have, or less than B allows.
+    """
+    found = _gap(values, np.sqrt(shape[0]) + np.sqrt(shape[1]))
     if told is None:
         if found is None:
             raise NotApplicable(
-                "the number of examples is unknown, and no gap in the singular values of the last "
-                "layer's gradient shows it"
+                "the number of examples is unknown, and no gap in the singular values of "
+                f"{layer}'s gradient shows it"
             )
         return found
     if found is not None and found > told:
         raise NotApplicable(
-            f"the last layer's gradient has rank {found}, more than {told} examples explain: "
+            f"{layer}'s gradient has rank {found}, more than {told} examples explain: "
             "several steps, or a defense that changes entries one by one"
         )
-    return min(told, found or told)
+    return min(told, found or told, len(values))

@@ -112,6 +112,15 @@ def _wrong_inputs(a: Tensor, known: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         yield (1 + MOVED) * a, everything
     if not known.all() and len(a) > 1:
         yield a + MOVED * (a.roll(1, dims=0) - a), ~known
+        yield a + MOVED * (a[_nearest(a)] - a), ~known
+
+
+def _nearest(a: Tensor) -> Tensor:
+    """Return the index of the row most nearly parallel to each, (B,): its mixtures tell least."""
+    unit = a.nan_to_num(0.0)
+    unit = unit / unit.norm(dim=1, keepdim=True).clamp(min=1e-300)
+    cosines: Tensor = (unit @ unit.T).abs().fill_diagonal_(-1.0)
+    return cosines.argmax(dim=1)
 
 
 @dataclass(frozen=True, eq=False)

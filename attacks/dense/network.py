@@ -26,10 +26,12 @@ class FullyConnected:
     Args:
         layers: from the image to the logits, at least one.
         activations: behind each layer but the last.
+        kept: share of their outputs that the client's dropout left; empty where there was none.
     """
 
     layers: tuple[Layer, ...]
     activations: tuple[Activation, ...]
+    kept: tuple[float, ...] = ()
 
     @classmethod
     def of(cls, leak: GradientLeak, network: Network) -> FullyConnected:
@@ -52,13 +54,33 @@ class FullyConnected:
                 f"parameter {other[0]!r} belongs to no linear layer; a batch is inverted through "
                 "fully connected networks only"
             )
+        return cls.above(leak, network, names[0])
+
+    @classmethod
+    def above(cls, leak: GradientLeak, network: Network, first: str) -> FullyConnected:
+        """Take the part of a network from one linear layer to the logits.
+
+        Args:
+            leak: whose gradients the layers get.
+            network: a view of its model.
+            first: the layer's name.
+
+        Raises:
+            NotApplicable: it isn't a chain of linear layers with activations between them, or a
+                gradient is missing, not finite, or zero.
+        """
         calls = network.trace
+        calls = calls[next(i for i, call in enumerate(calls) if call.name == first) :]
+        odd = next((c.name for c in calls if c.name not in network.flat), None)
+        if odd is not None or any(network.runs[call.name] > 1 for call in calls):
+            raise NotApplicable(f"above {first!r} the network isn't a chain of linear layers")
         activations = tuple(_activation(one, after) for one, after in pairwise(calls))
-        whole = cls(tuple(Layer.of(leak, network, name) for name in names), activations)
-        logits = whole.forward(as_double(calls[0].given))[-1]
+        kept = tuple(call.kept for call in calls[1:]) if leak.mode == "train" else ()
+        chain = cls(tuple(Layer.of(leak, network, c.name) for c in calls), activations, kept)
+        logits = chain.forward(as_double(calls[0].given))[-1]
         if not np.allclose(logits, as_double(calls[-1].output), 1e-9, 1e-9):
             raise NotApplicable("the network isn't a chain of its linear layers")
-        return whole
+        return chain
 
     def rescaled(self, factor: float) -> FullyConnected:
         """Return the network with gradients that a factor was on, without it."""
@@ -71,14 +93,26 @@ class FullyConnected:
         biased = any(layer.has_bias for layer in self.layers[:-1])
         return not biased and all(a.low is not None for a in self.activations)
 
-    def forward(self, a: Array) -> list[Array]:
-        """Return each layer's input on first inputs (B, n), and the logits last."""
+    def forward(self, a: Array, first_kept: Array | None = None) -> list[Array]:
+        """Return each layer's input on first inputs (B, n), and the logits last.
+
+        Args:
+            a: (B, n).
+            first_kept: what dropout made of the first layer's outputs, factors (B, m); None for no
+                dropout at all.
+        """
         values = [a]
         for index, layer in enumerate(self.layers):
             z = layer.augmented(values[-1]) @ layer.weight.T
             last = index == len(self.activations)
             values.append(z if last else on_array(self.activations[index], z))
+            if index == 0 and first_kept is not None:
+                values[-1] = values[-1] * first_kept
         return values
+
+    def above_layer(self, index: int) -> FullyConnected:
+        """Return the part from the layer with that index on."""
+        return FullyConnected(self.layers[index:], self.activations[index:], self.kept[index:])
 
 
 def _activation(one: Call, after: Call) -> Activation:

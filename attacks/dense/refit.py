@@ -57,7 +57,7 @@ def refit_labels(head: Layer, features: Array, labels: Array, batch: int) -> Ref
     """
     known = head.augmented(features)
     rows = len(labels)
-    c, spread = _coefficients(head, known, batch)
+    c, spread = coefficients(head, known, batch)
     c, spread, logits = c[:rows], spread[:rows], known[:rows] @ head.weight.T
     if head.has_bias:
         return Refit(softmax(logits) - c, np.ones(rows), np.zeros(rows), np.zeros(rows))
@@ -65,11 +65,20 @@ def refit_labels(head: Layer, features: Array, labels: Array, batch: int) -> Ref
     return Refit(*(np.array([fit[i] for fit in fits]) for i in range(4)))
 
 
-def _coefficients(head: Layer, known: Array, batch: int) -> tuple[Array, Array]:
-    """Return C (N, K) with `G = Cᵀ known / B`, and standard deviations of its entries."""
+def coefficients(
+    head: Layer, known: Array, batch: int, noise_std: float = 0.0
+) -> tuple[Array, Array]:
+    """Return C (N, K) with `G = Cᵀ known / B`, and standard deviations of its entries.
+
+    Args:
+        head: the last layer with its gradient G.
+        known: (N, D), its inputs, with the bias's.
+        batch: B.
+        noise_std: of what G has beside rounding.
+    """
     # A sum over examples rounds relative to its terms, which may cancel.
     size = np.sqrt(np.mean(head.gradient**2, axis=1, keepdims=True))
-    rounding = np.hypot(head.rounding, head.eps * size) + 1e-300
+    rounding = np.hypot(np.hypot(head.rounding, head.eps * size), noise_std) + 1e-300
     c = np.empty((len(known), len(head.gradient)))
     spread = np.empty_like(c)
     for k, (row, errors) in enumerate(zip(head.gradient, rounding, strict=True)):

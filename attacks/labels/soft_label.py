@@ -29,6 +29,7 @@ from attacks.answers import LabelRecovery, Status
 from attacks.batch.recover import split_batch
 from attacks.batch.second_example import one_example, without_second_example
 from attacks.facts import LABELS, Fact, GaussianMechanism
+from attacks.masks.recover import split_by_masks
 from attacks.one_example.bars import Unknown, unknowns
 from attacks.one_example.factor import scaled_roots
 from attacks.one_example.fit import Fit, Root, fit_label, label_at
@@ -38,7 +39,7 @@ from attacks.one_example.problem import Problem
 from attacks.one_example.scan import find_roots
 from attacks.one_example.verdict import Tried, decide
 from attacks.one_example.view import View, view_few
-from attacks.types import GradientLeak, LabelAttack
+from attacks.types import GradientLeak, LabelAttack, NotApplicable
 from attacks.victim.gradients import Array
 from attacks.victim.network import Network
 from attacks.victim.require import require_one_step, require_values
@@ -74,8 +75,10 @@ class SoftLabelRecovery(LabelAttack):
 
     The loss is assumed to be the mean cross-entropy; a factor on the gradient is found.
 
-    A batch takes features with zeros, as after ReLU, and more classes than examples: see
-    `attacks.batch`.
+    A batch is taken apart in one of two ways. By the last layer's rays, where features have zeros,
+    as after a ReLU, and classes outnumber examples: see `attacks.batch`. Where they don't show all
+    examples, by the masks of a hidden layer with a ReLU or leaky ReLU behind it, for any number of
+    classes: see `attacks.masks`. A reason says what stood in the way of either.
 
     Args:
         tolerance: L∞ error of the label that RECOVERED stays below, in (0, 1).
@@ -86,11 +89,16 @@ class SoftLabelRecovery(LabelAttack):
     Note:
         `certificate` is the runner-up's misfit (φ over its expected value) over the best one's, at
         least 1; NaN with a bias (no search) and below five classes.
+        Of a batch taken apart by masks it is the inverse of the share of units in which an
+        example's label, handed down the network, misses its part of the layer's gradient; below 10
+        nothing is RECOVERED.
+        With B unknown, copies of one input leave the gradient of a single one with their mean
+        label, and that is the label that is RECOVERED.
         RECOVERED needs that no second root fits within noise and rounding, however large it is.
     """
 
     reach: ClassVar[str] = (
-        "one local step, of one example or of a batch that the features' zeros take apart"
+        "one local step, of one example or of a batch that zeros or masks of ReLU take apart"
     )
     uses: ClassVar[tuple[type[Fact], ...]] = (*LABELS, GaussianMechanism)
     tolerance: float = 1e-2
@@ -116,8 +124,7 @@ class SoftLabelRecovery(LabelAttack):
 
         problem = one_example(leak, network)
         if problem is None:
-            batch = split_batch(leak, network, generator)
-            return batch.answer([solve(part) for part in batch.problems])
+            return self._batch(leak, network, generator, solve)
         answer = solve(problem)
         coarser = problem.with_single_precision_labels()
         if answer.status is not Status.RECOVERED and not problem.is_noisy:
@@ -127,6 +134,42 @@ class SoftLabelRecovery(LabelAttack):
         if answer.status is not Status.RECOVERED:
             return answer
         return without_second_example(answer, leak, network)
+
+    def _batch(
+        self,
+        leak: GradientLeak,
+        network: Network,
+        generator: torch.Generator,
+        solve: Callable[[Problem], LabelRecovery],
+    ) -> LabelRecovery:
+        """Try the last layer's rays, and where they don't show all examples, hidden layers' masks.
+
+        Raises:
+            NotApplicable: neither can work.
+        """
+        try:
+            rays = split_batch(leak, network, generator)
+            answer = rays.answer([solve(part) for part in rays.problems])
+            if answer.status is Status.RECOVERED:
+                return answer
+            no_rays = answer.reason
+        except NotApplicable as reason:
+            answer, no_rays = None, str(reason)
+        try:
+            masks = split_by_masks(leak, network, generator)
+        except NotApplicable as no_masks:
+            if answer is not None:
+                return answer
+            raise NotApplicable(f"{no_rays}; {no_masks}") from no_masks
+        problems = masks.problems(network)
+        other = masks.answer([solve(part) for part in problems], self.tolerance)
+        if answer is None or _recovered(other) > _recovered(answer):
+            return other
+        return answer
+
+
+def _recovered(answer: LabelRecovery) -> int:
+    return answer.statuses.count(Status.RECOVERED)
 
 
 def solve_one(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,7 @@ class Call:
         given: its input.
         output: likewise.
         between: which other modules ran since the call before, in words.
+        kept: share of the input's entries that dropout in train mode would have left.
     """
 
     name: str
@@ -29,22 +31,28 @@ class Call:
     given: Tensor
     output: Tensor
     between: str
+    kept: float = 1.0
 
 
 def watch(model: nn.Module, run: Callable[[], Any]) -> tuple[Any, tuple[Call, ...]]:
     """Run a model, and return its output and its layers' calls, in order."""
     calls: list[Call] = []
     others: list[str] = []
+    kept: list[float] = []
 
     def hook_of(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: tuple[Any, ...], named: Any, output: Any) -> None:
             if not isinstance(module, LAYERS):
                 others.append(f"{name!r} ({type(module).__name__})")
+                if isinstance(module, nn.Dropout):
+                    kept.append(1 - module.p)
                 return
             # Clones, because an activation may work in place.
             given = input_of(inputs, named).clone()
-            calls.append(Call(name, module, given, output.clone(), ", ".join(others)))
+            words, share = ", ".join(others), math.prod(kept)
+            calls.append(Call(name, module, given, output.clone(), words, share))
             others.clear()
+            kept.clear()
 
         return hook
 

@@ -271,22 +271,33 @@ CHANGES: dict[str, Change] = {
 }  # fmt: skip
 
 
+SINGLE = (1,), (3, 5, 10, 10, 20, 40)
+SIZES = {
+    "dense": SINGLE,
+    "batch": ((2, 3, 4, 6), (24, 32, 48)),
+    "crowd": ((4, 6, 8, 12), (2, 3, 4, 10, 10)),
+    "convolutional": SINGLE,
+}
+"""How many examples and classes are drawn, by kind."""
+
+
 def draw_pair(kind: str, index: int, seed: int) -> tuple[Case, Case]:
     """Return a leak as it should be, and one with the same inputs that was changed.
 
     Args:
-        kind: "dense" (one example), "batch", or "convolutional" (one example).
+        kind: "dense" (one example), "batch", "crowd" (a batch of about as many examples as classes,
+            or more), or "convolutional" (one example).
         index: which.
         seed: of all.
     """
-    draw = Draw(seed, index, {"dense": 0, "batch": 1, "convolutional": 2}[kind])
-    count = draw.of(2, 3, 4, 6) if kind == "batch" else 1
-    classes = draw.of(24, 32, 48) if kind == "batch" else draw.of(3, 5, 10, 10, 20, 40)
+    draw = Draw(seed, index, {"dense": 0, "batch": 1, "convolutional": 2, "crowd": 3}[kind])
+    counts, class_counts = SIZES[kind]
+    count, classes = draw.of(*counts), draw.of(*class_counts)
     with torch.random.fork_rng(devices=[]):  # layers draw weights that are then drawn anew
         if kind == "convolutional":
             model = convolutional(draw, classes)
         else:
-            model = dense(draw, classes, batch=kind == "batch")
+            model = dense(draw, classes, batch=kind in ("batch", "crowd"))
     images, labels = images_of(draw, count), labels_of(draw, count, classes)
     precision = draw.of(torch.float32, torch.float32, torch.float64)
     model, images = model.to(precision), images.to(precision)

@@ -36,11 +36,13 @@ convolutional networks each."""
 LABELS = {
     "dense": ("soft-label", "bias-ratio", "idlg"),
     "batch": ("soft-label",),
+    "crowd": ("soft-label",),
     "convolutional": ("soft-label",),
 }
 IMAGES = {
     "dense": (("soft-label", "analytic"), ("idlg", "analytic")),
     "batch": (("soft-label", "analytic"),),
+    "crowd": (("soft-label", "analytic"),),
     "convolutional": (("soft-label", "r-gap"), ("soft-label", "relu-fit")),
 }
 
@@ -93,7 +95,9 @@ def assert_honest(counts: dict[str, Counter[str]]) -> None:
         assert share >= LEAST_CLAIMED.get(name, 0.3), f"{name} claims {share:.0%} of what it could"
 
 
-@pytest.mark.parametrize(("kind", "rounds"), [("dense", 2), ("batch", 1), ("convolutional", 1)])
+@pytest.mark.parametrize(
+    ("kind", "rounds"), [("dense", 2), ("batch", 1), ("crowd", 1), ("convolutional", 1)]
+)
 def test_nothing_false_is_claimed(kind: str, rounds: int) -> None:
     assert_honest(attack(kind, range(rounds * len(CHANGES)), seed=11))
 
@@ -101,7 +105,7 @@ def test_nothing_false_is_claimed(kind: str, rounds: int) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize(
-    ("kind", "pairs"), [("dense", 1440), ("batch", 480), ("convolutional", 480)]
+    ("kind", "pairs"), [("dense", 1440), ("batch", 480), ("crowd", 480), ("convolutional", 480)]
 )
 def test_nothing_false_is_claimed_of_thousands(kind: str, pairs: int) -> None:
     counts = attack(kind, range(pairs), seed=12)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from attacks import LabelRecovery, Status
 from attacks.labels.soft_label import SoftLabelRecovery
-from fl_sim.testing import check_no_claim, facts_of, gradients_of
+from fl_sim.testing import build_seeded, check_no_claim, facts_of, gradients_of
 
 KINDS = ("hard", "label-smoothing", "mixup", "mixup+label-smoothing")
 Build = Callable[..., Any]
@@ -185,9 +185,16 @@ def sigmoid_network(make_model: Build) -> nn.Module:
 
 
 def shallow_network(make_model: Build) -> nn.Module:
-    """12 classes leave the gradient of 11 examples at most."""
+    """12 classes leave the last layer's gradient of 11 examples at most."""
     model: nn.Module = make_model(12, hidden=WIDTH)
     return model
+
+
+def narrow_network(make_model: Build) -> nn.Module:
+    """Nor have its hidden layers units enough for as many masks."""
+    return build_seeded(
+        lambda: nn.Sequential(nn.Flatten(), nn.Linear(144, 20), nn.ReLU(), nn.Linear(20, 12))
+    )
 
 
 @pytest.mark.parametrize(
@@ -195,7 +202,7 @@ def shallow_network(make_model: Build) -> nn.Module:
     [
         (tanh_network, 8, {}, "both signs"),
         (sigmoid_network, 8, {}, "dense"),
-        (shallow_network, 12, {}, "12 classes"),
+        (narrow_network, 12, {}, "12 classes"),
         (shallow_network, 8, {"local_steps": 3}, "3 local steps"),
         (shallow_network, 8, {"batch_size": 5}, "rank 8"),
     ],
@@ -230,16 +237,14 @@ def test_noise_is_refused(
     check_no_claim(recovery, "uncertain by" if told else "no gap")
 
 
-def test_too_few_classes_claim_few_examples_and_none_wrongly(
+def test_few_classes_take_hidden_layers(
     make_model: Build, make_label: Build, make_victim: Build
 ) -> None:
-    """Six classes leave four examples' labels hardly a test."""
+    """Six classes leave four examples' labels hardly a test in the last layer alone."""
     for seed in range(5):
         label = mixed_labels(make_label, 4, seed, classes=6)
         victim = make_victim(make_model(6, seed=seed), label, sent_as="float32", seed=seed)
         recovery = recover(victim.leak)
-        assert recovery.status is not Status.RECOVERED
-        assert recovery.reason
-        assert recovery.statuses.count(Status.RECOVERED) <= 2  # measured: at most 1
-        if Status.RECOVERED in recovery.statuses:
-            assert pairing(recovery, victim)[2].max() < 1e-2
+        rows = recovery.statuses.count(Status.RECOVERED)
+        assert rows >= 3, recovery.reason  # measured: at most 1 by rays, 3 or 4 by masks
+        assert pairing(recovery, victim)[2].max() < 1e-4

@@ -1,0 +1,180 @@
+"""Step 5: the examples behind all pairs of a layer, and a test that wrong ones fail.
+
+With all R pairs, Q (R, R) of rows q_b, `G_w = Σ_b (U q_b) m_bᵀ` has the inputs `M = Q⁻ᵀ S V`. A
+bias, whose input is 1, gives each row its scale and sign; without one, the sign is that whose way
+through the layer turns on the units that the mask does. From there the network leads to the last
+layer's inputs `x_b`, and these, by least squares on its gradient, to `e_b = p_b − y_b`.
+
+The way back is the test: handed down through the network, `e_b` has to give `δ_b`, unit by unit.
+So have the rows of the last layer's gradient to lie in the span of the `x_b`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attacks.dense.network import FullyConnected, on_array
+from attacks.dense.refit import coefficients
+from attacks.masks.equation import MaskEquation
+from attacks.masks.polish import Pair
+from attacks.types import NotApplicable
+from attacks.victim.gradients import Array
+
+HEAD_LIMIT = 10.0
+"""What the last layer's gradient may have beside the examples' inputs, in standard deviations of
+rounding or noise: right ones leave 1 to 3."""
+LEAST_HEAD = 1e-9
+"""The same, relative to the gradient, in float64."""
+RETURN_LIMITS = (1e-4, 0.2)
+"""Tolerance of an entry that is handed down, relative to their rms, at least and at most."""
+RETURN_SIGMAS = 30.0
+"""The same, in units of what the example's misfit and its inputs' errors leave."""
+WRONG_SHARE = 0.1
+"""Share of a layer's live units that may be off: those at the border between on and off."""
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """A batch's examples of different inputs.
+
+    Args:
+        inputs: (R, n), of the layer whose pairs they are; of any scale without a bias.
+        features: (R, D), the last layer's inputs, with the bias's 1 where there is one.
+        mixtures: e, (R, K), with `∂L/∂W = (1/B) Σ_b e_b x_bᵀ`.
+        spread: of their entries, standard deviations, (R, K).
+        errors: of the inputs, relative, (R,).
+        returns: share of the layer's units where the way back misses δ, (R,).
+        units: of that layer, live ones.
+        is_whole: whether the last layer's gradient is that of these inputs.
+    """
+
+    inputs: Array
+    features: Array
+    mixtures: Array
+    spread: Array
+    errors: Array
+    returns: Array
+    units: int
+    is_whole: bool
+
+
+def examples_of(
+    equation: MaskEquation, pairs: Sequence[Pair], chain: FullyConnected, batch: int
+) -> Examples:
+    """Go from all pairs of the first layer of a chain to its end, and back.
+
+    Args:
+        equation: of the first layer.
+        pairs: R of them.
+        chain: from that layer to the logits, with its gradients.
+        batch: B of the mean.
+
+    Raises:
+        NotApplicable: the last layer's inputs are linearly dependent.
+    """
+    head = chain.layers[-1]
+    inputs, delta, errors = _first_inputs(equation, pairs, batch)
+    kept = _dropout(equation, pairs, chain)
+    values = chain.forward(inputs, kept)
+    features = head.augmented(values[-2])
+    if not np.isfinite(features).all() or np.linalg.matrix_rank(features) < len(features):
+        raise NotApplicable("the examples' last features are linearly dependent")
+    mixtures, spread = coefficients(head, features, batch, equation.noise)
+    # Errors of the features are passed on, too, to first order; they point anywhere.
+    inverse = np.linalg.norm(np.linalg.pinv(features), axis=0)
+    wrong = errors * np.linalg.norm(features, axis=1) / np.sqrt(features.shape[1])
+    spread = np.hypot(spread, np.outer(inverse, wrong @ np.abs(mixtures)))
+    off = np.hypot(errors, [pair.misfit for pair in pairs])
+    returns = _returns(chain, values, mixtures, delta, equation, off, kept)
+    rest = head.gradient - mixtures.T @ features / batch
+    return Examples(
+        inputs,
+        features,
+        mixtures,
+        spread,
+        errors,
+        returns,
+        len(equation.left),
+        _is_rounding(rest, head.gradient, np.hypot(head.rounding, equation.noise)),
+    )
+
+
+def _first_inputs(
+    equation: MaskEquation, pairs: Sequence[Pair], batch: int
+) -> tuple[Array, Array, Array]:
+    """Return a layer's inputs (R, n), its δ (R, D) and the inputs' relative errors (R,).
+
+    Without a bias inputs are unit vectors, and δ is of some positive scale.
+    """
+    source = equation.source
+    q = np.array([pair.q for pair in pairs])
+    dual = np.linalg.inv(q).T
+    rows = ((dual * equation.values) @ equation.right) * equation.columns
+    sizes = np.linalg.norm(rows, axis=1)
+    # Noise of G_w; and what the errors of the q pass on of all other rows.
+    noise = equation.sigma * np.linalg.norm(equation.columns)
+    wrong = np.linalg.norm([pair.misfit for pair in pairs] * sizes)
+    passed = float(wrong) / np.sqrt(len(equation.left))
+    errors = np.linalg.norm(dual, axis=1) * np.hypot(noise, passed) / sizes
+    delta = equation.rows * (q @ equation.left.T)
+    if source.has_bias:
+        scale = np.where(rows[:, -1:] == 0, np.nan, rows[:, -1:])
+        return rows[:, :-1] / scale, batch * scale * delta, errors
+    sign = _signs(rows @ source.weight.T, np.array([pair.is_on for pair in pairs]))
+    return sign * rows / sizes[:, None], sign * delta, errors
+
+
+def _dropout(equation: MaskEquation, pairs: Sequence[Pair], chain: FullyConnected) -> Array | None:
+    """Return the factors (R, m) on a layer's outputs that the client's dropout left, if any."""
+    if not chain.kept or chain.kept[0] == 1:
+        return None
+    factors = np.zeros((len(pairs), len(equation.live)))
+    factors[:, equation.live] = np.array([pair.is_on for pair in pairs]) / chain.kept[0]
+    return factors
+
+
+def _signs(outputs: Array, masks: NDArray[np.bool_]) -> Array:
+    """Return the sign (R, 1) of each input whose outputs (R, D) are on where the masks say."""
+    agreeing = np.where((outputs > 0) == masks, 1, -1).sum(axis=1, keepdims=True)
+    return np.where(agreeing >= 0, 1.0, -1.0)
+
+
+def _returns(
+    chain: FullyConnected,
+    values: Sequence[Array],
+    mixtures: Array,
+    delta: Array,
+    equation: MaskEquation,
+    errors: Array,
+    kept: Array | None,
+) -> Array:
+    """Return the share of units (R,) where what is handed down isn't δ, (R, D).
+
+    Without a bias δ's scale isn't known, and that of least squares is taken.
+    """
+    down = mixtures
+    for layer, activation, a in zip(
+        chain.layers[:0:-1], chain.activations[::-1], values[-2:0:-1], strict=True
+    ):
+        down = (down @ layer.weights) * on_array(activation.slope, a)
+    if kept is not None:
+        down = down * kept
+    down = down[:, equation.live]
+    if not equation.source.has_bias:
+        fit = np.sum(down * delta, axis=1) / np.maximum(np.sum(down**2, axis=1), 1e-300)
+        down = np.maximum(fit, 0)[:, None] * down
+    size = np.sqrt(np.mean(delta**2, axis=1))
+    limit = np.clip(RETURN_SIGMAS * errors, *RETURN_LIMITS) * size
+    return np.asarray((np.abs(down - delta) > limit[:, None]).mean(axis=1))
+
+
+def _is_rounding(rest: Array, gradient: Array, std: Array) -> bool:
+    """Say whether what is left of a gradient is no more than rounding or noise explains."""
+    size = float(np.sqrt(np.mean(gradient**2)))
+    typical = float(np.sqrt(np.mean(std**2)))
+    limit = max(HEAD_LIMIT * typical, LEAST_HEAD * size)
+    return bool(np.sqrt(np.mean(rest**2)) <= limit)

@@ -1,0 +1,56 @@
+"""Dropout in train mode behind a ReLU: part of the mask, and no defense of labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from attacks import GradientLeak, Status
+from attacks.labels.soft_label import SoftLabelRecovery
+
+Build = Callable[..., Any]
+
+
+def leak_with(dropout: dict[int, float], victim: Any) -> GradientLeak:
+    """Return the leak of a network with dropout behind some of its modules, in train mode."""
+    layers: list[nn.Module] = []
+    for index, layer in enumerate(victim.model):
+        layers += [layer, nn.Dropout(dropout[index])] if index in dropout else [layer]
+    model = nn.Sequential(*layers).train()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        loss = cross_entropy(model(victim.images), victim.labels.float())
+        gradients = torch.autograd.grad(loss, list(model.parameters()))
+    shape = tuple(victim.images.shape[1:])
+    return GradientLeak(model, list(gradients), len(victim.images), shape, mode="train")
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dropout", [{3: 0.5}, {1: 0.2, 3: 0.5}])
+def test_dropout_is_part_of_the_mask(
+    dropout: dict[int, float], bias: bool, make_digits: Build
+) -> None:
+    """Behind the last hidden layer, and before the network, where it is part of the input."""
+    victim = make_digits(12, widths=(256,), bias=bias)
+    leak = leak_with(dropout, victim)
+    recovery = SoftLabelRecovery()(leak, generator=torch.Generator().manual_seed(0))
+    assert recovery.status is Status.RECOVERED, recovery.reason
+    assert recovery.labels is not None
+    assert recovery.features is not None
+    off = (recovery.labels[:, None] - victim.labels).abs().amax(2)
+    assert off.amin(1).max() < 1e-5  # measured: 5e-7
+    assert (recovery.features == 0).double().mean() > 0.6  # half of them, and half of the rest
+
+
+def test_dropout_that_no_mask_shows_is_said_so(make_digits: Build) -> None:
+    """Behind a leaky ReLU a unit has three values."""
+    victim = make_digits(12, widths=(256,), activation=lambda: nn.LeakyReLU(0.1))
+    leak = leak_with({3: 0.5}, victim)
+    recovery = SoftLabelRecovery()(leak, generator=torch.Generator().manual_seed(0))
+    assert recovery.status is Status.NOT_APPLICABLE
+    assert "dropout behind layer" in (recovery.reason or "")
