@@ -223,20 +223,29 @@ def pictures(setting: Setting, seed: int, *, most: int = 8) -> Figure:
         most: images that are drawn.
     """
     outcome = attack_batch(setting, seed)
-    shown = min(most, setting.batch)
-    figure = Figure(figsize=(1.3 * shown, 3.2), layout="constrained")
-    axes = figure.subplots(2, shown, squeeze=False)
-    for column in range(shown):
-        for line, images in enumerate((outcome.images, outcome.truth)):
+    shown = slice(min(most, setting.batch))
+    title = f"{setting.batch} {setting.source} images, {setting.network}, {setting.sent_as}"
+    return draw_pairs(outcome.images[shown], outcome.truth[shown], outcome.psnr[shown], title)
+
+
+def draw_pairs(found: Tensor, truth: Tensor, psnr: Tensor, title: str) -> Figure:
+    """Draw recovered images (N, C, H, W) over the true ones, eight or so side by side.
+
+    Args:
+        found: NaN where there is none.
+        truth: in the same order.
+        psnr: (N,), in dB.
+        title: what is shown.
+    """
+    figure = Figure(figsize=(1.3 * min(len(found), 8), 3.2), layout="constrained")
+    axes = figure.subplots(2, len(found), squeeze=False)
+    for column in range(len(found)):
+        for line, images in enumerate((found, truth)):
             image = images[column].nan_to_num(0.5).permute(1, 2, 0).numpy()
             axes[line, column].imshow(image, cmap="gray", vmin=0, vmax=1)
             axes[line, column].set_axis_off()
-        axes[0, column].set_title(f"{float(outcome.psnr[column]):.0f} dB", fontsize=8)
-    figure.suptitle(
-        f"{setting.batch} {setting.source} images, {setting.network}, {setting.sent_as}: "
-        "recovered, above; the client's, below",
-        fontsize=9,
-    )
+        axes[0, column].set_title(f"{float(psnr[column]):.0f} dB", fontsize=8)
+    figure.suptitle(f"{title}: recovered, above; the client's, below", fontsize=9)
     return figure
 
 

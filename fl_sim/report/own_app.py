@@ -79,7 +79,9 @@ def facts(run: Mapping[str, Any], rounds: Sequence[Record]) -> list[tuple[str, l
     size = " × ".join(map(str, model.get("input_shape") or [])) or NONE
     classes = [f"{len(names)} classes: {', '.join(names)}"] if names else []
     steps, batch = client.pop("local_steps", 1), client.pop("batch_size", None)
-    training = f"{count(steps, 'local step')}, unless a client reports another number"
+    epochs = client.pop("local_epochs", None)
+    passes = count(epochs, "local epoch") if epochs else count(steps, "local step")
+    training = f"{passes}, unless a client reports another number"
     options = [
         key.replace("_", " ") if value is True else f"{key.replace('_', ' ')} {value}"
         for key, value in client.items()

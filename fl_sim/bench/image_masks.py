@@ -1,0 +1,243 @@
+"""Batches with more examples than classes: labels and images out of a hidden layer's gradient.
+
+One factor at a time around a base cell that is what people train: MNIST, ten classes, 784-512-10
+with biases and PyTorch's initialisation, smoothed labels, 16 examples, the float32 weights after
+one step at a learning rate of 0.1. Everything is blind: `soft-label`, then `analytic`; an example
+counts as found where its label is called RECOVERED.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import pairwise
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from attacks import IMAGE_ATTACKS, LABEL_ATTACKS, GradientLeak, Reconstruction, Status
+from fl_sim.bench.image_batches import draw_pairs
+from fl_sim.bench.victims import dataset, draw_batch
+from fl_sim.leakage.judge import Truth, pair_examples, psnr_db
+from fl_sim.models import Normalize
+from fl_sim.seeds import torch_generator
+from fl_sim.testing.leaks import SentAs, build_seeded, gradients_of, leak_of
+
+TITLE = "Batches with more examples than classes: labels and images by `soft-label` and `analytic`"
+NOTES = (
+    "One factor at a time around the first row. “found” counts examples whose label is called "
+    "RECOVERED, “false” those of them that are off by 1e-2 or more, and images that are claimed "
+    "and below 50 dB. An image that wasn't found counts as minus infinity. Published, with a bias "
+    "and hard labels: SPEAR about 25 examples, at a cost that is exponential in them (arXiv "
+    "2403.03945), SPEAR++ about ten times as many (arXiv 2510.24200).",
+)
+
+SEEDS, SEEDS_OF_LONG_ROWS = 5, 3
+LONG_SECONDS = 20.0
+"""A batch that takes longer is measured with fewer seeds."""
+TOLERANCE, STRICT, CLAIM_DB = 1e-2, 1e-3, 50.0
+LEARNING_RATE = 0.1
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row of the table.
+
+    Args:
+        source: of the images, "mnist-5k" or "photos".
+        batch: B.
+        widths: of the hidden layers.
+        classes: K.
+        augmentation: of the labels.
+        bias: whether the layers have biases.
+        init: "default" (PyTorch's) or "he".
+        sent_as: a "float32" gradient, or an "update" of weights.
+        lr: of an update.
+        is_told: whether the attacker knows B.
+        noise: standard deviation of noise on every gradient, in units of its entries' own.
+    """
+
+    source: str = "mnist-5k"
+    batch: int = 16
+    widths: tuple[int, ...] = (512,)
+    classes: int = 10
+    augmentation: str = "label-smoothing"
+    bias: bool = True
+    init: str = "default"
+    sent_as: SentAs = "update"
+    lr: float = LEARNING_RATE
+    is_told: bool = True
+    noise: float = 0.0
+
+
+BASE = Cell()
+CELLS = (
+    BASE,
+    *(replace(BASE, augmentation=kind) for kind in ("hard", "mixup", "mixup+label-smoothing")),
+    replace(BASE, bias=False),
+    replace(BASE, source="photos"),
+    replace(BASE, sent_as="float32"),
+    replace(BASE, lr=0.01),
+    replace(BASE, classes=2),
+    replace(BASE, classes=100),
+    replace(BASE, is_told=False),
+    replace(BASE, init="he"),
+    replace(BASE, batch=8),
+    replace(BASE, batch=20),
+    replace(BASE, batch=32),
+    replace(BASE, batch=32, widths=(1024,)),
+    replace(BASE, batch=48, widths=(1024,)),
+    replace(BASE, batch=64, widths=(4096,)),
+    *(replace(BASE, batch=size, widths=(512, 512)) for size in (16, 32)),
+    replace(BASE, widths=(512, 512), init="he"),
+    replace(BASE, widths=(256, 128, 64)),
+    *(replace(BASE, noise=noise) for noise in (1e-3, 1e-2, 1e-1, 0.3, 1.0)),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What came of one batch.
+
+    Args:
+        found: examples whose label is called RECOVERED.
+        strict: examples whose label is off by less than 1e-3.
+        false: claims that aren't so, of labels and images.
+        images: (B, C, H, W), in the order of the truth, NaN without an image.
+        label_error: (B,), L∞, infinite without a label.
+        psnr: (B,), in dB, minus infinity without an image.
+        seconds: of both attacks.
+        reason: of the label attack.
+    """
+
+    found: int
+    strict: int
+    false: int
+    images: Tensor
+    label_error: Tensor
+    psnr: Tensor
+    seconds: float
+    reason: str
+
+
+def rows(*, quick: bool, seed: int) -> Iterator[dict[str, object]]:
+    """Yield a row for each cell."""
+    for cell in (BASE, replace(BASE, bias=False), replace(BASE, batch=8)) if quick else CELLS:
+        outcomes: list[Outcome] = []
+        for own in range(seed, seed + (1 if quick else SEEDS)):
+            outcomes.append(attack(cell, own))
+            is_long = outcomes[0].seconds > LONG_SECONDS
+            if is_long and len(outcomes) == SEEDS_OF_LONG_ROWS:
+                break
+        yield _row(cell, outcomes)
+
+
+def attack(cell: Cell, seed: int) -> Outcome:
+    """Build a victim, attack it, and score the answers."""
+    data = dataset(cell.source)
+    classes = cell.classes if cell.classes != data.num_classes else None
+    images, labels = draw_batch(data, cell.batch, cell.augmentation, classes=classes, seed=seed)
+    model = build_seeded(lambda: _network(cell, images, data.mean, data.std), seed=seed)
+    leak = _leak(cell, model, images, labels, seed)
+    started = time.perf_counter()
+    recovery = LABEL_ATTACKS.build("soft-label")(leak, generator=torch_generator(seed, "attack"))
+    found: Reconstruction = IMAGE_ATTACKS.build("analytic")(
+        leak, recovery, generator=torch_generator(seed, "attack")
+    )
+    seconds = time.perf_counter() - started
+    truth = Truth(images, labels)
+    pairs = pair_examples(recovery, truth, cell.batch, found.images)
+    error, psnr = torch.full((2, cell.batch), torch.inf).double()
+    psnr, shown = -psnr, torch.full_like(images.double(), torch.nan)
+    claims = false = 0
+    for row, example in enumerate(pairs):
+        if example is None or row >= len(recovery.examples):
+            continue
+        answer = recovery.examples[row]
+        claims += answer.status is Status.RECOVERED
+        if answer.label is not None:
+            error[example] = (answer.label - labels[example]).abs().max()
+        false += answer.status is Status.RECOVERED and bool(error[example] >= TOLERANCE)
+        image = found.examples[row] if found.examples else None
+        if image is not None and image.image is not None:
+            shown[example] = image.image
+            psnr[example] = psnr_db(image.image, images[example])
+            false += image.status is Status.RECOVERED and bool(psnr[example] < CLAIM_DB)
+    strict = int((error < STRICT).sum())
+    return Outcome(claims, strict, false, shown, error, psnr, seconds, recovery.reason or "")
+
+
+def gallery(seed: int) -> Figure:
+    """Draw what comes out of one weight update of 16 digits."""
+    images, _ = draw_batch(dataset(BASE.source), BASE.batch, BASE.augmentation, seed=seed)
+    outcome = attack(BASE, seed)
+    title = "16 digits of ten classes, one float32 weight update, PyTorch's initialisation"
+    return draw_pairs(outcome.images, images, outcome.psnr, title)
+
+
+def _network(
+    cell: Cell, images: Tensor, mean: Sequence[float], std: Sequence[float]
+) -> nn.Sequential:
+    """Return n-widths-K with ReLU between the layers."""
+    layers: list[nn.Module] = [Normalize(tuple(mean), tuple(std)), nn.Flatten()]
+    sizes = (images[0].numel(), *cell.widths, cell.classes)
+    for inputs, outputs in pairwise(sizes):
+        linear = nn.Linear(inputs, outputs, bias=cell.bias)
+        if cell.init == "he":
+            nn.init.kaiming_normal_(linear.weight, nonlinearity="relu")
+        layers += [linear, nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def _leak(cell: Cell, model: nn.Module, images: Tensor, labels: Tensor, seed: int) -> GradientLeak:
+    """Return what the server sees; under noise a gradient in float64, as noise hides rounding."""
+    size = cell.batch if cell.is_told else None
+    if not cell.noise:
+        return leak_of(model, images, labels, sent_as=cell.sent_as, lr=cell.lr, batch_size=size)
+    draws = torch_generator(seed, "noise")
+    gradients = {
+        name: gradient.double()
+        + cell.noise
+        * gradient.double().square().mean().sqrt()
+        * torch.randn(gradient.shape, generator=draws, dtype=torch.float64)
+        for name, gradient in gradients_of(model, images, labels).items()
+    }
+    return GradientLeak(model, gradients, size, tuple(images.shape[1:]))  # type: ignore[arg-type]
+
+
+def _row(cell: Cell, outcomes: Sequence[Outcome]) -> dict[str, object]:
+    examples = cell.batch * len(outcomes)
+    error = torch.cat([outcome.label_error for outcome in outcomes]).numpy()
+    psnr = torch.cat([outcome.psnr for outcome in outcomes]).numpy()
+    reasons = [outcome.reason for outcome in outcomes if outcome.reason]
+    changed = [
+        f"{field.name} {_shown(getattr(cell, field.name))}"
+        for field in fields(cell)
+        if getattr(cell, field.name) != getattr(BASE, field.name)
+    ]
+    return {
+        "cell": ", ".join(changed) or "base",
+        "seeds": len(outcomes),
+        "examples": examples,
+        "found": sum(outcome.found for outcome in outcomes),
+        "labels < 1e-3": sum(outcome.strict for outcome in outcomes),
+        "false": sum(outcome.false for outcome in outcomes),
+        "label_median": f"{np.median(error):.1g}",
+        "label_worst": f"{error.max():.1g}",
+        "psnr_median_db": f"{_quantile(psnr, 0.5):.1f}",
+        "psnr_worst_db": f"{psnr.min():.1f}",
+        "seconds": f"{np.median([outcome.seconds for outcome in outcomes]):.2g}",
+        "why not all": reasons[0] if reasons else "–",
+    }
+
+
+def _quantile(values: np.ndarray, share: float) -> float:
+    """Return a quantile by the nearest rank, as some may be infinite."""
+    return float(np.sort(values)[max(int(np.ceil(share * len(values))) - 1, 0)])
+
+
+def _shown(value: object) -> str:
+    return "-".join(map(str, value)) if isinstance(value, tuple) else str(value)
