@@ -14,10 +14,10 @@ example is a pair (q, t), `δ_b = U q`, of which **each unit i is two-valued**:
 That takes no bias, no non-negative input, no sparsity and no logits of a certain size. Dropout
 behind a ReLU is a mask, too. In the steps of `attacks.batch`, where each example is an extreme ray:
 
-1. `equation`: U and T of a layer;
+1. `equation`: U and T of a layer, and the units that are `always_on`;
 2. `lifted` and `annealed` propose pairs, in closed form or from random starts;
 3. `polish` sharpens a pair by its own mask, and says how well it fits;
 4. `find` takes turns, and has what is found leave starts for what isn't;
-5. `network` and `recover`: all pairs give the layer's inputs, these the last layer's, and one
-   scalar problem is left for each example.
+5. `examples` and `recover`: all pairs give the layer's inputs, these the last layer's, and one
+   scalar problem is left for each example; of few classes, one for all (`common_label`).
 """
