@@ -98,7 +98,7 @@ class SoftLabelRecovery(LabelAttack):
     """
 
     reach: ClassVar[str] = (
-        "one local step, of one example or of a batch that zeros or masks of ReLU take apart"
+        "one local step, of one example or of a batch whose ReLU layers tell examples apart"
     )
     uses: ClassVar[tuple[type[Fact], ...]] = (*LABELS, GaussianMechanism)
     tolerance: float = 1e-2

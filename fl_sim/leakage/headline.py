@@ -102,9 +102,9 @@ def _part(leak: Leak, best: AttackSummary, records: Sequence[Record]) -> str:
         is_soft = any((record.get("true_augmentation") or "hard") != "hard" for record in records)
         return f"the {'soft ' if is_soft else ''}label of {right}"
     if leak.kind == "class":
-        return f"the class of {right} (a guess: {percent(leak.chance)})"
+        return f"the class of {right} ({percent(leak.chance)} without an update)"
     updates = f"{right} of {count(leak.right.of, 'update')}"
-    off = f"off by {percent(best.mass_tv)}, a guess by {percent(best.mass_tv_chance)}"
+    off = f"off by {percent(best.mass_tv)}, without an update {percent(best.mass_tv_chance)}"
     return f"the class mass of {updates} better than a guess would ({off}), as the judge knows"
 
 

@@ -102,9 +102,11 @@ def _context(
     delta = float((scenario.get("privacy") or {}).get("delta", 1e-5))
     step = max(1, -(-len(rounds) // ROUNDS_SHOWN))
     has_truth = own_app.has_truth(run)
+    best = strongest(summaries, has_truth=has_truth).attack if summaries else None
     context = {
         "name": scenario.get("name", "scenario"),
         "outcome": _outcome(run, records, rounds, summaries),
+        "setting": text.setting(scenario),
         "notice": text.notice(records, rounds, planned),
         "cards": text.cards(summaries, rounds, delta, has_truth=has_truth),
         "delta": delta,
@@ -114,7 +116,7 @@ def _context(
         "measures": text.measures(summaries, has_truth=has_truth),
         "pairs": image_pairs(images, records, PAIRS_SHOWN),
         "charts": label_charts(images, records, CHARTS_SHOWN),
-        "mass_charts": mass_charts(images, records, CHARTS_SHOWN),
+        "mass_charts": mass_charts(images, records, CHARTS_SHOWN, first=best),
         "meaning": meaning(run, records, summaries, rounds, has_truth=has_truth),
         "failures": failures[:REASONS_SHOWN],
         "failures_left": failures[REASONS_SHOWN:],

@@ -102,19 +102,30 @@ def label_charts(folder: Path, records: Iterable[Record], limit: int) -> list[Ch
     ]
 
 
-def mass_charts(folder: Path, records: Iterable[Record], limit: int) -> list[Chart]:
-    """Return charts of the class masses (K,) of updates, beside the true ones and a guess."""
+def mass_charts(
+    folder: Path, records: Iterable[Record], limit: int, *, first: int | None = None
+) -> list[Chart]:
+    """Return charts of the class masses (K,) of updates, beside the true ones and a guess.
+
+    All have one scale; those of the attack `first` come first.
+    """
     chosen = _choose(folder, limit, _has_mass, of_updates=True)
     found = _records_of(records, chosen)
-    charts = []
-    for key, arrays in sorted(chosen.items()):
-        if key in found:
-            guess, true = arrays.get("guessed_mass"), arrays.get("true_mass")
-            parts = [part for part in (arrays["mass"], true, guess) if part is not None]
-            others = [] if guess is None else [guess]
-            top = float(max(part.max() for part in parts))
-            charts.append(_chart(arrays["mass"], true, others, found[key], top=top))
-    return charts
+    shown = [(found[key], arrays) for key, arrays in sorted(chosen.items()) if key in found]
+    shown.sort(key=lambda pair: pair[0].get("attack") != first)
+    names = ("mass", "true_mass", "guessed_mass")
+    heights = [arrays[name].max() for _, arrays in shown for name in names if name in arrays]
+    top = float(max(heights, default=1.0))
+    return [
+        _chart(
+            arrays["mass"],
+            arrays.get("true_mass"),
+            [arrays["guessed_mass"]] if "guessed_mass" in arrays else [],
+            record,
+            top=top,
+        )
+        for record, arrays in shown
+    ]
 
 
 def _others(arrays: Arrays) -> list[NDArray[Any]]:

@@ -70,14 +70,15 @@ def _held(best: AttackSummary, records: Sequence[Record]) -> str:
         shown = [_some(number / clients, kind) for kind, number in held if number]
         if shown:
             parts.append(f"{words}, {' and '.join(shown)}")
-    of_each = f"Of each of {count(clients, 'client')}"
+    each = count(round(len(records) / clients), "example")
+    of_each = f"Of {each} of each of {count(clients, 'client')}"
     if parts:
         return f"{of_each}, a curious server holds on average, {'; and '.join(parts)}."
     if best.mass_tv is not None:
         return (
-            f"{of_each}, a curious server knows how many examples it has of each class, but for "
-            f"{percent(best.mass_tv)} of them; without any update it would be off by "
-            f"{percent(best.mass_tv_chance)}."
+            "Of an update’s examples, a curious server estimates how many are of each class, off "
+            f"by {percent(best.mass_tv)} of them; without the update it would be off by "
+            f"{percent(best.mass_tv_chance)}. How far off, it can’t tell."
         )
     return (
         f"{of_each}, a curious server holds at most guesses by these attacks. That is no proof: it "
@@ -136,10 +137,13 @@ def commands(scenario: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return what to try next with a scenario, as commands, each with what it changes."""
     name = str(scenario.get("name"))
     is_shipped = (resources.files("scenarios") / f"{name}.toml").is_file()
-    run = f"fl-sim run {name if is_shipped else 'FILE'}"
+    run = f"fl-sim run {name if is_shipped else name + '.toml'}"
     client, stages = scenario.get("client") or {}, scenario.get("defense") or []
     size = int(client.get("batch_size") or 1)
     found = [(f"--set client.batch_size={max(8, 2 * size)}", "larger batches")]
+    if not stages:
+        stage = 'defense=[{name="dp-noise", clipping_norm=1.0, noise_multiplier=0.01}]'
+        found.append((f"--set '{stage}'", "a defense: clipping and noise"))
     if not (scenario.get("model") or {}).get("bias"):
         found.append(("--set model.bias=true", "layers with biases, as most people train them"))
     if client.get("local_steps") == 1:

@@ -99,23 +99,28 @@ def _attack_cards(best: AttackSummary, *, has_truth: bool) -> list[Card]:
     """Return a card for each kind: what is right, and what is vouched for."""
     result = []
     for leak in best.leaks:
-        name = KINDS[leak.kind]
         vouched = f"{number(leak.vouched.count)} vouched for"
         if leak.false:
             vouched += f", {number(leak.false)} wrongly"
         if not has_truth or leak.right is None:
             if leak.kind in ("image", "label"):
                 note = f"{share(leak.vouched)}, by {best.title}"
-                result.append(Card(f"{name} vouched for", percent(leak.vouched.value), note))
+                name = f"{leak.kind.capitalize()}s vouched for"
+                result.append(Card(name, percent(leak.vouched.value), note))
             continue
-        note = f"{share(leak.right)}; a guess {percent(leak.chance)}"
+        note = f"{share(leak.right)}; {percent(leak.chance)} without an update"
         if leak.kind != "mass":
             note += f"; as the attacker knows, {vouched}"
-        result.append(Card(f"{name} right", percent(leak.right.value), note))
+        result.append(Card(KINDS[leak.kind], percent(leak.right.value), note))
     return result
 
 
-KINDS = {"image": "Images", "label": "Labels", "class": "Classes", "mass": "Class masses"}
+KINDS = {
+    "image": "Images right",
+    "label": "Labels right",
+    "class": "Classes right",
+    "mass": "Class counts nearer than a guess",
+}
 
 
 def share(found: Share) -> str:
@@ -182,7 +187,7 @@ def _kind_rows(kind: str, *, has_truth: bool) -> dict[str, Callable[[AttackSumma
 
     rows = {
         "right, as the judge knows": of(_right),
-        "right by a guess": of(lambda leak: percent(leak.chance)),
+        "right without an update": of(lambda leak: percent(leak.chance)),
     }
     ladder = {
         "vouched for, as the attacker knows": of(lambda leak: share(leak.vouched)),
@@ -281,3 +286,12 @@ def _covered(which: Any, noun: str) -> str:
     if not isinstance(which, list):
         return f"{which} {noun}s"
     return f"{noun}s {', '.join(map(str, which))}"
+
+
+def setting(scenario: Mapping[str, Any]) -> str:
+    """Say in a line what stands between clients and server, and who attacks."""
+    stages = [_stage(stage) for stage in scenario.get("defense") or []]
+    told = scenario.get("defenses")
+    defenses = " → ".join(stages) or (told if isinstance(told, str) and told else "none")
+    attackers = sorted({str(line.get("attacker")) for line in scenario.get("attack") or []})
+    return f"Defense: {defenses}. Attacker: {' and '.join(attackers) or 'none'}."

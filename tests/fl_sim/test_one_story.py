@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -93,5 +94,5 @@ def test_what_to_try_next_can_be_tried(base: str) -> None:
         start, change = command.split(" --set ")
         assert start == f"fl-sim run {base}"
         assert what
-        changed = Scenario.load(SHIPPED / f"{base}.toml", [change])
+        changed = Scenario.load(SHIPPED / f"{base}.toml", shlex.split(change))
         assert changed != scenario

@@ -302,8 +302,8 @@ def test_an_unfinished_run_says_so(tmp_path: Path) -> None:
             {},
             leakage(label_linf=0.1, label_top1=True, image_attack=None, image_status=None),
             training(),
-            "The server recovered the class of 12 (a guess: 25 %) of 12 examples, as the judge "
-            "knows. As the attacker knows, it vouches for 11 labels, 11 wrongly.",
+            "The server recovered the class of 12 (25 % without an update) of 12 examples, as the "
+            "judge knows. As the attacker knows, it vouches for 11 labels, 11 wrongly.",
         ),
     ],
 )
