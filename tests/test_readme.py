@@ -83,7 +83,7 @@ def test_the_audit_of_ones_own_app_recovers_the_clients_images(
     names = [record["label_class_name"] for record in records]
     assert names == ["one", "two", "three"] * 3  # nodes 1, 2 and 3
     page = build_report(tmp_path / "audit").read_text()
-    assert "vouches for the label of 9 of 9 examples and the image of 9." in page
+    assert "The server vouches for 9 images and 9 labels of 9 examples." in page
 
 
 def test_there_is_an_example_of_each_kind() -> None:
@@ -105,7 +105,9 @@ def test_fl_sim_commands_are_accepted(monkeypatch: pytest.MonkeyPatch, tmp_path:
     stand_ins = {
         "fl_sim.bench.run": SimpleNamespace(run_suite=lambda suite, **options: []),
         "fl_sim.flower.run": SimpleNamespace(run=simulate),
-        "fl_sim.report": SimpleNamespace(build_report=lambda out: out / "report.html"),
+        "fl_sim.report": SimpleNamespace(
+            build_report=lambda out: out / "report.html", headline=lambda out: "It leaks."
+        ),
         "fl_sim.leakage.table": SimpleNamespace(table=lambda records: ""),
     }
     for name, module in stand_ins.items():

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from attacks import IMAGE_ATTACKS, LABEL_ATTACKS, GradientLeak, Reconstruction, Status
+from defenses.label_smoothing import smooth_labels
 from fl_sim.bench.image_batches import draw_pairs
 from fl_sim.bench.victims import dataset, draw_batch
 from fl_sim.leakage.judge import Truth, pair_examples, psnr_db
@@ -52,6 +53,7 @@ class Cell:
         widths: of the hidden layers.
         classes: K.
         augmentation: of the labels.
+        smoothing: ε of all labels alike; None draws it for each, where the augmentation smooths.
         bias: whether the layers have biases.
         init: "default" (PyTorch's) or "he".
         sent_as: a "float32" gradient, or an "update" of weights.
@@ -65,6 +67,7 @@ class Cell:
     widths: tuple[int, ...] = (512,)
     classes: int = 10
     augmentation: str = "label-smoothing"
+    smoothing: float | None = None
     bias: bool = True
     init: str = "default"
     sent_as: SentAs = "update"
@@ -82,6 +85,7 @@ CELLS = (
     replace(BASE, sent_as="float32"),
     replace(BASE, lr=0.01),
     replace(BASE, classes=2),
+    replace(BASE, classes=2, augmentation="hard", smoothing=0.1),
     replace(BASE, classes=100),
     replace(BASE, is_told=False),
     replace(BASE, init="he"),
@@ -140,6 +144,8 @@ def attack(cell: Cell, seed: int) -> Outcome:
     data = dataset(cell.source)
     classes = cell.classes if cell.classes != data.num_classes else None
     images, labels = draw_batch(data, cell.batch, cell.augmentation, classes=classes, seed=seed)
+    if cell.smoothing is not None:
+        labels = smooth_labels(labels, cell.smoothing)
     model = build_seeded(lambda: _network(cell, images, data.mean, data.std), seed=seed)
     leak = _leak(cell, model, images, labels, seed)
     started = time.perf_counter()
