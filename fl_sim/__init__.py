@@ -26,10 +26,16 @@ __version__ = "0.1.0"
 MODELS = Registry(
     "model",
     {
-        "fcn4": Entry("fl_sim.models:fcn4", "four linear layers, ReLU, He initialisation"),
-        "mlp": Entry("fl_sim.models:mlp", "n-512-512-K, ReLU, He initialisation"),
+        "fcn4": Entry("fl_sim.models:fcn4", "four linear layers, ReLU"),
+        "mlp": Entry("fl_sim.models:mlp", "linear layers n-512-512-K, ReLU"),
         "lenet": Entry("fl_sim.models:lenet", "DLG's LeNet: three convolutions, sigmoid"),
+        "lenet5": Entry(
+            "fl_sim.models:lenet5", "LeNet-5: two convolutions, ReLU, max pooling, 120-84-K"
+        ),
         "convnet": Entry("fl_sim.models:convnet", "two wide convolutions, ReLU, one linear layer"),
+        "vgg11": Entry(
+            "fl_sim.models:vgg11", "torchvision's VGG-11, CIFAR's classifier 512-512-512-K"
+        ),
         "resnet18": Entry(
             "fl_sim.models:resnet18", "torchvision's ResNet-18; CIFAR stem below 64 pixels"
         ),

@@ -233,5 +233,6 @@ def _initial_model(scenario: Scenario) -> nn.Module:
         mean=dataset.mean,
         std=dataset.std,
         seed=scenario.seed,
+        init=scenario.model.init,
     )
     return federation.defenses.on_model(model, _Draws(scenario.seed, ())).eval()

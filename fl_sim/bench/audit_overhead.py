@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from attacks import ExampleLabel, GradientLeak, LabelAttack, LabelRecovery, Status
+from fl_sim.bench.victims import INIT, initial_weights
 from fl_sim.flower.run import run
 from fl_sim.leakage.records import read_lines
 from fl_sim.scenario import Scenario
@@ -25,7 +26,10 @@ TITLE = (
     "A round with the audit against one without: 10 clients, `lenet`, batch 32, 10 local "
     "steps, 1,000 test images, engine `local`; the attacks' own time left out"
 )
-NOTES = ("Runs with and without the audit alternate in one process; `ReplyGuard` is in both.",)
+NOTES = (
+    "Runs with and without the audit alternate in one process; `ReplyGuard` is in both.",
+    initial_weights("lenet"),
+)
 ROUNDS = 4
 """Rounds of a run that count; the one before doesn't."""
 
@@ -71,7 +75,7 @@ def _round_seconds(attacks: list[dict[str, str]], seed: int) -> list[float]:
         {
             "seed": seed,
             "rounds": ROUNDS + 1,
-            "model": {"name": "lenet"},
+            "model": {"name": "lenet", "init": INIT["lenet"]},
             "client": {"batch_size": 32, "local_steps": 10},
             "attack": attacks,
         }

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from attacks import LabelRecovery
 from fl_sim.bench.image_batches import given_labels
-from fl_sim.bench.victims import dataset, draw_batch, untrained
+from fl_sim.bench.victims import INIT, dataset, draw_batch, initial_weights, untrained
 from fl_sim.flower.run import run
 from fl_sim.leakage.image_scores import score_image
 from fl_sim.leakage.judge import Truth, pair_examples, score_labels
@@ -30,6 +30,7 @@ NOTES = (
     "A client's round is a round of 10 clients over 10: training, the messages both ways and its "
     "share of the aggregation; accuracy is measured on one image. Scoring pairs the rows of an "
     "answer with the examples, and compares labels, features and images (28 × 28).",
+    initial_weights("fcn4", "lenet"),
 )
 CLIENTS = 10
 ROUNDS: Sequence[tuple[str, int, int]] = (("fcn4", 1, 1), ("fcn4", 16, 1), ("lenet", 32, 10))
@@ -69,7 +70,7 @@ def _client_rounds(network: str, batch: int, steps: int, rounds: int, seed: int)
             "seed": seed,
             "rounds": rounds + 1,
             "data": {"clients": CLIENTS, "test_examples": 1},
-            "model": {"name": network},
+            "model": {"name": network, "init": INIT[network]},
             "client": {"batch_size": batch, "local_steps": steps},
         }
     )

@@ -24,7 +24,7 @@ from attacks.images.r_gap import RGAP
 from attacks.images.relu_fit import ReLUFit
 from attacks.labels.soft_label import SoftLabelRecovery
 from fl_sim.bench.training import accuracy
-from fl_sim.bench.victims import augment, dataset, draw_batch, untrained
+from fl_sim.bench.victims import augment, dataset, draw_batch, initial_weights, untrained
 from fl_sim.leakage.judge import psnr_db
 from fl_sim.models import Normalize
 from fl_sim.seeds import numpy_generator, seeded_layers
@@ -35,6 +35,8 @@ NOTES = (
     "`lenet`, whose activations are invertible, by `r-gap`; networks with ReLU by `relu-fit`.",
     "PSNR in dB; an image that wasn't found counts as minus infinity, and is never left out. "
     "Published: R-GAP 49.0 dB on CIFAR-10 (breaching's notebook), hard label, with a bias.",
+    f"{initial_weights('lenet', 'convnet', 'resnet18')} Those of narrower `convnet`s are "
+    "PyTorch's.",
 )
 
 SEEDS = 3

@@ -29,7 +29,7 @@ from attacks.labels.soft_label import SoftLabelRecovery
 from attacks.numerics.interior_point import solve_by_simplex
 from attacks.victim.network import Network
 from fl_sim.bench.training import trained
-from fl_sim.bench.victims import AUGMENTATIONS, dataset, draw_batch, untrained
+from fl_sim.bench.victims import AUGMENTATIONS, dataset, draw_batch, initial_weights, untrained
 from fl_sim.data import Dataset
 from fl_sim.models import Normalize
 from fl_sim.seeds import torch_generator
@@ -40,6 +40,7 @@ NOTES = (
     "“found” counts the examples that are called RECOVERED; “false” those of them that are wrong. "
     "Published: SPEAR recovers hard labels of about 25 examples, with a bias (arXiv 2403.03945), "
     "SPEAR++ of about ten times as many (arXiv 2510.24200).",
+    f"{initial_weights('mlp')} Those of “n-D-K” are He's, too.",
 )
 
 STRICT, TOLERANCE = 1e-3, 1e-2

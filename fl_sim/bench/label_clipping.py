@@ -13,11 +13,14 @@ from matplotlib.figure import Figure
 from attacks import Status
 from attacks.labels.soft_label import SoftLabelRecovery
 from fl_sim.bench.labels import DATA, Cell, head_leaks
-from fl_sim.bench.victims import AUGMENTATIONS
+from fl_sim.bench.victims import AUGMENTATIONS, initial_weights
 from fl_sim.seeds import numpy_generator
 
 TITLE = "Soft labels from a clipped gradient: the factor c isn't told, nor the augmentation"
-NOTES = ("c is drawn log-uniformly from each interval; the gradient is float32, without a bias.",)
+NOTES = (
+    "c is drawn log-uniformly from each interval; the gradient is float32, without a bias.",
+    initial_weights("fcn4", "lenet"),
+)
 FACTORS = ((1.0, 1.0), (0.5, 1.0), (0.1, 0.5), (0.01, 0.1))
 
 

@@ -25,11 +25,14 @@ from attacks import GradientLeak
 from attacks.numerics.particle_swarm import particle_swarm
 from attacks.victim.network import Network
 from fl_sim.bench.training import trained
-from fl_sim.bench.victims import dataset, draw_batch, untrained
+from fl_sim.bench.victims import dataset, draw_batch, initial_weights, untrained
 from fl_sim.testing.leaks import leak_of
 
 TITLE = "Label features and one-dimensional searches: how often each pair finds the label"
-NOTES = ("Noise-free float32 gradients of LeNet; the augmentation is told.",)
+NOTES = (
+    "Noise-free float32 gradients of LeNet; the augmentation is told.",
+    initial_weights("lenet"),
+)
 
 Array = NDArray[np.float64]
 Objective = Callable[[Array], Array]

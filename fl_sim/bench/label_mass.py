@@ -24,7 +24,7 @@ from torch.nn.functional import one_hot
 from attacks import LABEL_ATTACKS, GradientLeak, LabelAttack
 from attacks.counts.head_gradient import Auxiliary
 from fl_sim.bench.training import trained
-from fl_sim.bench.victims import augment, dataset, untrained
+from fl_sim.bench.victims import augment, dataset, initial_weights, untrained
 from fl_sim.data import Dataset
 from fl_sim.leakage.judge import instances_recovered, total_variation
 from fl_sim.seeds import numpy_generator, torch_generator
@@ -38,6 +38,7 @@ NOTES = (
     "“chance” knows the class shares of the server's test data, and B. “+” has 20 labelled test "
     "images of each class. “beaten by” names the baselines that do better than ours, and than "
     "chance.",
+    initial_weights("lenet", "resnet18"),
 )
 
 if TYPE_CHECKING:

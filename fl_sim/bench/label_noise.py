@@ -27,7 +27,7 @@ from attacks.one_example.scan import Scan
 from attacks.one_example.view import view_few
 from attacks.victim.gradients import as_double
 from attacks.victim.network import Network
-from fl_sim.bench.victims import dataset, draw_batch, untrained
+from fl_sim.bench.victims import dataset, draw_batch, initial_weights, untrained
 from fl_sim.seeds import torch_generator
 from fl_sim.testing.leaks import leak_of
 
@@ -37,6 +37,7 @@ NOTES = (
     "the median ratio, 1 for an efficient estimator; “in 95 % bars” counts the label's largest "
     "entry within 1.96 of the standard errors that the attack states. The bound is told class and "
     "augmentation.",
+    initial_weights("fcn4", "lenet"),
 )
 
 Array = NDArray[np.float64]

@@ -15,6 +15,7 @@ from attacks import GradientLeak
 from attacks.labels.soft_label import SoftLabelRecovery
 from attacks.labels.soft_label_pso import ScalarProblem, SoftLabelPSO
 from fl_sim.bench.labels import Cell, head_leaks
+from fl_sim.bench.victims import initial_weights
 from fl_sim.seeds import seeded_layers
 from fl_sim.testing import facts_of, gradients_of
 
@@ -26,6 +27,7 @@ NOTES = (
     "Milliseconds are medians. The first stage is timed twice: as `soft-label-pso` runs it, with "
     "its loss evaluated for all classes at once, and with the loop over the classes of the paper's "
     "code. `soft-label` includes everything: finding the last layer, the search, the error bars.",
+    f"{initial_weights('lenet')} Those of “one layer” are PyTorch's.",
 )
 SHAPES = ((10, 512), (100, 512), (1000, 2048), (5000, 2048))
 """(K, D)."""

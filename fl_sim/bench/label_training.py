@@ -10,6 +10,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from fl_sim.bench.victims import INIT, initial_weights
 from fl_sim.flower.run import run
 from fl_sim.leakage.records import read_lines
 from fl_sim.scenario import Scenario
@@ -18,7 +19,10 @@ TITLE = (
     "Soft labels over rounds of federated training: 20 clients, each with an update of one "
     "example at lr 0.1"
 )
-NOTES = ("Each client sends one step on one example a round, so the network learns slowly.",)
+NOTES = (
+    "Each client sends one step on one example a round, so the network learns slowly.",
+    initial_weights("fcn4", "lenet"),
+)
 SMOOTHING = {"name": "label-smoothing", "smoothing": [0.0, 0.5]}
 MIXUP = {"name": "mixup", "alpha": 1.0}
 SPANS = ((1, 1), (2, 5), (6, 20), (21, 50), (51, 100))
@@ -58,7 +62,7 @@ def _run(
             "seed": seed,
             "rounds": rounds,
             "data": {"name": "mnist-5k", "clients": 20, "test_examples": 500},
-            "model": {"name": network, "bias": bias},
+            "model": {"name": network, "bias": bias, "init": INIT[network]},
             "client": {"lr": 0.1},
             "defense": [defense],
             "attack": [{"label": "soft-label", "attacker": "unaware"}],

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from attacks import LABEL_ATTACKS, GradientLeak, Status
 from attacks.victim.network import Network
 from fl_sim.bench.training import trained
-from fl_sim.bench.victims import dataset, draw_batch, untrained
+from fl_sim.bench.victims import dataset, draw_batch, initial_weights, untrained
 from fl_sim.seeds import torch_generator
 from fl_sim.testing import facts_of, gradients_of
 
@@ -36,6 +36,7 @@ NOTES = (
     "Published (arXiv 2402.03124, stored outputs of its code): CIFAR-10, ResNet-18 untrained, "
     "smoothing 1000 of 1000 at 0.87 s each; LeNet trained, mixup 900 of 900 at 8.6 s each, each "
     "root accepted by comparison with the truth.",
+    initial_weights("fcn4", "lenet", "resnet18"),
 )
 DATA = {10: "mnist-5k", 100: "photo-places"}
 """The data set for each K."""

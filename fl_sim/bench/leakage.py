@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from fl_sim.bench.victims import INIT, initial_weights
 from fl_sim.flower.run import run
 from fl_sim.leakage.records import read_lines
 from fl_sim.scenario import Scenario
@@ -16,7 +17,7 @@ from fl_sim.scenario import Scenario
 Stage = dict[str, Any]
 SETTING = "10 clients, one example each a round, no bias unless said, float32 weights, `local`"
 TITLE = f"What updates leak without noise: {SETTING}"
-NOTES = ()
+NOTES = (initial_weights("fcn4", "mlp", "lenet", "resnet18"),)
 SMOOTHING: Sequence[Stage] = ({"name": "label-smoothing", "smoothing": 0.1},)
 DRAWN: Sequence[Stage] = ({"name": "label-smoothing", "smoothing": [0.0, 0.5]},)
 MIXUP: Sequence[Stage] = ({"name": "mixup", "alpha": 1.0},)
@@ -35,14 +36,14 @@ def rows(*, quick: bool, seed: int) -> Iterator[dict[str, object]]:
     """Run a scenario for each row: fully connected networks, then convolutional ones."""
     for model, rounds, lr in TRAINED[: 1 if quick else None]:
         for augmentation, defense in (("smoothing 0.1", SMOOTHING), ("mixup", MIXUP)):
-            values = {"rounds": rounds, "client": {"lr": lr}, "model": {"name": model}}
+            values = {"rounds": rounds, "client": {"lr": lr}, "model": _model(model)}
             described = f"{model}, {rounds} rounds, lr {lr:g}"
             yield measured(described, augmentation, defense, values, seed=seed)
     photos = {"rounds": 1 if quick else 5, "data": {"name": "photos"}}
     for model in ("lenet",) if quick else ("lenet", "resnet18"):
         for bias in (False, True):
             for augmentation, defense in (("smoothing U(0, 0.5)", DRAWN), ("mixup", MIXUP)):
-                values = photos | {"model": {"name": model, "bias": bias}}
+                values = photos | {"model": _model(model, bias=bias)}
                 named = f"{model}{', bias' if bias else ''}"
                 described = f"{named}, photos, {photos['rounds']} rounds, lr 0.1"
                 yield measured(described, augmentation, defense, values, seed=seed)
@@ -82,6 +83,10 @@ def measured(
         run(scenario, Path(folder) / "run")
         records = read_lines(Path(folder) / "run" / "leakage.jsonl")
     return {"setting": described, "augmentation": augmentation} | _measures(records)
+
+
+def _model(name: str, *, bias: bool = False) -> dict[str, Any]:
+    return {"name": name, "bias": bias, "init": INIT[name]}
 
 
 def _measures(records: list[dict[str, Any]]) -> dict[str, Any]:

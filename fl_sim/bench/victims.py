@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -18,6 +19,27 @@ from fl_sim.seeds import numpy_generator
 AUGMENTATIONS = ("hard", "label-smoothing", "mixup", "mixup+label-smoothing")
 SMOOTHING = (0.0, 0.5)
 """The interval from which ε is drawn, uniformly; mixing is drawn from Beta(1, 1)."""
+INIT: Mapping[str, str] = {
+    "fcn4": "he",
+    "mlp": "he",
+    "lenet": "dlg",
+    "convnet": "default",
+    "resnet18": "default",
+}
+"""The initialisation of each network in the tables, unless they say another."""
+_WEIGHTS = {
+    "fcn4": "He's (biases 0)",
+    "mlp": "He's (biases 0)",
+    "lenet": "DLG's (uniform in ±0.5)",
+    "convnet": "PyTorch's",
+    "resnet18": "torchvision's",
+}
+
+
+def initial_weights(*networks: str) -> str:
+    """Return the note that says how networks, names in `INIT`, are initialised."""
+    listed = ", ".join(f"{_WEIGHTS[network]} in `{network}`" for network in networks)
+    return f"Initial weights are {listed}."
 
 
 @functools.cache
@@ -27,7 +49,13 @@ def dataset(name: str) -> Dataset:
 
 
 def untrained(
-    network: str, data: Dataset, *, classes: int | None = None, bias: bool = False, seed: int = 0
+    network: str,
+    data: Dataset,
+    *,
+    classes: int | None = None,
+    bias: bool = False,
+    seed: int = 0,
+    init: str | None = None,
 ) -> nn.Module:
     """Return a network of `fl_sim.MODELS` for a data set's images, with random weights.
 
@@ -37,6 +65,7 @@ def untrained(
         classes: K; None: the data set's.
         bias: whether the last layer has one (`fcn4`, `mlp`: all layers).
         seed: of the weights.
+        init: how they are drawn; None: as in `INIT`, "default" for networks that aren't there.
     """
     return build_model(
         network,
@@ -47,6 +76,7 @@ def untrained(
         mean=data.mean,
         std=data.std,
         seed=seed,
+        init=init or INIT.get(network, "default"),
     )
 
 

@@ -88,6 +88,7 @@ class Model(Section):
 
     name: str = "fcn4"
     bias: bool = False
+    init: str = "default"
     options: Options = {}
 
     @field_validator("name")

@@ -116,6 +116,11 @@ MISTAKES = [
      "privacy: delta belongs to a defense that guarantees an ε, found 1e-06 without one"),
     ("model.name=third_party:own",
      "model.bias: must be false, since third_party:own has no such parameter, found true"),
+    ("model.name=third_party:own\nmodel.bias=false\nmodel.init=he",
+     "model.init: must be 'default', since third_party:own has no such parameter, found 'he'"),
+    ("model.name=mlp\nmodel.init=xavier",
+     "model 'mlp': init must be 'default' or 'he', found 'xavier'"),
+    ("model.init=3", "model.init: must be a string, found 3"),
     ("server.strategy=fedadam\nserver.options.eta_l=0.1", "server.options.eta_l: must be left out "
      "with strategy 'fedadam', since clients train with client.lr, found 0.1"),
     ("server.options.arrayrecord_key=weights", "server.options.arrayrecord_key: must be left out "

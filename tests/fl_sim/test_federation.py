@@ -101,6 +101,15 @@ def test_a_fraction_of_the_clients_is_sampled(tiny: Tiny, fraction: float, count
     assert {client for sample in samples for client in sample} == set(range(7))
 
 
+def test_the_initial_model_is_initialised_as_the_scenario_says(tiny: Tiny) -> None:
+    default, he = (
+        Federation.of(tiny("model.name=mlp", f"model.init={init}")).build_model().state_dict()
+        for init in ("default", "he")
+    )
+    assert all(default[name].any() for name in default)
+    assert [name for name in he if not he[name].any()] == ["2.bias", "4.bias", "6.bias"]
+
+
 def test_the_initial_model_is_the_same_and_ones_own(federation: Federation) -> None:
     first, second = federation.build_model(), federation.build_model()
     with torch.no_grad():

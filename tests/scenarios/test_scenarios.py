@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from fl_sim.flower.run import run
+from fl_sim.leakage.records import read_lines
 from fl_sim.scenario import Attack, Scenario
 from fl_sim.scenario.sections import Client, Data, Model, Privacy, Server
 
@@ -25,6 +27,7 @@ def test_the_documented_scenarios_are_there() -> None:
         "mixup",
         "dp-noise",
         "batch",
+        "batch-of-digits",
         "fedavg",
     }
 
@@ -61,6 +64,25 @@ def test_steps_and_epochs_take_each_others_place(path: Path, key: str) -> None:
     given = {"local_steps": client.local_steps, "local_epochs": client.local_epochs}
     assert given.pop(key) == 1
     assert list(given.values()) == [None]
+
+
+@every_scenario
+def test_the_initialisation_is_named(path: Path) -> None:
+    values = tomllib.loads(path.read_text(encoding="utf-8"))
+    assert values["model"]["init"] in ("default", "he")
+
+
+def test_every_digit_of_a_batch_is_recovered(tmp_path: Path) -> None:
+    """More examples than classes, of a network as people initialise it, in the first round."""
+    changes = ["rounds=1", "data.clients=2", "data.test_examples=40", "images=0"]
+    run(Scenario.load(FOLDER / "batch-of-digits.toml", changes), tmp_path / "run")
+    records = read_lines(tmp_path / "run" / "leakage.jsonl")
+    assert [record["batch_size"] for record in records] == [16] * 32
+    for record in records:
+        assert (record["label_status"], record["image_status"]) == ("RECOVERED", "RECOVERED")
+        assert record["augmentation"] == "label-smoothing"
+        assert record["label_linf"] < 1e-3
+        assert record["psnr_db"] > 100  # measured: 115 and more
 
 
 @every_scenario
@@ -105,7 +127,7 @@ def test_scenarios_differ_in_their_defense_only() -> None:
             del attack["attacker"]
         return values
 
-    # Batches need more classes; epochs are about how clients train.
-    compared = [path for path in FILES if path.stem not in ("batch", "fedavg")]
+    # Batches are about the network, epochs about how clients train.
+    compared = [p for p in FILES if p.stem not in ("batch", "batch-of-digits", "fedavg")]
     assert len(compared) >= 4
     assert all(rest(path) == rest(compared[0]) for path in compared)

@@ -39,7 +39,7 @@ def error_of(recovery: LabelRecovery, label: Tensor) -> float:
 
 def small_lenet(classes: int, *, bias: bool = False) -> nn.Module:
     options = {"num_classes": classes, "input_shape": SHAPE, "mean": (0.5,), "std": (0.25,)}
-    return build_seeded(lambda: lenet(bias=bias, **options).eval())
+    return build_seeded(lambda: lenet(bias=bias, init="dlg", **options).eval())
 
 
 @pytest.mark.parametrize("kind", ["hard", "label-smoothing", "mixup", "mixup+label-smoothing"])

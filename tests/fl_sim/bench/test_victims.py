@@ -10,7 +10,14 @@ from torch.nn.functional import cross_entropy
 
 from fl_sim.bench import training
 from fl_sim.bench.training import trained
-from fl_sim.bench.victims import AUGMENTATIONS, dataset, draw_batch, untrained
+from fl_sim.bench.victims import (
+    AUGMENTATIONS,
+    INIT,
+    dataset,
+    draw_batch,
+    initial_weights,
+    untrained,
+)
 from fl_sim.leakage.judge import describe_labels
 from fl_sim.testing.leaks import SentAs, leak_of
 
@@ -70,3 +77,18 @@ def test_a_network_that_does_not_learn_is_an_error(
     with pytest.raises(RuntimeError, match=r"reached an accuracy of 0.000 in 0 steps"):
         trained("fcn4", "mnist-5k", "hard")
     assert not list(tmp_path.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("network", list(INIT))
+def test_tables_name_the_initialisation_that_victims_have(network: str) -> None:
+    data = dataset("mnist-5k")
+    named = untrained(network, data, init=INIT[network])
+    assert all(map(torch.equal, untrained(network, data).parameters(), named.parameters()))
+    assert f"in `{network}`" in initial_weights(network)
+
+
+def test_a_victim_is_initialised_as_asked_for() -> None:
+    data = dataset("mnist-5k")
+    default = untrained("mlp", data, bias=True, init="default")
+    assert all(parameter.any() for parameter in default.parameters())
+    assert not all(parameter.any() for parameter in untrained("mlp", data, bias=True).parameters())

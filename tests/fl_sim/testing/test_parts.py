@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fl_sim import MODELS
 from fl_sim.data import Dataset
 from fl_sim.testing import check_dataset, check_model
 
@@ -17,7 +18,7 @@ Fails = Callable[..., None]
 WELL = "well-formed"
 
 
-@pytest.mark.parametrize("name", ["fcn4", "mlp", "lenet", "convnet", "resnet18"])
+@pytest.mark.parametrize("name", list(MODELS))
 def test_our_models_conform(name: str) -> None:
     check_model(name)
 

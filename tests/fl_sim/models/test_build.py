@@ -1,8 +1,9 @@
-"""Tests of the networks."""
+"""Every network keeps the contract, and `build_model` says what is wrong with one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad
 
 from fl_sim import MODELS
-from fl_sim.data import photos
 from fl_sim.errors import UserError
 from fl_sim.models import Normalize, build_model
 
@@ -92,6 +92,61 @@ def test_function_transforms_apply(name: str) -> None:
     assert not any(getattr(layer, "inplace", False) for layer in model.modules())
 
 
+OWN = {"lenet": ("dlg",), "vgg11": ("torchvision",)}
+"""What a network's weights may be beside PyTorch's and He's."""
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+def test_every_initialisation_is_its_own_and_finite(name: str) -> None:
+    images = torch.rand(2, *COLOUR, generator=torch.Generator().manual_seed(0))
+    seen = []
+    for init in ("default", "he", *OWN.get(name, ())):
+        model = build(name, COLOUR, bias=True, init=init)
+        assert model(images).isfinite().all()
+        seen.append(linear_layers(model)[-1].weight)
+    assert not any(torch.equal(a, b) for a, b in combinations(seen, 2))
+    assert torch.equal(linear_layers(build(name, COLOUR, bias=True))[-1].weight, seen[0])
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+def test_he_initialisation(name: str) -> None:
+    layers = [
+        layer
+        for layer in build(name, COLOUR, bias=True, init="he").modules()
+        if isinstance(layer, nn.Linear | nn.Conv2d)
+    ]
+    for layer in layers:
+        count, inputs = layer.weight.numel(), layer.weight[0].numel()
+        # five standard errors of the estimate
+        near = pytest.approx((2 / inputs) ** 0.5, rel=5 * (2 * count) ** -0.5)
+        assert layer.weight.std().item() == near
+        assert layer.bias is None or not layer.bias.any()
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "resnet18"])
+def test_the_default_is_pytorchs(name: str) -> None:
+    for layer in build(name, COLOUR, bias=True).modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            bound = layer.weight[0].numel() ** -0.5
+            assert layer.weight.abs().max() <= bound and layer.bias.abs().max() <= bound
+            # uniform: five standard errors of the mean square, 2/√(5N) of it
+            spread = layer.weight.square().mean().item()
+            assert spread == pytest.approx(
+                bound**2 / 3, rel=5 * (0.8 / layer.weight.numel()) ** 0.5
+            )
+            assert layer.bias.any()
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+def test_an_initialisation_that_a_network_does_not_know_is_named(name: str) -> None:
+    known = ", ".join(map(repr, ("default", "he", *OWN.get(name, ()))[:-1]))
+    last = ("he", *OWN.get(name, ()))[-1]
+    message = f"model '{name}': init must be {known} or '{last}', found 'xavier'"
+    with pytest.raises(UserError) as caught:
+        build(name, init="xavier")
+    assert str(caught.value) == message
+
+
 @pytest.mark.parametrize("name", list(MODELS))
 def test_the_seed_alone_decides_and_the_global_generator_stays(name: str) -> None:
     before = torch.get_rng_state()
@@ -113,55 +168,16 @@ def test_the_seed_alone_decides_and_the_global_generator_stays(name: str) -> Non
         ("mlp", GREY, [784, 512, 512, 10]),
         ("lenet", GREY, [588, 10]),
         ("lenet", COLOUR, [768, 10]),
+        ("lenet5", GREY, [400, 120, 84, 10]),
+        ("lenet5", COLOUR, [576, 120, 84, 10]),
         ("convnet", COLOUR, [64 * 16 * 16, 10]),
+        ("vgg11", COLOUR, [512, 512, 512, 10]),
         ("resnet18", COLOUR, [512, 10]),
     ],
 )
 def test_widths(name: str, shape: tuple[int, int, int], widths: list[int]) -> None:
     layers = linear_layers(build(name, shape))
     assert [layers[0].in_features, *(layer.out_features for layer in layers)] == widths
-
-
-@pytest.mark.parametrize("name", ["fcn4", "mlp"])
-def test_he_initialisation(name: str) -> None:
-    for layer in linear_layers(build(name, LARGE, bias=True))[:-1]:
-        # at least 256×1024 weights: the estimate's standard error is 0.14 %; five of them
-        assert layer.weight.std().item() == pytest.approx((2 / layer.in_features) ** 0.5, rel=7e-3)
-        assert not layer.bias.any()
-
-
-def test_lenet_is_initialised_as_in_the_paper() -> None:
-    for parameter in build("lenet", bias=True).parameters():
-        assert parameter.abs().max() <= 0.5
-    weights = linear_layers(build("lenet"))[0].weight
-    # uniform in ±0.5 has this deviation; the standard error over 5,880 weights is 0.6 %
-    assert weights.std().item() == pytest.approx(12**-0.5, rel=0.03)
-
-
-@pytest.mark.parametrize(("shape", "kernel", "pooled"), [(COLOUR, 3, False), (LARGE, 7, True)])
-def test_resnet18_stem(shape: tuple[int, int, int], kernel: int, pooled: bool) -> None:
-    network = build("resnet18", shape)[1]
-    assert network.conv1.kernel_size == (kernel, kernel)
-    assert isinstance(network.maxpool, nn.MaxPool2d) is pooled
-
-
-@pytest.mark.parametrize("lr", [0.01, 0.1])
-def test_resnet18_trains_with_frozen_batch_norm(lr: float) -> None:
-    """Five federated rounds, 10 clients with one photograph each."""
-    dataset = photos(size=32)
-    model = build("resnet18", COLOUR, num_classes=8, mean=dataset.mean, std=dataset.std)
-    for first in range(0, 50, 10):
-        images, labels = dataset.images[first : first + 10], dataset.labels[first : first + 10]
-        logits = model(images)
-        # Uniform output has 0.125 and a loss of 2.08; the largest seen over 3 seeds: 0.37 and 2.4.
-        assert logits.softmax(-1).max() < 0.7
-        loss = F.cross_entropy(logits, labels, label_smoothing=0.1)
-        assert loss < 3
-        # The mean of one-step, one-example updates is one step on the mean gradient.
-        gradients = torch.autograd.grad(loss, list(model.parameters()))
-        with torch.no_grad():
-            for parameter, gradient in zip(model.parameters(), gradients, strict=True):
-                parameter -= lr * gradient
 
 
 def constant(**_: Any) -> Callable[[Tensor], Tensor]:
@@ -201,6 +217,32 @@ def test_a_third_partys_model_is_made_float32_and_eval() -> None:
     assert not model.training and next(model.parameters()).dtype == torch.float32
 
 
+def orthogonal(*, num_classes: int, init: str = "orthogonal") -> nn.Module:
+    """Have an initialisation of its own."""
+    linear = nn.Linear(784, num_classes, bias=False)
+    nn.init.orthogonal_(linear.weight) if init == "orthogonal" else nn.init.ones_(linear.weight)
+    return nn.Sequential(nn.Flatten(), linear)
+
+
+def test_a_third_partys_initialisation_is_left_to_it_unless_one_is_asked_for() -> None:
+    own, asked = (
+        linear_layers(build(f"{__name__}:orthogonal", init=init))[0].weight
+        for init in ("default", "ones")
+    )
+    assert torch.allclose(own @ own.T, torch.eye(10), atol=1e-5)  # float32
+    assert torch.equal(asked, torch.ones(10, 784))
+
+
+def test_what_a_factory_has_no_parameter_for_must_be_left_alone() -> None:
+    name = f"{__name__}:demanding"
+    for changes, message in (
+        ({"bias": True}, "model.bias: must be false, since .*:demanding has no .*, found true"),
+        ({"init": "he"}, "model.init: must be 'default', since .*:demanding has no .*, found 'he'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            build(name, options={"depth": 1}, **changes)
+
+
 def demanding(*, num_classes: int, depth: int) -> nn.Module:
     """Ask for more than a scenario says."""
     return nn.Sequential(nn.Flatten(), nn.Linear(784, num_classes))
@@ -217,6 +259,7 @@ def test_what_a_factory_asks_for_beyond_that_stands_in_the_options() -> None:
         ("fcn5", {}, "did you mean 'fcn4'"),
         ("fcn4", {"depth": 5}, "'fcn4': .*depth"),
         ("fcn4", {"bias": True}, "can't set 'bias'"),
+        ("fcn4", {"init": "he"}, "can't set 'init'"),
         (f"{__name__}:constant", {}, "must be an nn.Module, found function"),
         (f"{__name__}:Foreign", {"width": 3}, r"of \(2, 10\), found shape \(2, 3\)"),
         (f"{__name__}:Foreign", {"value": float("nan")}, "found NaN or infinity"),
@@ -226,19 +269,13 @@ def test_what_a_factory_asks_for_beyond_that_stands_in_the_options() -> None:
             f"{__name__}:demanding",
             {},
             "depth is required; it gets what it takes of num_classes, input_shape, bias, mean, "
-            "std, and model.options",
+            "std, init, and model.options",
         ),
     ],
 )
 def test_build_model_refuses(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         build(name, options=options)
-
-
-@pytest.mark.parametrize(("mean", "std"), [((0.1, 0.2), (1.0,)), ((0.1,), (0.0,))])
-def test_normalize_refuses(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-    with pytest.raises(ValueError, match="std above 0, found"):
-        Normalize(mean, std)
 
 
 @pytest.mark.parametrize(
