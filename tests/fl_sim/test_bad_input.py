@@ -358,7 +358,7 @@ def largest_file(size: int) -> Iterator[None]:
     [
         (6000, []),
         (100_000, ["model.name=mlp"]),
-        (1400, ["attack.0.rounds=[2]", "attack.0.clients=[0]", "images=1"]),
+        (3000, ["attack.0.rounds=[2]", "attack.0.clients=[0]", "images=1"]),
     ],
     ids=["leakage.jsonl", "checkpoint", "report"],
 )
