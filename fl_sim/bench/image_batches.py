@@ -239,7 +239,8 @@ def draw_pairs(found: Tensor, truth: Tensor, psnr: Tensor, title: str) -> Figure
         psnr: (N,), in dB.
         title: what is shown.
     """
-    figure = Figure(figsize=(1.3 * min(len(found), 8), 3.2), layout="constrained")
+    width = 1.3 * min(len(found), 8)
+    figure = Figure(figsize=(width, 0.6 + 2 * width / len(found)), layout="constrained")
     axes = figure.subplots(2, len(found), squeeze=False)
     for column in range(len(found)):
         for line, images in enumerate((found, truth)):
