@@ -233,7 +233,13 @@ def facts(run: Mapping[str, Any], rounds: Sequence[Record]) -> list[tuple[str, l
                 f"{percent(client.get('fraction'))} of them each round",
             ],
         ),
-        ("Model", [f"{model.get('name')}{_bracketed(model.get('options'))}, {bias}"]),
+        (
+            "Model",
+            [
+                f"{model.get('name')}{_bracketed(model.get('options'))}, {bias}",
+                f"{model.get('init') or 'default'} initialisation",
+            ],
+        ),
         (
             "Training",
             [

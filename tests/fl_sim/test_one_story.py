@@ -85,7 +85,9 @@ def test_three_tell_one_story(run: tuple[str, Path], capsys: pytest.CaptureFixtu
         assert f"{claims} labels" in first
 
 
-@pytest.mark.parametrize("base", ["label-smoothing", "dp-noise", "batch-of-digits", "mixup", "fedavg"])
+@pytest.mark.parametrize(
+    "base", ["label-smoothing", "dp-noise", "batch-of-digits", "mixup", "fedavg"]
+)
 def test_what_to_try_next_can_be_tried(base: str) -> None:
     scenario = Scenario.load(SHIPPED / f"{base}.toml")
     found = commands(scenario.model_dump())
