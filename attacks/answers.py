@@ -332,6 +332,11 @@ class Reconstruction:
 Example = ExampleLabel | ExampleImage
 
 
+def known(measure: float | None) -> float | None:
+    """Return a measure as a record holds it: None for one that came out infinite or as NaN."""
+    return None if measure is None or not math.isfinite(measure) else float(measure)
+
+
 def without_claim(example: ExampleLabel, reason: str) -> ExampleLabel:
     """Return an example's answer as NOT_IDENTIFIABLE, all else as it is."""
     return dataclasses.replace(example, status=Status.NOT_IDENTIFIABLE, reason=reason)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from attacks.answers import ExampleLabel, LabelRecovery, Status, without_claim
+from attacks.answers import ExampleLabel, LabelRecovery, Status, known, without_claim
 from attacks.batch.accept import Example, accept, certify, gradient_factor
 from attacks.batch.explain import Explanation
 from attacks.batch.labels import rank_one_parts, with_single_precision_labels
@@ -144,7 +144,7 @@ def _with_precision(example: Example, part: Problem, factor: float | None) -> Pr
 def _confirmed(example: Example, one: ExampleLabel) -> ExampleLabel:
     """Return the answer to one example's scalar problem, as far as its ray alone confirms it."""
     found = example.explanation
-    certificate = None if found is None else 1 / max(found.residual, OWN_EPS)
+    certificate = None if found is None else known(1 / max(found.residual, OWN_EPS))
     one = dataclasses.replace(one, label_std=None, candidates=None, certificate=certificate)
     if one.status is Status.RECOVERED and not _agree(found, one.label):
         return without_claim(one, DISAGREEMENT)

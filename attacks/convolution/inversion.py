@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -11,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from attacks.answers import ExampleImage, LabelRecovery, Reconstruction, Status
+from attacks.answers import ExampleImage, LabelRecovery, Reconstruction, Status, known
 from attacks.convolution.evidence import Evidence
 from attacks.convolution.rank import NotIdentifiable
 from attacks.convolution.recursion import Front, descend
@@ -124,7 +123,7 @@ class ChainInversion(ImageAttack):
             image = found.image.clamp(low, high)
             residual = consistency(chain, evidence, image)
             status, reason, error = self._verdict(found, image, labels, residual, high - low)
-            example = ExampleImage(status, reason, image, residual, error)
+            example = ExampleImage(status, reason, image, known(residual), error)
             answer = Reconstruction.of([example], pixel_range=(low, high))
             if status is Status.RECOVERED:
                 break
@@ -158,8 +157,7 @@ class ChainInversion(ImageAttack):
             count = found.saturated
             because = f", with {count} activations saturated or lost in noise" if count else ""
             estimate = f"estimated at {error:.2g}, more than {self.tolerance:.2g}{because}"
-            bar = error if math.isfinite(error) else None
-            return Status.NOT_CONVERGED, f"the image's error is {estimate}", bar
+            return Status.NOT_CONVERGED, f"the image's error is {estimate}", known(error)
         return Status.RECOVERED, None, error
 
 

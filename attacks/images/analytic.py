@@ -20,14 +20,13 @@ before.
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from attacks.answers import ExampleImage, LabelRecovery, Reconstruction, Status
+from attacks.answers import ExampleImage, LabelRecovery, Reconstruction, Status, known
 from attacks.batch.second_example import second_example
 from attacks.dense.batch import invert_batch
 from attacks.dense.image_check import check_images
@@ -149,7 +148,7 @@ class AnalyticInversion(ImageAttack):
                 status,
                 reason,
                 None if is_lost else image.clamp(low, high),
-                residual if math.isfinite(residual) else None,
+                known(residual),
                 error,
             )
             for (status, reason, error), is_lost, image, residual in zip(
@@ -188,8 +187,7 @@ class AnalyticInversion(ImageAttack):
             return Status.NOT_CONVERGED, STRAYS, None
         if not error <= self.tolerance:
             estimate = f"estimated at {error:.2g}, more than {self.tolerance:.2g}"
-            bar = error if math.isfinite(error) else None
-            return Status.NOT_CONVERGED, f"the image's error is {estimate}", bar
+            return Status.NOT_CONVERGED, f"the image's error is {estimate}", known(error)
         return Status.RECOVERED, None, error
 
 

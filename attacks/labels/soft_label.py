@@ -88,7 +88,7 @@ class SoftLabelRecovery(LabelAttack):
 
     Note:
         `certificate` is the runner-up's misfit (φ over its expected value) over the best one's, at
-        least 1; NaN with a bias (no search) and below five classes.
+        least 1; None with a bias (no search) and below five classes.
         Of a batch taken apart by masks it is the inverse of the share of units in which an
         example's label, handed down the network, misses its part of the layer's gradient; below 10
         nothing is RECOVERED.

@@ -19,7 +19,7 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from attacks.answers import ExampleLabel, LabelRecovery, Status
+from attacks.answers import ExampleLabel, LabelRecovery, Status, known
 from attacks.facts import Fact, LabelSmoothing, Mixup
 from attacks.numerics.particle_swarm import particle_swarm
 from attacks.types import GradientLeak, LabelAttack, NotApplicable
@@ -174,7 +174,7 @@ class SoftLabelPSO(LabelAttack):
             reason,
             label=problem.labels(scalar)[0],
             feature=problem.features(scalar)[0],
-            residual=best.loss / self.threshold,
+            residual=known(best.loss / self.threshold),
         )
         return LabelRecovery.of([example])
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from attacks.answers import Augmentation, ExampleLabel, LabelRecovery, Status, without_claim
+from attacks.answers import Augmentation, ExampleLabel, LabelRecovery, Status, known, without_claim
 from attacks.dense.network import FullyConnected
 from attacks.masks.common_label import CommonLabels, common_labels
 from attacks.masks.equation import MaskEquation
@@ -258,7 +258,7 @@ class MaskBatch:
         if row.status is not Status.RECOVERED and len(self.pairs) < self.size:
             return dataclasses.replace(row, reason=SHARED_INPUT)
         if reason is None or row.status is not Status.RECOVERED:
-            return dataclasses.replace(row, certificate=1 / max(wrong, 1 / found.units))
+            return dataclasses.replace(row, certificate=known(1 / max(wrong, 1 / found.units)))
         return without_claim(row, reason)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from attacks.answers import ExampleLabel, LabelRecovery, Status
+from attacks.answers import ExampleLabel, LabelRecovery, Status, known
 from attacks.numerics.least_squares import BAR
 from attacks.one_example.bars import Unknown, widest_bars
 from attacks.one_example.fit import Fit
@@ -65,7 +65,7 @@ def decide(
     status = Status.RECOVERED if claim.reason is None else Status.NOT_IDENTIFIABLE
     candidates = [_on_simplex(fit.label) for fit in claim.candidates[:MAX_CANDIDATES]]
     found = dict[str, Any](
-        certificate=certificate,
+        certificate=known(certificate),
         candidates=torch.from_numpy(np.array(candidates)) if candidates else None,
     )
     best = claim.best
@@ -75,9 +75,9 @@ def decide(
             "feature": torch.from_numpy(best.λ * problem.g[: problem.width]),
             "augmentation": best.augmentation,
             "label_std": torch.from_numpy(best.std),
-            "label_bar": claim.label_bar,
-            "feature_bar": claim.feature_bar,
-            "residual": best.residual,
+            "label_bar": known(claim.label_bar),
+            "feature_bar": known(claim.feature_bar),
+            "residual": known(best.residual),
         }
     example = ExampleLabel(status, claim.reason, **found)
     return LabelRecovery.of([example], gradient_scale=None if best is None else best.gradient_scale)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from attacks import (
     Reconstruction,
     Status,
 )
-from attacks.answers import without_claim
+from attacks.answers import known, without_claim
 
 RECOVERED, FAILED, GUESS = Status.RECOVERED, Status.FAILED, Status.NOT_IDENTIFIABLE
 LABEL = torch.tensor([0.9, 0.1, 0.0], dtype=torch.float64)
@@ -217,3 +218,9 @@ def test_a_label_says_how_sure_it_is(fields: dict[str, Any], certainty: Certaint
 def test_an_image_says_how_sure_it_is() -> None:
     found = [image(), image(**failed(error=0.1)), image(**failed()), image(**failed(image=None))]
     assert [one.certainty for one in found] == [*Certainty, None]
+
+
+@pytest.mark.parametrize("value", [None, NAN, float("inf"), -float("inf")])
+def test_a_measure_that_is_no_number_is_none(value: float | None) -> None:
+    assert known(value) is None
+    assert known(np.float64(0.5)) == 0.5
