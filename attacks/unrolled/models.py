@@ -65,7 +65,8 @@ def _label_ways(label: Tensor, is_tied: bool) -> Tensor:
     classes = len(label)
     if not is_tied:
         ones = torch.ones(classes, 1, dtype=torch.float64)
-        return torch.linalg.qr(ones, mode="complete")[0][:, 1:].T
+        basis: Tensor = torch.linalg.qr(ones, mode="complete")[0]
+        return basis[:, 1:].T
     top = label.topk(2).indices
     ways = torch.full((2, classes), -1 / (classes - 2), dtype=torch.float64)
     ways[:, top] = torch.eye(2, dtype=torch.float64)

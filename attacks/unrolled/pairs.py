@@ -46,7 +46,7 @@ def steady_pairs(
         generator: draws starts.
     """
     if equation.size == 1:  # there is nothing to tell apart
-        return [robust_pair(equation, np.ones(1))]
+        return [_single_pair(equation)]
     found: list[Pair] = []
     for directions in lifted_directions(equation, generator):
         _accept(equation, found, ((q, None) for q in directions))
@@ -61,6 +61,18 @@ def steady_pairs(
         _accept(equation, found, zip(q, t, strict=True))
         fruitless = 0 if len(found) > before else fruitless + 1
     return found
+
+
+def _single_pair(equation: MaskEquation) -> Pair:
+    """Return a single example's pair: its input's direction is known, and so are its masks."""
+    source = equation.source
+    outputs = (equation.right[0] * equation.columns) @ source.weight.T
+    pairs = []
+    for sign in (1, -1):
+        slopes = np.where(sign * outputs > 0, 1.0, equation.low)[:, None]
+        t = np.linalg.lstsq(slopes * equation.targets, equation.left[:, 0], rcond=None)[0]
+        pairs.append(robust_pair(equation, np.ones(1), np.asarray(t, dtype=np.float64)))
+    return min(pairs, key=lambda pair: pair.misfit)
 
 
 def _accept(
@@ -90,7 +102,7 @@ def robust_pair(equation: MaskEquation, q: Array, t: Array | None = None) -> Pai
         parts = weight * left
         rest = parts - basis @ (basis.T @ parts)
         # Of least misfit relative to its own weighted size.
-        root = np.linalg.qr(parts, mode="r")
+        root: Array = np.linalg.qr(parts)[1]
         least = np.linalg.svd(np.linalg.solve(root.T, rest.T).T, full_matrices=False)[2][-1]
         q = np.linalg.solve(root, least)
         q = q / np.linalg.norm(q)

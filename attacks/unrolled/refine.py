@@ -56,14 +56,12 @@ class Refined:
         residuals: in units of rounding, live units', (M,).
         spread: of the unknowns, standard deviations in units of rounding's.
         size: root mean square of what is to be met, in the residuals' units.
-        steps: that were taken.
     """
 
     client: Unknowns
     residuals: Tensor
     spread: Unknowns
     size: float
-    steps: int
 
     @property
     def misfit(self) -> float:
@@ -130,10 +128,16 @@ class Equations:
 
 
 def refine(equations: Equations, model: Model, most: int = MOST_STEPS) -> Refined:
-    """Take steps until the merit settles."""
+    """Take steps until the merit settles.
+
+    Args:
+        equations: to be met.
+        model: what is free, and where to start.
+        most: steps.
+    """
     client, damping, idle = model.start, FIRST_DAMPING, 0
     rest, slope = equations.linearised(model, client)
-    for count in range(1, most + 1):
+    for _ in range(most):
         size = robust_size(rest)
         weight = 1 / (1 + (rest / size) ** 2)
         normal = (slope * weight) @ slope.T
@@ -155,9 +159,8 @@ def refine(equations: Equations, model: Model, most: int = MOST_STEPS) -> Refine
         if idle == 2:
             break
         rest, slope = equations.linearised(model, client)
-    return Refined(
-        client, equations.residuals(client), _spread(model, rest, slope), equations.size, count
-    )
+    spread = _spread(model, rest, slope)
+    return Refined(client, equations.residuals(client), spread, equations.size)
 
 
 def robust_size(rest: Tensor) -> float:
@@ -176,7 +179,8 @@ def _solved(normal: Tensor, target: Tensor, damping: float) -> Tensor:
     damped = normal + torch.diag(damping * diagonal + 1e-14 * diagonal.max() + 1e-300)
     factor, info = torch.linalg.cholesky_ex(damped)
     if int(info):
-        return torch.linalg.lstsq(damped, target[:, None], driver="gelsd").solution[:, 0]
+        found: Tensor = torch.linalg.lstsq(damped, target[:, None], driver="gelsd").solution
+        return found[:, 0]
     return torch.cholesky_solve(target[:, None], factor)[:, 0]
 
 

@@ -29,10 +29,12 @@ TIED_FROM = 5
 """Classes from which labels equal in all but two entries say less than free ones."""
 BAR_SIGMAS = 10.0
 """Of what is known of an example, standard deviations in its error bar."""
+LEAST_BAR = 1e-6
+"""Of a label: it came in float32."""
 OTHER_TRAINING = (
-    "the training of the examples found leaves an update that differs from what was sent by {:.1g}, "
-    "where rounding leaves {:.1g}: steps, examples, optimizer or weights are others than was told, "
-    "or masks change too much on the way"
+    "the training of the examples found leaves an update that differs from what was sent by "
+    "{:.1g}, where rounding leaves {:.1g}: steps, examples, optimizer or weights are others than "
+    "was told, or masks change too much on the way"
 )
 NO_LABEL = "its label leaves [0, 1]: the loss, or the training, is another one"
 
@@ -103,15 +105,12 @@ def _judged(update: Update, found: Refined) -> Replay:
     inputs = client.inputs.numpy() @ update.span
     width = inputs.shape[1] - update.has_bias
     features = update.chain.forward(inputs[:, :width])[-2]
-    spread = Unknowns(
-        *(BAR_SIGMAS * rounding * part for part in (found.spread.inputs, found.spread.labels)),
-        shares=found.spread.shares,
-    )
+    input_bars = BAR_SIGMAS * rounding * found.spread.inputs.norm(dim=1) / width**0.5
+    slack = (BAR_SIGMAS * rounding * found.spread.labels).amax(dim=1).clamp(min=LEAST_BAR)
     misfit, usual = _misfit(update, client)
     reason = None
     if not (found.typical < MET and misfit < max(MOST_MISFIT, MET * usual)):
         reason = OTHER_TRAINING.format(misfit, usual)
-    slack = spread.labels.amax(dim=1)
     inside = (client.labels >= -slack[:, None]) & (client.labels <= 1 + slack[:, None])
     is_label = inside.all(dim=1).tolist()
     return Replay(
@@ -119,7 +118,7 @@ def _judged(update: Update, found: Refined) -> Replay:
         torch.from_numpy(features),
         client.labels,
         slack,
-        spread.inputs.norm(dim=1) / width**0.5,
+        input_bars,
         found.typical,
         tuple(reason or (None if fits else NO_LABEL) for fits in is_label),
     )

@@ -179,4 +179,4 @@ def _last_errors(
         # Logits' errors sum to 0.
         centred = back - back.mean(axis=0)
         errors[row] = np.linalg.lstsq(centred[:, live].T, target, rcond=None)[0]
-    return errors - errors.mean(axis=1, keepdims=True)
+    return np.asarray(errors - errors.mean(axis=1, keepdims=True))
