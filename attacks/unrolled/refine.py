@@ -18,13 +18,11 @@ from attacks.unrolled.pairs import ROBUST_SCALE
 from attacks.unrolled.problem import Update
 from attacks.unrolled.simulation import Simulation, Unknowns
 
-MOST_STEPS = 40
+MOST_REFINING = 40
 FIRST_DAMPING, LEAST_DAMPING, MOST_DAMPING = 1e-3, 1e-12, 1e4
 """Added to the normal equations, relative to their diagonal."""
-SETTLED = 1e-3
+LEAST_FALL = 1e-3
 """Relative fall of the merit below which a step counts as the last, twice in a row."""
-OUTLIER = 6.0
-"""Residuals in units of s from which an entry counts as an outlier."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +125,7 @@ class Equations:
         return torch.cat(scaled, dim=start)
 
 
-def refine(equations: Equations, model: Model, most: int = MOST_STEPS) -> Refined:
+def refine(equations: Equations, model: Model, most: int = MOST_REFINING) -> Refined:
     """Take steps until the merit settles.
 
     Args:
@@ -155,7 +153,7 @@ def refine(equations: Equations, model: Model, most: int = MOST_STEPS) -> Refine
             break
         damping = max(damping / 8, LEAST_DAMPING)
         client = moved
-        idle = idle + 1 if now > (1 - SETTLED) * before else 0
+        idle = idle + 1 if now > (1 - LEAST_FALL) * before else 0
         if idle == 2:
             break
         rest, slope = equations.linearised(model, client)

@@ -23,7 +23,7 @@ from attacks.unrolled.start import rough_examples
 from attacks.victim.network import Network
 from attacks.victim.require import require_known_layers
 
-MOST_MISFIT = 3e-5
+REPLAY_MISFIT = 3e-5
 """Of the whole update, relative, root mean square: right examples leave 1e-7 to 5e-6."""
 TIED_FROM = 5
 """Classes from which labels equal in all but two entries say less than free ones."""
@@ -109,7 +109,7 @@ def _judged(update: Update, found: Refined) -> Replay:
     slack = (BAR_SIGMAS * rounding * found.spread.labels).amax(dim=1).clamp(min=LEAST_BAR)
     misfit, usual = _misfit(update, client)
     reason = None
-    if not (found.typical < MET and misfit < max(MOST_MISFIT, MET * usual)):
+    if not (found.typical < MET and misfit < max(REPLAY_MISFIT, MET * usual)):
         reason = OTHER_TRAINING.format(misfit, usual)
     inside = (client.labels >= -slack[:, None]) & (client.labels <= 1 + slack[:, None])
     is_label = inside.all(dim=1).tolist()

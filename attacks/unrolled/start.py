@@ -11,7 +11,7 @@ entries small: between no smoothing and much it changes little.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -32,6 +32,10 @@ SMOOTHED = 0.1
 """Of labels to start from."""
 LEAST_PART = 0.25
 """Of the largest error below 0, what another class's must be to count."""
+MOST_STARTS = 6
+"""That are refined."""
+SCALES_TRIED, WIDEST_SCALE, SMOOTHINGS_TRIED = 24, 4.0, (0.0, 0.1, 0.3)
+"""Of a single example: scales of either sign, from what to what times the usual one; smoothings."""
 SCALE_ROUNDS, FARTHEST_SCALE = 20, 20.0
 """Towards a scale, and how far from inputs of a root mean square of 1 it may be."""
 
@@ -70,13 +74,34 @@ class Start:
         labels = torch.from_numpy(self.labels())
         inputs = torch.from_numpy(self.inputs) @ torch.from_numpy(update.span).T
         client = Unknowns(inputs, labels, full_batches(update))
-        if update.has_bias:
-            return [client]
-        found = [_scaled(update, client, power) for power in (0.5, -0.5)]
         equations = Equations.of(update)
+        if update.examples == 1:
+            found = list(_of_one_example(update, client))
+        elif update.has_bias:
+            return [client]
+        else:
+            found = [_scaled(update, client, power) for power in (0.5, -0.5)]
         sizes = [float(equations.residuals(one).abs().median()) for one in found]
         order = sorted(range(len(found)), key=lambda i: (sizes[i] != sizes[i], sizes[i]))
-        return [found[i] for i in order]
+        return [found[i] for i in order[:MOST_STARTS]]
+
+
+def _of_one_example(update: Update, client: Unknowns) -> Iterator[Unknowns]:
+    """Yield a single example's direction at many scales, with each class, smoothed and not.
+
+    Steps on one example are long, and its errors change sign on the way: the mean says little.
+    """
+    usual = float(update.chain.layers[0].weight.shape[1]) ** 0.5
+    scales = usual * np.geomspace(1 / WIDEST_SCALE, WIDEST_SCALE, SCALES_TRIED)
+    factors = [1.0] if update.has_bias else [*scales, *-scales]
+    classes = client.labels.shape[1]
+    for smoothing in SMOOTHINGS_TRIED:
+        for label in (1 - smoothing) * torch.eye(
+            classes, dtype=torch.float64
+        ) + smoothing / classes:
+            for factor in factors:
+                inputs = float(factor) * client.inputs
+                yield dataclasses.replace(client, inputs=inputs, labels=label[None])
 
 
 def _scaled(update: Update, client: Unknowns, power: float) -> Unknowns:
