@@ -90,8 +90,9 @@ ROOMS = {
     "dense": {"", "numerics", "victim"},
     "convolution": {"", "numerics", "victim"},
     "masks": {"", "numerics", "victim", "one_example", "batch", "dense"},
-    "labels": {"", "numerics", "victim", "one_example", "batch", "counts", "masks"},
-    "images": {"", "numerics", "victim", "batch", "dense", "convolution"},
+    "unrolled": {"", "numerics", "victim", "batch", "dense", "masks"},
+    "labels": {"", "numerics", "victim", "one_example", "batch", "counts", "masks", "unrolled"},
+    "images": {"", "numerics", "victim", "batch", "dense", "convolution", "unrolled"},
 }
 """What each room of `attacks` may import from, beside itself; "" is the package's own files."""
 

@@ -13,6 +13,8 @@ Three ways lead to the first layer's input: for one example the shortcut of
 A batch's images fix the labels' scales again, `attacks.dense.refit`: those of a weight update are a
 thousandfold more exact than what the last layer alone gives, and so are the images.
 
+Several steps that `attacks.unrolled` repeats have their own test, and ask no label attack.
+
 An image that went through `attacks.dense.image_check` is claimed, whatever label attack came
 before.
 """
@@ -35,9 +37,10 @@ from attacks.dense.network import FullyConnected
 from attacks.dense.shortcut import from_bias, from_feature, is_homogeneous
 from attacks.numerics.rms import row_rms
 from attacks.types import GradientLeak, ImageAttack, NotApplicable
+from attacks.unrolled.answer import STRAYS, images_of_steps
 from attacks.victim.network import Network
 from attacks.victim.pixel_map import PixelMap, range_of
-from attacks.victim.require import require_known_layers, require_one_step, require_values
+from attacks.victim.require import require_known_layers, require_values
 
 Route = Literal["auto", "shortcut", "chain"]
 HOPELESS = 0.5
@@ -48,7 +51,6 @@ NOISE_MARGIN = 1.5
 """How much more noise may do than its share in the first layer's gradient."""
 UNKNOWN_SCALE = 0.05
 """Error of a feature's scale where neither the label attack nor the images tell: no claim."""
-STRAYS = "its pixels leave [0, 1]: the client's loader normalises otherwise than was told"
 WRONG = (
     "what was found isn't the image: forward through the network it doesn't lead to the layers' "
     "gradients, as where examples are mixed or entries mapped (Adam, sign compression)"
@@ -79,7 +81,8 @@ class AnalyticInversion(ImageAttack):
     """
 
     reach: ClassVar[str] = (
-        "one local step of a fully connected network, of one example or of a batch"
+        "one local step of a fully connected network, of one example or of a batch, and several "
+        "that each take all examples"
     )
     tolerance: float = 10 ** (-50 / 20)
     route: Route = "auto"
@@ -94,10 +97,11 @@ class AnalyticInversion(ImageAttack):
         self, leak: GradientLeak, labels: LabelRecovery, generator: torch.Generator
     ) -> Reconstruction:
         """Recover the first layer's inputs and undo what stands before it."""
-        require_one_step(leak)
         require_values(leak)
         require_known_layers(leak)
         network = Network.of(leak)
+        if leak.local_steps > 1:
+            return images_of_steps(leak, network, labels, tolerance=self.tolerance)
         first = network.executed[0]
         inverse = PixelMap.of(network, first)
         batch = leak.batch_size or labels.batch_size or 1

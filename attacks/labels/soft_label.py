@@ -40,9 +40,11 @@ from attacks.one_example.scan import find_roots
 from attacks.one_example.verdict import Tried, decide
 from attacks.one_example.view import View, view_few
 from attacks.types import GradientLeak, LabelAttack, NotApplicable
+from attacks.unrolled.answer import labels_of_steps
+from attacks.unrolled.replay import replay
 from attacks.victim.gradients import Array
 from attacks.victim.network import Network
-from attacks.victim.require import require_one_step, require_values
+from attacks.victim.require import require_values
 
 
 def ŷ(problem: Problem | View, λ: Array) -> Array:
@@ -80,6 +82,9 @@ class SoftLabelRecovery(LabelAttack):
     examples, by the masks of a hidden layer with a ReLU or leaky ReLU behind it, for any number of
     classes: see `attacks.masks`. A reason says what stood in the way of either.
 
+    Several steps of SGD that each take all examples are repeated until they leave the update that
+    was sent: see `attacks.unrolled`. The feature is that at the weights the client started from.
+
     Args:
         tolerance: L∞ error of the label that RECOVERED stays below, in (0, 1).
 
@@ -98,7 +103,8 @@ class SoftLabelRecovery(LabelAttack):
     """
 
     reach: ClassVar[str] = (
-        "one local step, of one example or of a batch whose ReLU layers tell examples apart"
+        "one local step, of one example or of a batch whose ReLU layers tell examples apart, and "
+        "several that each take all examples of a fully connected network with ReLU"
     )
     uses: ClassVar[tuple[type[Fact], ...]] = (*LABELS, GaussianMechanism)
     tolerance: float = 1e-2
@@ -109,9 +115,10 @@ class SoftLabelRecovery(LabelAttack):
 
     def recover(self, leak: GradientLeak, generator: torch.Generator) -> LabelRecovery:
         """Split the gradient into its examples' problems, and solve each."""
-        require_one_step(leak)
         require_values(leak)
         network, models, unknown = Network.of(leak), label_models(leak.told), unknowns(leak)
+        if leak.local_steps > 1:
+            return labels_of_steps(replay(leak, network), self.tolerance)
 
         def solve(problem: Problem) -> LabelRecovery:
             return solve_one(

@@ -195,7 +195,10 @@ def test_needs_the_recovered_feature_without_biases(
 
 @pytest.mark.parametrize(
     ("fields", "sentence"),
-    [({"local_steps": 2}, "2 local steps"), ({"batch_size": 4}, "needs features of shape (4, 32)")],
+    [
+        ({"local_steps": 2, "batch_size": 4, "schedule": "steps"}, "2 local steps"),
+        ({"batch_size": 4}, "needs features of shape (4, 32)"),
+    ],
 )
 def test_needs_one_step_and_the_features_of_its_batch(
     fields: dict[str, int],
