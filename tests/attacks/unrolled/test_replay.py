@@ -99,7 +99,7 @@ def test_rank_says_how_many_examples_there_are(train: Train) -> None:
         {"loss": mse_loss},
         {"optimizer": torch.optim.Adam, "lr": 1e-3},
     ],
-    ids=str,
+    ids=["a batch that changes", "dropout", "another loss", "Adam"],
 )
 def test_another_training_is_refused(changes: dict[str, Any], train: Train) -> None:
     assert_silent(train(bias=True, **changes).leak)
