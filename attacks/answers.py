@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -56,7 +56,34 @@ class Augmentation:
 
 
 @dataclass(frozen=True, eq=False)
-class ExampleLabel:
+class Verdict:
+    """How an attack ended, on one example or on all.
+
+    Args:
+        status: how.
+        reason: one sentence, unless RECOVERED.
+
+    Raises:
+        TypeError: the status is another type.
+        ValueError: status and reason don't fit.
+    """
+
+    status: Status
+    reason: str | None = None
+
+    def __post_init__(self) -> None:
+        status, reason = self.status, self.reason
+        if not isinstance(status, Status):
+            raise TypeError(f"status must be a Status, found {status!r}")
+        if status is Status.RECOVERED:
+            if reason is not None:
+                raise ValueError(f"reason must be None under RECOVERED, found {reason!r}")
+        elif not isinstance(reason, str) or not reason.strip() or "\n" in reason:
+            raise ValueError(f"reason must be one sentence under {status}, found {reason!r}")
+
+
+@dataclass(frozen=True, eq=False)
+class ExampleLabel(Verdict):
     """What a label attack answers on one example.
 
     Args:
@@ -83,8 +110,6 @@ class ExampleLabel:
             fit.
     """
 
-    status: Status
-    reason: str | None = None
     label: Tensor | None = None
     feature: Tensor | None = None
     augmentation: Augmentation | None = None
@@ -96,7 +121,7 @@ class ExampleLabel:
     candidates: Tensor | None = None
 
     def __post_init__(self) -> None:
-        _require_verdict(self)
+        super().__post_init__()
         _require_tensor("label", self.label, "K")
         _require_tensor("feature", self.feature, "D")
         _require_tensor("label_std", self.label_std, "K", may_be_nan=True)
@@ -104,7 +129,7 @@ class ExampleLabel:
         for name in ("label_bar", "feature_bar", "residual", "certificate"):
             _require_measure(name, getattr(self, name))
         if self.augmentation is not None:
-            _require_type("augmentation", self.augmentation, Augmentation)
+            require_type("augmentation", self.augmentation, Augmentation)
         if self.status is Status.RECOVERED and self.label is None:
             raise ValueError("RECOVERED must come with a label, found None")
         sizes = {
@@ -122,7 +147,35 @@ class ExampleLabel:
 
 
 @dataclass(frozen=True, eq=False)
-class LabelRecovery:
+class BatchVerdict(Verdict):
+    """How an attack ended on all examples, which it answers one by one.
+
+    Args:
+        status: RECOVERED if every example is.
+        reason: one sentence, unless RECOVERED.
+        examples: one for each of the batch; none where the attack gave up before, or counts.
+
+    Raises:
+        TypeError: a part is of another type.
+        ValueError: status and examples don't fit.
+    """
+
+    examples: tuple[Any, ...] = ()
+
+    _example_type: ClassVar[type]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_examples(self.status, self.examples, self._example_type)
+
+    @property
+    def statuses(self) -> tuple[Status, ...]:
+        """One for each example."""
+        return tuple(example.status for example in self.examples)
+
+
+@dataclass(frozen=True, eq=False)
+class LabelRecovery(BatchVerdict):
     """What a label attack answers; the examples of a batch come in no particular order.
 
     Args:
@@ -141,16 +194,15 @@ class LabelRecovery:
         ValueError: a part doesn't fit the others, or is no such part.
     """
 
-    status: Status
-    reason: str | None = None
     examples: tuple[ExampleLabel, ...] = ()
     gradient_scale: float | None = None
     mass: Tensor | None = None
     batch_size: int | None = None
 
+    _example_type: ClassVar[type] = ExampleLabel
+
     def __post_init__(self) -> None:
-        _require_verdict(self)
-        _require_examples(self.status, self.examples, ExampleLabel)
+        super().__post_init__()
         _require_alike("labels", [example.label for example in self.examples])
         _require_alike("features", [example.feature for example in self.examples])
         scale, size = self.gradient_scale, self.batch_size
@@ -165,7 +217,7 @@ class LabelRecovery:
                 f"batch_size must be the number of examples, {len(self.examples)}, found {size}"
             )
         if self.mass is not None:
-            _require_type("mass", self.mass, Tensor)
+            require_type("mass", self.mass, Tensor)
             if self.mass.ndim != 1:
                 raise ValueError(f"mass must have the shape (K,), found {tuple(self.mass.shape)}")
             if not (self.mass.isfinite().all() and self.mass.min() >= 0 and self.mass.sum() > 0):
@@ -191,11 +243,6 @@ class LabelRecovery:
         """(B, D), likewise."""
         return _stack([example.feature for example in self.examples])
 
-    @property
-    def statuses(self) -> tuple[Status, ...]:
-        """One for each example."""
-        return tuple(example.status for example in self.examples)
-
     def require_fit(self, *, batch_size: int | None, classes: int | None) -> None:
         """Check an answer against what was attacked.
 
@@ -213,7 +260,7 @@ class LabelRecovery:
 
 
 @dataclass(frozen=True, eq=False)
-class ExampleImage:
+class ExampleImage(Verdict):
     """What an image attack answers on one example.
 
     Args:
@@ -231,14 +278,12 @@ class ExampleImage:
             fit.
     """
 
-    status: Status
-    reason: str | None = None
     image: Tensor | None = None
     residual: float | None = None
     error: float | None = None
 
     def __post_init__(self) -> None:
-        _require_verdict(self)
+        super().__post_init__()
         _require_tensor("image", self.image, "CHW")
         _require_measure("residual", self.residual)
         _require_measure("error", self.error)
@@ -252,7 +297,7 @@ class ExampleImage:
 
 
 @dataclass(frozen=True, eq=False)
-class Reconstruction:
+class Reconstruction(BatchVerdict):
     """What an image attack answers.
 
     Args:
@@ -268,14 +313,13 @@ class Reconstruction:
         ValueError: a part doesn't fit the others, or is no such part.
     """
 
-    status: Status
-    reason: str | None = None
     examples: tuple[ExampleImage, ...] = ()
     pixel_range: tuple[float, float] = (0.0, 1.0)
 
+    _example_type: ClassVar[type] = ExampleImage
+
     def __post_init__(self) -> None:
-        _require_verdict(self)
-        _require_examples(self.status, self.examples, ExampleImage)
+        super().__post_init__()
         _require_alike("images", [example.image for example in self.examples])
         ends = self.pixel_range
         if not (
@@ -306,11 +350,6 @@ class Reconstruction:
     def images(self) -> Tensor | None:
         """(B, C, H, W), NaN where there is none; None without any."""
         return _stack([example.image for example in self.examples])
-
-    @property
-    def statuses(self) -> tuple[Status, ...]:
-        """One for each example."""
-        return tuple(example.status for example in self.examples)
 
     def require_fit(self, *, batch_size: int | None, shape: tuple[int, int, int]) -> None:
         """Check an answer against what was attacked.
@@ -371,21 +410,10 @@ def _stack(parts: Sequence[Tensor | None]) -> Tensor | None:
     return torch.stack([nothing if part is None else part for part in parts])
 
 
-def _require_verdict(answer: Example | LabelRecovery | Reconstruction) -> None:
-    status, reason = answer.status, answer.reason
-    if not isinstance(status, Status):
-        raise TypeError(f"status must be a Status, found {status!r}")
-    if status is Status.RECOVERED:
-        if reason is not None:
-            raise ValueError(f"reason must be None under RECOVERED, found {reason!r}")
-    elif not isinstance(reason, str) or not reason.strip() or "\n" in reason:
-        raise ValueError(f"reason must be one sentence under {status}, found {reason!r}")
-
-
 def _require_examples(status: Status, examples: tuple[Any, ...], kind: type) -> None:
-    _require_type("examples", examples, tuple)
+    require_type("examples", examples, tuple)
     for example in examples:
-        _require_type("each of the examples", example, kind)
+        require_type("each of the examples", example, kind)
     recovered = [example.status is Status.RECOVERED for example in examples]
     if (status is Status.RECOVERED) != (all(recovered) and bool(recovered)):
         raise ValueError(
@@ -405,7 +433,8 @@ def _require_alike(name: str, parts: Sequence[Tensor | None]) -> None:
         raise ValueError(f"all {name} must have one shape, found {sorted(shapes)}")
 
 
-def _require_type(name: str, value: object, kind: type) -> None:
+def require_type(name: str, value: object, kind: type) -> None:
+    """Raise a `TypeError` that names what is of another type."""
     if not isinstance(value, kind):
         raise TypeError(f"{name} must be a {kind.__name__}, found {type(value).__name__}")
 
@@ -416,7 +445,7 @@ def _require_tensor(
     """Check that a tensor is float64 on its own, with one dimension for each of the axes."""
     if value is None:
         return
-    _require_type(name, value, Tensor)
+    require_type(name, value, Tensor)
     if value.ndim != len(axes) or value.dtype != torch.float64:
         shape = f"({', '.join(axes)}{',' if len(axes) == 1 else ''})"
         found = f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"

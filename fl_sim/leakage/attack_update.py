@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from attacks import GradientLeak, LabelRecovery, Reconstruction, Status
+from attacks.answers import require_type
 from fl_sim.leakage.plan import AttackPlan
 
 logger = logging.getLogger(__name__)
@@ -73,7 +74,7 @@ def attack_update(
     started = time.perf_counter()
     try:
         labels = plan.label(leak, generator=generator)
-        _require_kind(labels, LabelRecovery)
+        require_type("the answer", labels, LabelRecovery)
         labels.require_fit(batch_size=leak.steps.distinct, classes=classes)
     except Exception as error:  # a third party's attack may raise anything
         _log_failure(plan.label_name, error)
@@ -84,7 +85,7 @@ def attack_update(
     started = time.perf_counter()
     try:
         image = plan.image(leak, labels, generator=generator)
-        _require_kind(image, Reconstruction)
+        require_type("the answer", image, Reconstruction)
         size = leak.steps.distinct or len(labels.examples) or None
         image.require_fit(batch_size=size, shape=leak.input_shape)
     except Exception as error:  # likewise
@@ -100,8 +101,3 @@ def _log_failure(name: str | None, error: Exception) -> None:
 
 def _sentence(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
-
-
-def _require_kind(answer: object, kind: type) -> None:
-    if not isinstance(answer, kind):
-        raise TypeError(f"the answer must be a {kind.__name__}, found {type(answer).__name__}")
