@@ -1,4 +1,4 @@
-"""What of a client's examples is free: inputs in their span, labels of one of two kinds, shares."""
+"""What of a client's examples is free: inputs in their span, labels of one of two kinds."""
 
 from __future__ import annotations
 
@@ -9,9 +9,6 @@ from attacks.unrolled.problem import Update
 from attacks.unrolled.refine import Model
 from attacks.unrolled.simulation import Unknowns
 
-LEAST_TIED = 2
-"""Classes beside the two largest that a tied label needs, to be less than a free one."""
-
 
 def tied_labels(labels: Tensor) -> Tensor:
     """Return labels (n, K) whose entries are equal, but for the two largest."""
@@ -21,14 +18,13 @@ def tied_labels(labels: Tensor) -> Tensor:
     return made + (1 - made.sum(dim=1, keepdim=True)) / labels.shape[1]
 
 
-def model_of(update: Update, start: Unknowns, *, is_tied: bool, has_shares: bool = False) -> Model:
+def model_of(update: Update, start: Unknowns, *, is_tied: bool) -> Model:
     """Return a model around a start.
 
     Args:
         update: whose bias, if it has one, fixes one coordinate of every input.
         start: the unknowns; labels of rows of sum 1.
         is_tied: whether labels are equal in all but the two largest entries.
-        has_shares: whether the examples' weights in each step are free.
     """
     count, size = start.inputs.shape
     frame = torch.eye(size, dtype=torch.float64)
@@ -39,24 +35,16 @@ def model_of(update: Update, start: Unknowns, *, is_tied: bool, has_shares: bool
         frame = torch.linalg.qr(last[:, None], mode="complete")[0][:, 1:].T
     labels = tied_labels(start.labels) if is_tied else start.labels
     start = Unknowns(inputs, labels, start.shares)
-    ways = [(row, None, way, None) for row in range(count) for way in frame]
-    ways += [
-        (row, way, None, None) for row in range(count) for way in _label_ways(labels[row], is_tied)
-    ]
-    total = len(ways) + (start.shares.numel() if has_shares else 0)
+    of_inputs = [(row, way) for row in range(count) for way in frame]
+    of_labels = [(row, way) for row in range(count) for way in _label_ways(labels[row], is_tied)]
+    total = len(of_inputs) + len(of_labels)
     directions = Unknowns(
         *(part.new_zeros(total, *part.shape) for part in (start.inputs, labels, start.shares))
     )
-    for index, (row, label, way, _) in enumerate(ways):
-        if way is not None:
-            directions.inputs[index, row] = way
-        else:
-            assert label is not None
-            directions.labels[index, row] = label
-    if has_shares:
-        directions.shares[len(ways) :] = torch.eye(
-            start.shares.numel(), dtype=torch.float64
-        ).reshape(-1, *start.shares.shape)
+    for index, (row, way) in enumerate(of_inputs):
+        directions.inputs[index, row] = way
+    for index, (row, way) in enumerate(of_labels, start=len(of_inputs)):
+        directions.labels[index, row] = way
     return Model(start, directions)
 
 
