@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 NONE = "–"
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -53,6 +55,12 @@ def seconds(value: float | None) -> str:
 def number(value: int) -> str:
     """Format a count with thin spaces between thousands."""
     return f"{value:,}".replace(",", "\u202f")
+
+
+def listing(items: Sequence[str], most: int) -> str:
+    """Format a list, cut after so many of its items."""
+    more = f", and {len(items) - most} more" if len(items) > most else ""
+    return f"{', '.join(items[:most])}{more}" or NONE
 
 
 def count(value: int, noun: str) -> str:

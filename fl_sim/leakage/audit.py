@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from attacks import GradientLeak, Status
 from fl_sim.leakage.attack_update import Answer, attack_update
@@ -131,7 +130,7 @@ def _findings(
     labels, image = answer.labels, answer.image
     baseline, pairs = None, []
     mass: dict[str, Any] = {}
-    masses: dict[str, Tensor] = {}
+    masses = {} if labels.mass is None else {"mass": labels.mass}
     if judge is not None and truth is not None:
         with _named("the judge"):
             baseline = judge.baseline
@@ -145,7 +144,7 @@ def _findings(
         with _named("scoring"):
             mass = dict(score_mass(labels.mass, true_mass, baseline.mass))
             guess = baseline.mass / baseline.mass.sum() * true_mass.sum()
-            masses = {"true_mass": true_mass, "guessed_mass": guess}
+            masses |= {"true_mass": true_mass, "guessed_mass": guess}
     with _named("scoring"):
         place = dataclasses.replace(place, **mass) if mass else place
         findings = write_findings(
@@ -156,11 +155,10 @@ def _findings(
             baseline=baseline,
             pairs=pairs,
             true_features=true_features,
+            masses=masses,
         )
         for finding in findings:
             _check_writable(finding.record)
-    if masses and len(findings) == 1:
-        return [Finding(findings[0].record, {**findings[0].tensors, **masses})]
     return findings
 
 

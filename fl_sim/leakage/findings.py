@@ -52,6 +52,7 @@ def write_findings(
     baseline: Baseline | None = None,
     pairs: Sequence[int | None] = (),
     true_features: TrueFeatures | None = None,
+    masses: Mapping[str, Tensor] | None = None,
 ) -> list[Finding]:
     """Write an answer's records, scored where the truth is at hand.
 
@@ -66,6 +67,7 @@ def write_findings(
         pairs: for each of the answer's rows, the true example that it is compared with, None for a
             row that is compared with none; given with the truth.
         true_features: of the leak's model; None traces it anew.
+        masses: the class mass of an answer without rows, and what it is compared with.
 
     Returns:
         One finding for each row, ordered by example, those without one last; a single one where
@@ -73,8 +75,7 @@ def write_findings(
     """
     shared = _shared_fields(answer, leak, place, truth)
     if not answer.rows:
-        mass = answer.labels.mass
-        return [Finding(shared, {} if mass is None else {"mass": mass})]
+        return [Finding(shared, masses or {})]
     if truth is None or baseline is None:
         return [_finding(shared, answer, row, {"example": row}) for row in range(answer.rows)]
     scores: list[dict[str, Any]] = [{} for _ in pairs]

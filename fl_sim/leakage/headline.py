@@ -111,8 +111,8 @@ def _part(leak: Leak, best: AttackSummary, records: Sequence[Record]) -> str:
 def _vouched(best: AttackSummary) -> str:
     """Say what is vouched for, and how much of it wrongly; empty for nothing."""
     parts = []
-    for leak in best.leaks:
-        if leak.kind in ("image", "label") and leak.vouched.count:
+    for leak in best.claims:
+        if leak.vouched.count:
             wrongly = f", {number(leak.false)} wrongly" if leak.false else ""
             parts.append(f"{count(leak.vouched.count, leak.kind)}{wrongly}")
     return " and ".join(parts)
@@ -120,11 +120,7 @@ def _vouched(best: AttackSummary) -> str:
 
 def _likely(best: AttackSummary) -> str:
     """Say what comes with an error bar, as the end of a sentence."""
-    parts = [
-        count(leak.likely, leak.kind)
-        for leak in best.leaks
-        if leak.kind in ("image", "label") and leak.likely
-    ]
+    parts = [count(leak.likely, leak.kind) for leak in best.claims if leak.likely]
     return f"; likely, with an error bar: {' and '.join(parts)}" if parts else ""
 
 

@@ -61,23 +61,19 @@ class Truth:
     originals: Sequence[Tensor] | None = None
 
     def __post_init__(self) -> None:
-        if self.originals is not None:
-            shapes = [tuple(images.shape) for images in self.originals]
-            fits = all(len(s) == 4 and s[0] > 0 and s[1:] == self.images.shape[1:] for s in shapes)
-            if not fits or len(shapes) != len(self.images):
+        for name, what, several, single in (
+            ("originals", "images (N, C, H, W)", self.originals, self.images),
+            ("all_labels", "labels (N, K)", self.all_labels, self.labels),
+        ):
+            if several is None:
+                continue
+            shapes, like = [tuple(part.shape) for part in several], tuple(single.shape[1:])
+            if len(shapes) != len(single) or any(s[1:] != like or s[0] < 1 for s in shapes):
+                noun = what.split()[0]
                 raise ValueError(
-                    f"originals must hold images (N, C, H, W) for each of {len(self.images)} "
-                    f"examples of shape {tuple(self.images.shape[1:])}, found shapes {shapes}"
+                    f"{name} must hold {what} for each of {len(single)} examples with {noun} of "
+                    f"shape {like}, found shapes {shapes}"
                 )
-        if self.all_labels is None:
-            return
-        shapes = [tuple(labels.shape) for labels in self.all_labels]
-        fits = all(len(s) == 2 and s[0] > 0 and s[1:] == self.labels.shape[1:] for s in shapes)
-        if not fits or len(shapes) != len(self.labels):
-            raise ValueError(
-                f"all_labels must hold labels (N, K) for each of {len(self.labels)} examples with "
-                f"labels of shape {tuple(self.labels.shape[1:])}, found shapes {shapes}"
-            )
 
     def labels_of(self, example: int) -> Tensor:
         """Return all different labels (N, K) of an example."""

@@ -57,6 +57,11 @@ class AttackSummary:
     mass_tv_chance: float | None = None
     mass_irec: float | None = None
 
+    @property
+    def claims(self) -> list[Leak]:
+        """What it learned of the kinds that are vouched for: a class is its label's."""
+        return [leak for leak in self.leaks if leak.kind in ("image", "label")]
+
     def leak(self, kind: str) -> Leak | None:
         """Return what it learned of a kind; None if it tells nothing of such."""
         return next((leak for leak in self.leaks if leak.kind == kind), None)

@@ -77,14 +77,13 @@ def _vouched(leak: Leak | None) -> str:
 
 
 def _unscored(summary: AttackSummary) -> list[str]:
-    leaks = [leak for kind in ("image", "label") if (leak := summary.leak(kind))]
     image, label = summary.leak("image"), summary.leak("label")
     return [
         str(summary.examples),
         "" if image is None else str(image.vouched.count),
         "" if label is None else str(label.vouched.count),
-        str(sum(leak.likely for leak in leaks)),
-        str(sum(leak.guessed for leak in leaks)),
+        str(sum(leak.likely for leak in summary.claims)),
+        str(sum(leak.guessed for leak in summary.claims)),
         f"{summary.total_seconds:.3g}",
     ]
 

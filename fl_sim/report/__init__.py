@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -26,6 +26,41 @@ from fl_sim.report.meaning import meaning
 PAIRS_SHOWN, CHARTS_SHOWN, REASONS_SHOWN, ROUNDS_SHOWN = 24, 12, 20, 100
 
 
+class _Run(NamedTuple):
+    """What a run folder holds, images apart."""
+
+    described: dict[str, Any]
+    records: list[Record]
+    rounds: list[Record]
+    summaries: list[AttackSummary]
+
+    @classmethod
+    def read(cls, directory: Path) -> _Run:
+        """Read the folder's files.
+
+        Raises:
+            UserError: it has no `scenario.json`, or one of its files isn't what it should be.
+        """
+        described, records = _described(directory), _records(directory)
+        return cls(described, records, _lines(directory / "rounds.jsonl"), summarize(records))
+
+    @property
+    def scenario(self) -> dict[str, Any]:
+        """The scenario, or what was told of one's own app."""
+        found: dict[str, Any] = self.described["scenario"]
+        return found
+
+    @property
+    def is_audit(self) -> bool:
+        """Whether it is an audit of one's own app."""
+        return own_app.is_audit_of(self.described)
+
+    @property
+    def has_truth(self) -> bool:
+        """Whether its records are scored against the truth."""
+        return own_app.has_truth(self.described)
+
+
 def build_report(directory: Path) -> Path:
     """Write `report.html` and `figures/*.png` into a run folder, finished or not.
 
@@ -39,22 +74,20 @@ def build_report(directory: Path) -> Path:
         UserError: the folder has no `scenario.json`, or one of its files isn't what it should be;
             it is that of an audit of an app, and has no records.
     """
-    run = _run(directory)
-    records, rounds = _records(directory), _lines(directory / "rounds.jsonl")
-    if own_app.is_audit_of(run) and not records:
+    run = _Run.read(directory)
+    if run.is_audit and not run.records:
         raise UserError(
             f"{directory} holds no records: no update was attacked, since none came in or no "
             "attack covers it"
         )
-    summaries = summarize(records)
-    by_rounds = by_round(records) if own_app.has_truth(run) else []
-    drawings = draw_figures(by_rounds, rounds, summaries)
+    by_rounds = by_round(run.records) if run.has_truth else []
+    drawings = draw_figures(by_rounds, run.rounds, run.summaries)
     figures = directory / "figures"
     figures.mkdir(exist_ok=True)
     for drawing in drawings:
         (figures / f"{drawing.name}.png").write_bytes(drawing.png)
     page = _template().render(
-        _context(run, records, rounds, summaries, directory / "images"),
+        _context(run, directory / "images"),
         figures={drawing.name: drawing for drawing in drawings},
     )
     path = directory / "report.html"
@@ -68,56 +101,42 @@ def headline(directory: Path) -> str:
     Raises:
         UserError: as of `build_report`.
     """
-    run, records = _run(directory), _records(directory)
-    rounds, summaries = _lines(directory / "rounds.jsonl"), summarize(records)
-    return _outcome(run, records, rounds, summaries)
+    return _outcome(_Run.read(directory))
 
 
-def _outcome(
-    run: dict[str, Any],
-    records: list[Record],
-    rounds: list[Record],
-    summaries: list[AttackSummary],
-) -> str:
-    scenario = run["scenario"]
-    if not records and not own_app.is_audit_of(run):
-        is_finished = text.last_round(rounds) >= int(scenario.get("rounds", 0))
-        found = text.unattacked(len(scenario.get("attack") or []), is_finished=is_finished)
+def _outcome(run: _Run) -> str:
+    if not run.records and not run.is_audit:
+        is_finished = text.last_round(run.rounds) >= int(run.scenario.get("rounds", 0))
+        found = text.unattacked(len(run.scenario.get("attack") or []), is_finished=is_finished)
         if found is not None:
             return found
-    return headline_of(records, summaries, has_truth=own_app.has_truth(run))
+    return headline_of(run.records, run.summaries, has_truth=run.has_truth)
 
 
-def _context(
-    run: dict[str, Any],
-    records: list[Record],
-    rounds: list[Record],
-    summaries: list[AttackSummary],
-    images: Path,
-) -> dict[str, Any]:
+def _context(run: _Run, images: Path) -> dict[str, Any]:
     """Gather what the page shows, figures apart."""
-    scenario = run["scenario"]
+    described, records, rounds, summaries = run
+    scenario, has_truth = run.scenario, run.has_truth
     planned = int(scenario.get("rounds", 0))
     failures = reasons(records)
     delta = float((scenario.get("privacy") or {}).get("delta", 1e-5))
     step = max(1, -(-len(rounds) // ROUNDS_SHOWN))
-    has_truth = own_app.has_truth(run)
     best = strongest(summaries, has_truth=has_truth).attack if summaries else None
     context = {
         "name": scenario.get("name", "scenario"),
-        "outcome": _outcome(run, records, rounds, summaries),
+        "outcome": _outcome(run),
         "setting": text.setting(scenario),
         "notice": text.notice(records, rounds, planned),
         "cards": text.cards(summaries, rounds, delta, has_truth=has_truth),
         "delta": delta,
-        "facts": text.facts(run, rounds),
+        "facts": text.facts(described, rounds),
         "scenario": json.dumps(scenario, indent=2, ensure_ascii=False),
         "summaries": summaries,
         "measures": text.measures(summaries, has_truth=has_truth),
         "pairs": image_pairs(images, records, PAIRS_SHOWN),
         "charts": label_charts(images, records, CHARTS_SHOWN),
         "mass_charts": mass_charts(images, records, CHARTS_SHOWN, first=best),
-        "meaning": meaning(run, records, summaries, rounds, has_truth=has_truth),
+        "meaning": meaning(described, records, summaries, rounds, has_truth=has_truth),
         "failures": failures[:REASONS_SHOWN],
         "failures_left": failures[REASONS_SHOWN:],
         "rounds": rounds[::step],
@@ -132,29 +151,21 @@ def _context(
         "best": strongest(summaries, has_truth=False).title if summaries else None,
         "clients_shown": own_app.CLIENTS_SHOWN,
     }
-    return context | _of_an_audit(run, records, rounds, summaries, images)
+    return context | _of_an_audit(run, images) if run.is_audit else context
 
 
-def _of_an_audit(
-    run: dict[str, Any],
-    records: list[Record],
-    rounds: list[Record],
-    summaries: list[AttackSummary],
-    images: Path,
-) -> dict[str, Any]:
-    """Return what the page says otherwise of an app of one's own, and without a truth."""
-    if not own_app.is_audit_of(run):
-        return {}
+def _of_an_audit(run: _Run, images: Path) -> dict[str, Any]:
+    """Return what the page says otherwise of an app of one's own."""
     return {
         "is_audit": True,
-        "facts": own_app.facts(run, rounds),
+        "facts": own_app.facts(run.described, run.rounds),
         "rounds": [],  # of their training nothing is measured
-        "holdings": own_app.holdings(records, summaries),
-        "counted": counted_classes(images, summaries, run["scenario"].get("class_names") or []),
+        "holdings": own_app.holdings(run.records, run.summaries),
+        "counted": counted_classes(images, run.summaries, run.scenario.get("class_names") or []),
     }
 
 
-def _run(directory: Path) -> dict[str, Any]:
+def _described(directory: Path) -> dict[str, Any]:
     path = directory / "scenario.json"
     if not path.is_file():
         raise UserError(f"{directory} is not a run folder: it has no scenario.json")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_sim.leakage.summary import AttackSummary
-from fl_sim.report.examples import read_arrays
+from fl_sim.report.examples import kept_paths, read_arrays
+from fl_sim.wording import listing
 
 CLASSES_SHOWN = 12
-_NAME = re.compile(r"r\d+-c(\d+)-a(\d+)\.npz")
 
 
 @dataclass(frozen=True)
@@ -40,11 +39,10 @@ def counted_classes(
         names: what the classes are called; empty where that isn't known.
     """
     masses: dict[tuple[int, int], list[NDArray[Any]]] = defaultdict(list)
-    for path in sorted(folder.glob("*.npz")):
-        match = _NAME.fullmatch(path.name)
-        mass = read_arrays(path).get("mass") if match else None
-        if match and mass is not None and np.isfinite(mass).all():
-            masses[int(match[2]), int(match[1])].append(mass)
+    for key, path in sorted(kept_paths(folder, of_updates=True).items()):
+        mass = read_arrays(path).get("mass")
+        if mass is not None and np.isfinite(mass).all():
+            masses[key.attack, key.client].append(mass)
     titles = {summary.attack: summary.title for summary in summaries}
     return [
         Counted(titles[attack], client, len(found), _listed(np.sum(found, axis=0), names))
@@ -56,6 +54,5 @@ def counted_classes(
 def _listed(mass: NDArray[Any], names: Sequence[str]) -> str:
     """List the classes with the largest mass, as in `7 × 4.0, 3 × 2.1`."""
     present = [int(k) for k in np.argsort(-mass, kind="stable") if mass[k] > 0.05 * mass.max()]
-    shown = [f"{names[k] if names else k} × {mass[k]:.1f}" for k in present[:CLASSES_SHOWN]]
-    more = len(present) - CLASSES_SHOWN
-    return ", ".join(shown) + (f", and {more} more" if more > 0 else "")
+    shown = [f"{names[k] if names else k} × {mass[k]:.1f}" for k in present]
+    return listing(shown, CLASSES_SHOWN)

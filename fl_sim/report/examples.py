@@ -137,16 +137,22 @@ def _others(arrays: Arrays) -> list[NDArray[Any]]:
     return [other for other in candidates if np.abs(other - label).max() > TOLERANCE]
 
 
-def _choose(
-    folder: Path, limit: int, accepts: Callable[[Arrays], bool], *, of_updates: bool = False
-) -> dict[Key, Arrays]:
-    """Open files of examples or of updates in an order that spreads, until `limit` are accepted."""
+def kept_paths(folder: Path, *, of_updates: bool) -> dict[Key, Path]:
+    """Return the archives in a run's `images/`: those of examples, or those of whole updates."""
     paths: dict[Key, Path] = {}
     for path in folder.glob("*.npz"):
         if match := _NAME.fullmatch(path.name):
             server_round, client, attack, example = map(int, match.groups(default=-1))
             if (example < 0) is of_updates:
                 paths[Key(server_round, attack, client, example)] = path
+    return paths
+
+
+def _choose(
+    folder: Path, limit: int, accepts: Callable[[Arrays], bool], *, of_updates: bool = False
+) -> dict[Key, Arrays]:
+    """Open files of examples or of updates in an order that spreads, until `limit` are accepted."""
+    paths = kept_paths(folder, of_updates=of_updates)
     chosen: dict[Key, Arrays] = {}
     for key in _spread(paths, limit)[:_OPENED]:
         arrays = read_arrays(paths[key])

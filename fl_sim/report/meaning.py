@@ -11,6 +11,7 @@ from attacks import IMAGE_ATTACKS, LABEL_ATTACKS
 from fl_sim.leakage.headline import strongest
 from fl_sim.leakage.leaks import Record
 from fl_sim.leakage.summary import AttackSummary
+from fl_sim.report.own_app import is_audit_of
 from fl_sim.report.text import privacy_word
 from fl_sim.wording import count, epsilon, percent
 
@@ -51,10 +52,9 @@ def meaning(
         _guarantee(rounds, float((scenario.get("privacy") or {}).get("delta", 1e-5)), scenario),
         _reach(best),
     ]
-    is_scenario = run.get("kind") != "audit"
     return Meaning(
         [sentence for sentence in sentences if sentence],
-        commands(scenario) if is_scenario else [],
+        [] if is_audit_of(run) else commands(scenario),
     )
 
 
@@ -92,12 +92,11 @@ def _some(value: float, noun: str) -> str:
 
 def _beyond_knowledge(best: AttackSummary) -> str | None:
     """Say how much more is right than the attacker can know."""
-    for kind in ("image", "label"):
-        leak = best.leak(kind)
-        if leak is None or leak.right is None or not leak.is_beyond_chance:
+    for leak in best.claims:
+        if leak.right is None or not leak.is_beyond_chance:
             continue
         if leak.right.count > leak.vouched.count:
-            more = count(leak.right.count - leak.vouched.count, kind)
+            more = count(leak.right.count - leak.vouched.count, leak.kind)
             return (
                 f"More is right than the attacker can know: {more} beyond those that it vouches "
                 "for. Who knows a client, or looks at the picture, may tell."

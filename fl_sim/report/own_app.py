@@ -14,7 +14,8 @@ from typing import Any
 from fl_sim.leakage.headline import strongest
 from fl_sim.leakage.leaks import Record
 from fl_sim.leakage.summary import AttackSummary
-from fl_sim.wording import NONE, count, number
+from fl_sim.origin import AUDIT
+from fl_sim.wording import NONE, count, listing, number
 
 CLIENTS_SHOWN, CLASSES_SHOWN = 50, 12
 
@@ -32,7 +33,7 @@ class Holding:
 
 def is_audit_of(run: Mapping[str, Any]) -> bool:
     """Say whether a run's description is that of an audit."""
-    return run.get("kind") == "audit"
+    return run.get("kind") == AUDIT
 
 
 def has_truth(run: Mapping[str, Any]) -> bool:
@@ -57,10 +58,8 @@ def _holding(client: int, records: Sequence[Record]) -> Holding:
     vouched = [record for record in records if record.get("label_status") == "RECOVERED"]
     images = sum(record.get("image_status") == "RECOVERED" for record in records)
     classes = Counter(filter(None, map(_class, vouched)))
-    shown = [f"{name} × {times}" for name, times in classes.most_common(CLASSES_SHOWN)]
-    more = f", and {len(classes) - CLASSES_SHOWN} more" if len(classes) > CLASSES_SHOWN else ""
-    listed = f"{', '.join(shown)}{more}" if shown else NONE
-    return Holding(client, len(records), len(vouched), images, listed)
+    shown = listing([f"{name} × {times}" for name, times in classes.most_common()], CLASSES_SHOWN)
+    return Holding(client, len(records), len(vouched), images, shown)
 
 
 def _class(record: Record) -> str | None:

@@ -103,7 +103,7 @@ def _attack_cards(best: AttackSummary, *, has_truth: bool) -> list[Card]:
         if leak.false:
             vouched += f", {number(leak.false)} wrongly"
         if not has_truth or leak.right is None:
-            if leak.kind in ("image", "label"):
+            if leak in best.claims:
                 note = f"{share(leak.vouched)}, by {best.title}"
                 name = f"{leak.kind.capitalize()}s vouched for"
                 result.append(Card(name, percent(leak.vouched.value), note))
