@@ -11,7 +11,6 @@ import functools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -21,10 +20,9 @@ from torch import Tensor, nn
 from attacks import IMAGE_ATTACKS, LABEL_ATTACKS, ExampleLabel, GradientLeak, LabelRecovery, Status
 from attacks.victim.network import Network
 from fl_sim.bench.training import trained
-from fl_sim.bench.victims import draw_batch, untrained
+from fl_sim.bench.victims import draw_batch, linear_chain, untrained
 from fl_sim.data import Dataset, build_dataset
 from fl_sim.leakage.judge import Truth, pair_examples, psnr_db
-from fl_sim.models import Normalize
 from fl_sim.seeds import seeded_layers
 from fl_sim.testing.leaks import SentAs, leak_of
 
@@ -202,13 +200,8 @@ def wide_fcn(
         mean: of each channel.
         std: of each channel.
     """
-    layers: list[nn.Module] = [Normalize(mean, std), nn.Flatten()]
     widths = (int(np.prod(input_shape)), 1024, 512, 512, num_classes)
-    for inputs, outputs in pairwise(widths):
-        linear = nn.Linear(inputs, outputs, bias=bias)
-        nn.init.kaiming_normal_(linear.weight, nonlinearity="relu")
-        layers += [linear, nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
+    return linear_chain(widths, bias=bias, is_he=True, mean=mean, std=std)
 
 
 def gallery(seed: int) -> Figure:

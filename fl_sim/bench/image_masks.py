@@ -11,7 +11,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -21,9 +20,8 @@ from torch import Tensor, nn
 from attacks import IMAGE_ATTACKS, LABEL_ATTACKS, GradientLeak, Reconstruction, Status
 from defenses.label_smoothing import smooth_labels
 from fl_sim.bench.image_batches import draw_pairs
-from fl_sim.bench.victims import dataset, draw_batch
+from fl_sim.bench.victims import dataset, draw_batch, linear_chain
 from fl_sim.leakage.judge import Truth, pair_examples, psnr_db
-from fl_sim.models import Normalize
 from fl_sim.seeds import torch_generator
 from fl_sim.testing.leaks import SentAs, build_seeded, gradients_of, leak_of
 
@@ -146,7 +144,13 @@ def attack(cell: Cell, seed: int) -> Outcome:
     images, labels = draw_batch(data, cell.batch, cell.augmentation, classes=classes, seed=seed)
     if cell.smoothing is not None:
         labels = smooth_labels(labels, cell.smoothing)
-    model = build_seeded(lambda: _network(cell, images, data.mean, data.std), seed=seed)
+    widths = (images[0].numel(), *cell.widths, cell.classes)
+    model = build_seeded(
+        lambda: linear_chain(
+            widths, bias=cell.bias, is_he=cell.init == "he", mean=data.mean, std=data.std
+        ),
+        seed=seed,
+    )
     leak = _leak(cell, model, images, labels, seed)
     started = time.perf_counter()
     recovery = LABEL_ATTACKS.build("soft-label")(leak, generator=torch_generator(seed, "attack"))
@@ -182,20 +186,6 @@ def gallery(seed: int) -> Figure:
     outcome = attack(BASE, seed)
     title = "16 digits of ten classes, one float32 weight update, PyTorch's initialisation"
     return draw_pairs(outcome.images, images, outcome.psnr, title)
-
-
-def _network(
-    cell: Cell, images: Tensor, mean: Sequence[float], std: Sequence[float]
-) -> nn.Sequential:
-    """Return n-widths-K with ReLU between the layers."""
-    layers: list[nn.Module] = [Normalize(tuple(mean), tuple(std)), nn.Flatten()]
-    sizes = (images[0].numel(), *cell.widths, cell.classes)
-    for inputs, outputs in pairwise(sizes):
-        linear = nn.Linear(inputs, outputs, bias=cell.bias)
-        if cell.init == "he":
-            nn.init.kaiming_normal_(linear.weight, nonlinearity="relu")
-        layers += [linear, nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
 
 
 def _leak(cell: Cell, model: nn.Module, images: Tensor, labels: Tensor, seed: int) -> GradientLeak:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from torch.nn.functional import one_hot
 from defenses.label_smoothing import smooth_labels
 from defenses.mixup import mix_halves
 from fl_sim.data import Dataset, build_dataset
-from fl_sim.models import build_model
+from fl_sim.models import Normalize, build_model
 from fl_sim.seeds import numpy_generator
 
 AUGMENTATIONS = ("hard", "label-smoothing", "mixup", "mixup+label-smoothing")
@@ -78,6 +79,27 @@ def untrained(
         seed=seed,
         init=init or INIT.get(network, "default"),
     )
+
+
+def linear_chain(
+    widths: Sequence[int], *, bias: bool, is_he: bool, mean: Sequence[float], std: Sequence[float]
+) -> nn.Sequential:
+    """Return linear layers with ReLU between them, on normalised pixels.
+
+    Args:
+        widths: of the input, the hidden layers and the output.
+        bias: whether the layers have biases, drawn as PyTorch does.
+        is_he: whether weights are drawn as by He, or else as PyTorch does.
+        mean: of each channel.
+        std: of each channel.
+    """
+    layers: list[nn.Module] = [Normalize(mean, std), nn.Flatten()]
+    for inputs, outputs in pairwise(widths):
+        linear = nn.Linear(inputs, outputs, bias=bias)
+        if is_he:
+            nn.init.kaiming_normal_(linear.weight, nonlinearity="relu")
+        layers += [linear, nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
 
 
 def draw_batch(
