@@ -46,8 +46,8 @@ class Mixup(Fact):
 
 
 @dataclass(frozen=True)
-class GaussianMechanism(Fact):
-    """The weight difference is clipped, then Gaussian noise is added.
+class NoiseMechanism(Fact):
+    """The weight difference is clipped, then noise is added.
 
     Args:
         clipping_norm: L2 bound on the weight difference, above 0; None where none is told.
@@ -67,8 +67,103 @@ class GaussianMechanism(Fact):
             raise ValueError(f"noise_std must be at least 0 or None, found {self.noise_std}")
 
 
+@dataclass(frozen=True)
+class GaussianMechanism(NoiseMechanism):
+    """The noise is normal."""
+
+
+@dataclass(frozen=True)
+class LaplaceMechanism(NoiseMechanism):
+    """The noise has a Laplace distribution."""
+
+
+@dataclass(frozen=True)
+class ClippedGradient(Fact):
+    """Each step's gradient is clipped before the step.
+
+    Args:
+        clipping_norm: L2 bound on the gradient of the mean loss, above 0.
+    """
+
+    clipping_norm: float
+
+
+@dataclass(frozen=True)
+class ScaledGradient(Fact):
+    """Each step's gradient is multiplied by a factor above 0 that is drawn."""
+
+
+@dataclass(frozen=True)
+class Pruned(Fact):
+    """Entries of the update are left out, and come as zeros."""
+
+
+@dataclass(frozen=True)
+class LostColumns(Fact):
+    """Columns of one linear layer's gradient are left out, and come as zeros.
+
+    Args:
+        layer: its name; None for the last linear layer.
+    """
+
+    layer: str | None = None
+
+
+@dataclass(frozen=True)
+class Quantized(Fact):
+    """Each tensor's entries are rounded, at random, to levels of its norm.
+
+    Args:
+        levels: between 0 and the norm, at least 1.
+    """
+
+    levels: int
+
+
+@dataclass(frozen=True)
+class SignsOnly(Fact):
+    """Only the signs of entries are left, with one size for each tensor."""
+
+
+@dataclass(frozen=True)
+class DroppedUnits(Fact):
+    """Outputs of activations are dropped while clients train.
+
+    Args:
+        p: with which probability.
+    """
+
+    p: float
+
+
+@dataclass(frozen=True)
+class Bottleneck(Fact):
+    """A layer that draws stands in front of the last one.
+
+    Args:
+        size: its variables.
+    """
+
+    size: int
+
+
+@dataclass(frozen=True)
+class Decaying(Fact):
+    """Gradients are perturbed at random, with the probability 1 / (1 + β t) in round t + 1.
+
+    Args:
+        beta: β, at least 0.
+    """
+
+    beta: float
+
+
 LABELS = (HardLabels, LabelSmoothing, Mixup)
 """Facts about labels."""
+SIZES = (NoiseMechanism, ClippedGradient, ScaledGradient)
+"""Facts about the size of a gradient, and of the noise on it."""
+LOSSES = (Pruned, LostColumns)
+"""Facts about entries that are left out."""
 _NAMES = {Mixup: "mixup", LabelSmoothing: "label-smoothing"}
 
 
@@ -81,12 +176,18 @@ class Told:
         smoothing: ε.
         clipping_norm: L2 bound on the weight difference.
         noise_std: standard deviation of the noise on it.
+        gradient_norm: L2 bound on a step's gradient.
+        is_scaled: whether gradients are multiplied by a factor that isn't told.
+        has_lost_entries: whether entries are left out, and come as zeros.
     """
 
     type: str | None = None
     smoothing: float | None = None
     clipping_norm: float | None = None
     noise_std: float | None = None
+    gradient_norm: float | None = None
+    is_scaled: bool = False
+    has_lost_entries: bool = False
 
     @classmethod
     def by(cls, facts: Sequence[Fact]) -> Told:
@@ -99,8 +200,17 @@ class Told:
             ValueError: two facts contradict each other, or have no joint meaning.
         """
         smoothing = _smoothing([fact for fact in facts if isinstance(fact, LabelSmoothing)])
-        norm, noise = _mechanism([fact for fact in facts if isinstance(fact, GaussianMechanism)])
-        return cls(_type(facts), smoothing, norm, noise)
+        norm, noise = _mechanism([fact for fact in facts if isinstance(fact, NoiseMechanism)])
+        norms = [fact.clipping_norm for fact in facts if isinstance(fact, ClippedGradient)]
+        return cls(
+            _type(facts),
+            smoothing,
+            norm,
+            noise,
+            min(norms, default=None),
+            any(isinstance(fact, ScaledGradient) for fact in facts),
+            any(isinstance(fact, LOSSES) for fact in facts),
+        )
 
 
 def _type(facts: Sequence[Fact]) -> str | None:
@@ -123,7 +233,7 @@ def _smoothing(facts: Sequence[LabelSmoothing]) -> float | None:
     return functools.reduce(lambda e, f: e + f - e * f, known)
 
 
-def _mechanism(facts: Sequence[GaussianMechanism]) -> tuple[float | None, float | None]:
+def _mechanism(facts: Sequence[NoiseMechanism]) -> tuple[float | None, float | None]:
     norm: float | None = None
     noise: float | None = None
     for fact in facts:

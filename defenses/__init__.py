@@ -18,9 +18,31 @@ DEFENSES = Registry(
             "defenses.label_smoothing:LabelSmoothing", "mixes each label with the uniform one"
         ),
         "mixup": Entry("defenses.mixup:Mixup", "trains on convex combinations of two examples"),
-        "dp-noise": Entry(
-            "defenses.dp_noise:DPNoise", "clips the update and adds Gaussian noise to it"
+        "cutmix": Entry("defenses.cutmix:CutMix", "pastes a rectangle of another image into each"),
+        "vicinal": Entry("defenses.vicinal:Vicinal", "trains on two mixes of each pair"),
+        "dropout": Entry("defenses.dropout:Dropout", "drops outputs of activations while training"),
+        "precode": Entry(
+            "defenses.precode:Precode", "puts a variational bottleneck before the last layer"
         ),
+        "gradient-clipping": Entry(
+            "defenses.gradient_clipping:GradientClipping", "bounds the norm of each step's gradient"
+        ),
+        "learning-rate-noise": Entry(
+            "defenses.learning_rate_noise:LearningRateNoise",
+            "multiplies each step's gradient by a factor",
+        ),
+        "soteria": Entry(
+            "defenses.soteria:Soteria", "prunes the columns of a layer that tell most"
+        ),
+        "outpost": Entry(
+            "defenses.outpost:Outpost", "prunes and adds noise by layer, in some rounds"
+        ),
+        "pruning": Entry("defenses.pruning:Pruning", "sends a share of the update's entries"),
+        "quantization": Entry(
+            "defenses.quantization:Quantization", "rounds the update's entries to a few levels"
+        ),
+        "sign": Entry("defenses.sign:Sign", "sends the signs of the update's entries"),
+        "dp-noise": Entry("defenses.dp_noise:DPNoise", "clips the update and adds noise to it"),
     },
     group="fl_sim.defenses",
 )

@@ -109,6 +109,8 @@ class Defense:
 
     draws: ClassVar[int] = 1
     """Raw examples that `on_batch` uses up for each training example that it returns."""
+    needs_train_mode: ClassVar[bool] = False
+    """Whether it has an effect only where the clients' network is in train mode."""
 
     def on_model(self, model: nn.Module, generator: torch.Generator) -> nn.Module:
         """Change the architecture, before anything is trained: the server's and all clients'."""

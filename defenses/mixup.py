@@ -6,7 +6,6 @@ Zhang, Cissé, Dauphin and Lopez-Paz, *mixup: Beyond Empirical Risk Minimization
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,7 +14,8 @@ import torch
 from torch import Tensor
 
 from attacks import facts as fact
-from defenses.base import ClientStep, Defense, is_number, replace_batch
+from defenses.base import ClientStep, Defense, replace_batch
+from defenses.parameters import require_number
 
 
 def mix_halves(batch: Tensor, mixing: Tensor) -> Tensor:
@@ -59,8 +59,7 @@ class Mixup(Defense):
     draws: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
-        if not (is_number(self.alpha) and 0 < self.alpha < math.inf):
-            raise ValueError(f"alpha must be a finite number above 0, found {self.alpha!r}")
+        require_number("alpha", self.alpha, "above 0", lambda alpha: alpha > 0)
 
     def on_batch(self, step: ClientStep, generator: torch.Generator) -> ClientStep:
         """Mix example i with example B+i."""

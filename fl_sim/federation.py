@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn.functional import one_hot
 
-from defenses import DEFENSES, Chain, ClientStep, Place
+from defenses import DEFENSES, Chain, ClientStep, Defense, Place
 from fl_sim.copies import copy_model
 from fl_sim.data import Dataset, build_dataset
 from fl_sim.data.partition import ALPHA, CLASSES, split
@@ -173,7 +173,35 @@ def _federation(scenario: Scenario) -> Federation:
         raise UserError(str(error)) from error
     defenses = Chain(stages)
     _require_batches(scenario, shares, defenses.draws)
-    return Federation(scenario, dataset, shares, defenses)
+    federation = Federation(scenario, dataset, shares, defenses)
+    _require_fit(federation)
+    return federation
+
+
+def _require_fit(federation: Federation) -> None:
+    """Raise unless every defense can do its work: tried on the first step's batch of each client.
+
+    Raises:
+        UserError: a batch has a form that a defense doesn't take, or one would have no effect.
+    """
+    scenario, stages = federation.scenario, federation.defenses.stages
+    for given, stage in zip(scenario.defense, stages, strict=True):
+        if stage.needs_train_mode and scenario.client.mode != "train":
+            raise UserError(
+                f"defense {given.name!r} works while the network is in train mode alone: set "
+                f'client.mode = "train", found {scenario.client.mode!r}'
+            )
+    if all(type(stage).on_batch is Defense.on_batch for stage in stages):
+        return
+    for client in range(scenario.data.clients):
+        # The last one of an epoch may be smaller.
+        for step in {0, federation.local_steps(client) - 1}:
+            try:
+                federation.training_batch(client, 1, step)
+            except ValueError as error:
+                raise UserError(
+                    f"the batch of client {client} in step {step} can't be defended so: {error}"
+                ) from error
 
 
 def _shares(scenario: Scenario, dataset: Dataset) -> list[NDArray[np.int64]]:
@@ -235,4 +263,7 @@ def _initial_model(scenario: Scenario) -> nn.Module:
         seed=scenario.seed,
         init=scenario.model.init,
     )
-    return federation.defenses.on_model(model, _Draws(scenario.seed, ())).eval()
+    try:
+        return federation.defenses.on_model(model, _Draws(scenario.seed, ())).eval()
+    except ValueError as error:
+        raise UserError(str(error)) from error

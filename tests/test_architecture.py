@@ -91,7 +91,9 @@ ROOMS = {
     "convolution": {"", "numerics", "victim"},
     "masks": {"", "numerics", "victim", "one_example", "batch", "dense"},
     "unrolled": {"", "numerics", "victim", "batch", "dense", "masks"},
-    "labels": {"", "numerics", "victim", "one_example", "batch", "counts", "masks", "unrolled"},
+    "labels": {
+        *("", "numerics", "victim", "one_example", "batch", "counts", "dense", "masks", "unrolled")
+    },
     "images": {"", "numerics", "victim", "batch", "dense", "convolution", "unrolled"},
 }
 """What each room of `attacks` may import from, beside itself; "" is the package's own files."""

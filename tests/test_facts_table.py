@@ -5,36 +5,45 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from attacks import IMAGE_ATTACKS, LABEL_ATTACKS
-from attacks.facts import GaussianMechanism, HardLabels, LabelSmoothing, Mixup
+from attacks import IMAGE_ATTACKS, LABEL_ATTACKS, facts
 from defenses import DEFENSES
 
-FACTS = (HardLabels, LabelSmoothing, Mixup, GaussianMechanism)
-OPTIONS: dict[str, dict[str, Any]] = {"dp-noise": {"clipping_norm": 1.0, "noise_multiplier": 1.0}}
+FACTS = [
+    fact
+    for fact in vars(facts).values()
+    if isinstance(fact, type) and issubclass(fact, facts.Fact)
+    if fact not in (facts.Fact, facts.NoiseMechanism)
+]
+OPTIONS: dict[str, dict[str, Any]] = {
+    "dp-noise": {"clipping_norm": 1.0, "noise_multiplier": 1.0},
+    "gradient-clipping": {"clipping_norm": 1.0},
+}
 DOCUMENT = Path(__file__).parents[1] / "docs" / "facts.md"
 
 
 def table() -> str:
     """Return the document, from what attacks and defenses say of themselves."""
-    header = [f"`{fact.__name__}`" for fact in FACTS]
     lines = [
         "# What an aware attacker knows, and uses",
         "",
         "A defense states facts: its parameters, never a draw. The attacks of an aware attacker",
-        "get them all, in the order in which the client applies them, and use those marked here.",
+        "get them all, in the order in which the client applies them; here is who uses what.",
         "What none of a plan's attacks uses is named in its records, under `unused_facts`.",
         "",
-        "| | " + " | ".join(header) + " |",
-        "|---|" + "---|" * len(FACTS),
+        "| fact | stated by | used by |",
+        "|---|---|---|",
     ]
-    for registry in (LABEL_ATTACKS, IMAGE_ATTACKS):
-        for name in registry:
-            marks = ["yes" if fact in registry[name].uses else "" for fact in FACTS]
-            lines.append(f"| {registry.kind} `{name}` | " + " | ".join(marks) + " |")
-    for name in DEFENSES:
-        stated = {type(fact) for fact in DEFENSES.build(name, **OPTIONS.get(name, {})).facts()}
-        marks = ["states it" if fact in stated else "" for fact in FACTS]
-        lines.append(f"| defense `{name}` | " + " | ".join(marks) + " |")
+    attacks = {
+        name: registry[name].uses
+        for registry in (LABEL_ATTACKS, IMAGE_ATTACKS)
+        for name in registry
+    }
+    stated = {name: DEFENSES.build(name, **OPTIONS.get(name, {})).facts() for name in DEFENSES}
+    for fact in FACTS:
+        by = [name for name, told in stated.items() if any(isinstance(one, fact) for one in told)]
+        users = [name for name, used in attacks.items() if issubclass(fact, used)]
+        cells = (", ".join(f"`{name}`" for name in names) for names in (by, users))
+        lines.append(f"| `{fact.__name__}` | " + " | ".join(cells) + " |")
     return "\n".join([*lines, ""])
 
 

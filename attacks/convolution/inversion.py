@@ -15,7 +15,7 @@ from attacks.convolution.evidence import Evidence
 from attacks.convolution.rank import NotIdentifiable
 from attacks.convolution.recursion import Front, descend
 from attacks.convolution.stages import Chain, Stage, read_chain
-from attacks.facts import Fact, GaussianMechanism
+from attacks.facts import Fact, NoiseMechanism
 from attacks.numerics.rms import rms
 from attacks.types import GradientLeak, ImageAttack
 from attacks.victim.pixel_map import range_of
@@ -84,7 +84,7 @@ class ChainInversion(ImageAttack):
         whether the attack used them or not.
     """
 
-    uses: ClassVar[tuple[type[Fact], ...]] = (GaussianMechanism,)
+    uses: ClassVar[tuple[type[Fact], ...]] = (NoiseMechanism,)
     tolerance: float = 10 ** (-50 / 20)
     respects_rank: bool = True
 

@@ -34,8 +34,15 @@ class FullyConnected:
     kept: tuple[float, ...] = ()
 
     @classmethod
-    def of(cls, leak: GradientLeak, network: Network) -> FullyConnected:
+    def of(
+        cls, leak: GradientLeak, network: Network, *, may_vanish: bool = False
+    ) -> FullyConnected:
         """Take a network apart and test on random images that this is all there is.
+
+        Args:
+            leak: whose gradients the layers get.
+            network: a view of its model.
+            may_vanish: whether a layer's gradient may be zero.
 
         Raises:
             NotApplicable: it isn't of this kind, or a gradient is missing, not finite, or zero.
@@ -54,16 +61,19 @@ class FullyConnected:
                 f"parameter {other[0]!r} belongs to no linear layer; a batch is inverted through "
                 "fully connected networks only"
             )
-        return cls.above(leak, network, names[0])
+        return cls.above(leak, network, names[0], may_vanish=may_vanish)
 
     @classmethod
-    def above(cls, leak: GradientLeak, network: Network, first: str) -> FullyConnected:
+    def above(
+        cls, leak: GradientLeak, network: Network, first: str, *, may_vanish: bool = False
+    ) -> FullyConnected:
         """Take the part of a network from one linear layer to the logits.
 
         Args:
             leak: whose gradients the layers get.
             network: a view of its model.
             first: the layer's name.
+            may_vanish: whether a layer's gradient may be zero.
 
         Raises:
             NotApplicable: it isn't a chain of linear layers with activations between them, or a
@@ -76,7 +86,8 @@ class FullyConnected:
             raise NotApplicable(f"above {first!r} the network isn't a chain of linear layers")
         activations = tuple(_activation(one, after) for one, after in pairwise(calls))
         kept = tuple(call.kept for call in calls[1:]) if leak.mode == "train" else ()
-        chain = cls(tuple(Layer.of(leak, network, c.name) for c in calls), activations, kept)
+        layers = tuple(Layer.of(leak, network, c.name, may_vanish=may_vanish) for c in calls)
+        chain = cls(layers, activations, kept)
         logits = chain.forward(as_double(calls[0].given))[-1]
         if not np.allclose(logits, as_double(calls[-1].output), 1e-9, 1e-9):
             raise NotApplicable("the network isn't a chain of its linear layers")

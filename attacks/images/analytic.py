@@ -31,10 +31,12 @@ from torch import Tensor
 from attacks.answers import ExampleImage, LabelRecovery, Reconstruction, Status, known
 from attacks.batch.second_example import second_example
 from attacks.dense.batch import invert_batch
+from attacks.dense.completion import completed
 from attacks.dense.image_check import check_images
 from attacks.dense.inputs import Inputs
 from attacks.dense.network import FullyConnected
 from attacks.dense.shortcut import from_bias, from_feature, is_homogeneous
+from attacks.facts import LOSSES, Fact
 from attacks.numerics.rms import row_rms
 from attacks.types import GradientLeak, ImageAttack, NotApplicable
 from attacks.unrolled.answer import STRAYS, images_of_steps
@@ -84,6 +86,7 @@ class AnalyticInversion(ImageAttack):
         "one local step of a fully connected network, of one example or of a batch, and several "
         "that each take all examples"
     )
+    uses: ClassVar[tuple[type[Fact], ...]] = LOSSES
     tolerance: float = 10 ** (-50 / 20)
     route: Route = "auto"
 
@@ -99,6 +102,7 @@ class AnalyticInversion(ImageAttack):
         """Recover the first layer's inputs and undo what stands before it."""
         require_values(leak)
         require_known_layers(leak)
+        leak = completed(leak)
         network = Network.of(leak)
         if leak.local_steps > 1:
             return images_of_steps(leak, network, labels, tolerance=self.tolerance)

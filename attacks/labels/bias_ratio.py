@@ -16,8 +16,8 @@ import torch
 
 from attacks.answers import LabelRecovery, Status, without_claim
 from attacks.batch.second_example import one_example, without_second_example
-from attacks.facts import Fact
-from attacks.labels.soft_label import SoftLabelRecovery, fits_at
+from attacks.facts import LABELS, SIZES, Fact
+from attacks.labels.soft_label import fits_at
 from attacks.numerics.softmax import softmax
 from attacks.one_example.bars import unknowns
 from attacks.one_example.fit import Root
@@ -44,7 +44,7 @@ class BiasRatio(LabelAttack):
     """
 
     reach: ClassVar[str] = "one local step of one example, with a bias in the last layer"
-    uses: ClassVar[tuple[type[Fact], ...]] = SoftLabelRecovery.uses
+    uses: ClassVar[tuple[type[Fact], ...]] = (*LABELS, *SIZES)
     tolerance: float = 1e-2
 
     def recover(self, leak: GradientLeak, generator: torch.Generator) -> LabelRecovery:

@@ -28,7 +28,8 @@ import torch
 from attacks.answers import LabelRecovery, Status
 from attacks.batch.recover import split_batch
 from attacks.batch.second_example import one_example, without_second_example
-from attacks.facts import LABELS, Fact, GaussianMechanism
+from attacks.dense.completion import completed
+from attacks.facts import LABELS, LOSSES, SIZES, Fact
 from attacks.masks.recover import split_by_masks
 from attacks.one_example.bars import Unknown, unknowns
 from attacks.one_example.factor import scaled_roots
@@ -106,7 +107,7 @@ class SoftLabelRecovery(LabelAttack):
         "one local step, of one example or of a batch whose ReLU layers tell examples apart, and "
         "several that each take all examples of a fully connected network with ReLU"
     )
-    uses: ClassVar[tuple[type[Fact], ...]] = (*LABELS, GaussianMechanism)
+    uses: ClassVar[tuple[type[Fact], ...]] = (*LABELS, *SIZES, *LOSSES)
     tolerance: float = 1e-2
 
     def __post_init__(self) -> None:
@@ -116,6 +117,7 @@ class SoftLabelRecovery(LabelAttack):
     def recover(self, leak: GradientLeak, generator: torch.Generator) -> LabelRecovery:
         """Split the gradient into its examples' problems, and solve each."""
         require_values(leak)
+        leak = completed(leak)
         network, models, unknown = Network.of(leak), label_models(leak.told), unknowns(leak)
         if leak.local_steps > 1:
             return labels_of_steps(replay(leak, network), self.tolerance)

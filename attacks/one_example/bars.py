@@ -46,16 +46,26 @@ def unknowns(leak: GradientLeak) -> frozenset[Unknown]:
 
 
 def _is_unclipped(leak: GradientLeak) -> bool:
-    """Say whether a known clipping norm is known not to have bound this update.
+    """Say whether the norms that are told are known not to have bound this update.
 
     Without a known norm the gradient may have been multiplied by anything.
     """
-    norm = leak.told.clipping_norm
-    if norm is None or not leak.lr:
+    told = leak.told
+    bounds = [
+        (told.gradient_norm, 1.0),
+        (told.clipping_norm, leak.lr),
+    ]
+    given = [(norm, lr) for norm, lr in bounds if norm is not None]
+    if not given or told.is_scaled or told.has_lost_entries:
         return False
     size = sum(g.numel() for g in leak.gradients.values())
-    noise = leak.told.noise_std or 0.0
-    update = leak.lr**2 * sum(float(g.double().square().sum()) for g in leak.gradients.values())
+    square = sum(float(g.double().square().sum()) for g in leak.gradients.values())
+    return all(lr and _is_within(norm, lr, square, size, told.noise_std) for norm, lr in given)
+
+
+def _is_within(norm: float, lr: float, square: float, size: int, noise_std: float | None) -> bool:
+    """Say whether `lr · g` was shorter than a norm before noise of a known size came to it."""
+    noise, update = noise_std or 0.0, lr**2 * square
     # Four standard deviations of the squared norm's noise, so that chance doesn't decide; a clipped
     # update has the norm itself, up to rounding.
     spread = 4 * noise * np.sqrt(4 * update + 2 * size * noise**2)

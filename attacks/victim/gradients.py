@@ -92,8 +92,16 @@ class Layer:
     is_coarse: bool
 
     @classmethod
-    def of(cls, leak: GradientLeak, network: Network, name: str) -> Layer:
+    def of(
+        cls, leak: GradientLeak, network: Network, name: str, *, may_vanish: bool = False
+    ) -> Layer:
         """Take a linear layer with its gradient out of a leak.
+
+        Args:
+            leak: whose gradient.
+            network: a view of its model.
+            name: of the layer.
+            may_vanish: whether the gradient may be zero.
 
         Raises:
             NotApplicable: the gradient is missing, not finite, or zero.
@@ -103,7 +111,7 @@ class Layer:
         return cls(
             name,
             _columns([getattr(module, part.rpartition(".")[2]) for part in names]),
-            _columns(_read_parts(leak, network, name)),
+            _columns(_read_parts(leak, network, name, may_vanish=may_vanish)),
             _columns([leak.rounding(part) for part in names]),
             has_bias=len(names) == 2,
             eps=float(torch.finfo(module.weight.dtype).eps),
@@ -132,7 +140,9 @@ class Layer:
         return np.hstack([a, np.ones((len(a), 1))]) if self.has_bias else a
 
 
-def _read_parts(leak: GradientLeak, network: Network, name: str) -> list[Tensor]:
+def _read_parts(
+    leak: GradientLeak, network: Network, name: str, *, may_vanish: bool = False
+) -> list[Tensor]:
     """Return the gradients of a layer's weight and bias, of which one may be zero.
 
     Raises:
@@ -141,7 +151,7 @@ def _read_parts(leak: GradientLeak, network: Network, name: str) -> list[Tensor]
     names = parameters_of(network, name)
     words = "the last layer" if name == network.head_name else f"layer {name!r}"
     parts = [read_gradient(leak, part, words, may_vanish=True) for part in names]
-    if not any(part.any() for part in parts):
+    if not (may_vanish or any(part.any() for part in parts)):
         raise NotApplicable(f"the gradient of {words}, {names[0]!r}, is zero")
     return parts
 

@@ -32,6 +32,8 @@ from fl_sim.testing.rules import (
 ROWS = 4
 HOOKS = ("on_model", "on_batch", "on_gradient", "on_update")
 _Call = Callable[[Gradients, Place, torch.Generator], Gradients | WithState]
+ROUNDS = 8
+"""In so many rounds a defense that acts at random has to act once."""
 SUM_ERROR = 1e-5
 """How far a label may be from summing to 1: float32 sums of six entries are within 1e-6."""
 
@@ -69,6 +71,7 @@ def check_defense(defense: str | type | Defense | Callable[..., Any], **options:
     if exam.kept:  # by on_update, and on_gradient finds it
         exam.on_gradient()
     exam.on_model()
+    exam.effect()
     subject.require(
         exam.facts() == before, Rule.PURE, "facts() changed after the hooks were called"
     )
@@ -165,6 +168,25 @@ class _Exam:
             Rule.WELL_FORMED,
             f"on_model's network must map {tuple(images.shape)} to finite logits "
             f"{(ROWS, CLASSES)}, found {_shape_of(logits)}",
+        )
+
+    def effect(self) -> None:
+        """Check that what leaves a client isn't what would leave it without the defense."""
+        model = network("fully connected")
+        changed = self.defense.on_model(model, generator()).train()
+        kept: State = NOTHING
+        for server_round in range(1, ROUNDS + 1):
+            images, labels = batch(ROWS * self.defense.draws, seed=server_round)
+            step = ClientStep(images, labels, place=Place(server_round, state=kept))
+            with torch.random.fork_rng():  # a layer that draws may use PyTorch's generator
+                torch.manual_seed(server_round)
+                sent, kept = _update_of(changed, step, self.defense)
+            if _flat(sent) != _flat(_update_of(model, step, Defense())[0]):
+                return
+        self._require(
+            False,
+            Rule.EFFECTIVE,
+            f"with these parameters it changes nothing that leaves the client, in {ROUNDS} rounds",
         )
 
     def _check_tensors(
@@ -265,6 +287,21 @@ class _Exam:
 _BATCH = ("images", "labels")
 
 
+def _update_of(model: nn.Module, step: ClientStep, defense: Defense) -> tuple[Gradients, State]:
+    """Return the update that a step of SGD behind a defense sends, and what the defense keeps."""
+    seen = defense.on_batch(step, generator())
+    full = dataclasses.replace(_with_loss(model, seen.images, seen.labels), place=step.place)
+    gradients = gradients_of(model, full.images, full.labels)
+    changed, kept = _parted(defense.on_gradient(full, gradients, generator()), step.place.state)
+    update = {name: -0.1 * part.double() for name, part in changed.items()}
+    place = Place(step.place.round, 1, kept)
+    return _parted(defense.on_update(update, place, generator()), kept)
+
+
+def _parted(result: Gradients | WithState, kept: State) -> tuple[Gradients, State]:
+    return (result.gradients, result.state) if isinstance(result, WithState) else (result, kept)
+
+
 def _flat(result: Any) -> object:
     """Return a hook's result in a form that compares by its numbers."""
     if isinstance(result, ClientStep):
@@ -280,7 +317,10 @@ def _flat(result: Any) -> object:
 
 def _full_step(images: Tensor, labels: Tensor) -> ClientStep:
     """Return the step as `on_gradient` sees it."""
-    model = network("fully connected")
+    return _with_loss(network("fully connected"), images, labels)
+
+
+def _with_loss(model: nn.Module, images: Tensor, labels: Tensor) -> ClientStep:
     parameters = {name: p.detach() for name, p in model.named_parameters()}
 
     def loss(parameters: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:

@@ -11,7 +11,10 @@ from defenses import DEFENSES, Defense, LocalPlan, Privacy
 from defenses.dp_noise import DPNoise
 
 PLAN = LocalPlan(local_steps=2, batch_size=3, share_size=40)
-OPTIONS = {"dp-noise": {"clipping_norm": 0.5, "noise_multiplier": 3.0}}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "dp-noise": {"clipping_norm": 0.5, "noise_multiplier": 3.0},
+    "gradient-clipping": {"clipping_norm": 0.5},
+}
 
 
 def test_a_defense_claims_nothing_unless_it_says_so() -> None:

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from attacks import LABEL_ATTACKS
 from defenses import DEFENSES, ClientStep, Defense, Place, WithState
-from fl_sim.testing import check_defense
+from fl_sim.testing import ConformanceError, check_defense
 
 Fails = Callable[..., None]
 OPTIONS: dict[str, dict[str, Any]] = {
     "dp-noise": {"clipping_norm": 1.0, "noise_multiplier": 0.5},
+    "gradient-clipping": {"clipping_norm": 0.1},
 }
 """Parameters of those that can't be built without."""
 WELL = "well-formed"
@@ -27,6 +28,30 @@ WELL = "well-formed"
 @pytest.mark.parametrize("name", list(DEFENSES))
 def test_ours_conform(name: str) -> None:
     check_defense(name, **OPTIONS.get(name, {}))
+
+
+IDENTITY: dict[str, Callable[..., Any]] = {
+    "on_model": lambda self, model, g: model,
+    "on_batch": lambda self, step, g: step,
+    "on_gradient": lambda self, step, gradients, g: gradients,
+    "on_update": lambda self, update, place, g: update,
+}
+
+
+@pytest.mark.parametrize("name", [name for name in DEFENSES if DEFENSES[name].draws == 1])
+def test_ours_are_found_out_without_their_effect(name: str) -> None:
+    options = OPTIONS.get(name, {})
+    ours = type(DEFENSES.build(name, **options))
+    own = [hook for hook in IDENTITY if getattr(ours, hook) is not getattr(Defense, hook)]
+    made: Any = type(ours.__name__, (ours,), {hook: IDENTITY[hook] for hook in own})
+    with pytest.raises(ConformanceError, match="changes nothing that leaves the client"):
+        check_defense(made(**options))
+
+
+def test_a_defense_that_does_nothing_is_found_out() -> None:
+    idle = defense(on_update=lambda self, update, place, g: dict(update))
+    with pytest.raises(ConformanceError, match="changes nothing that leaves the client, in 8"):
+        check_defense(idle)
 
 
 @pytest.mark.parametrize("name", ["LargestEntries", "Velocity"])
