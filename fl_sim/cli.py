@@ -45,6 +45,7 @@ class Suite(StrEnum):
 
     LABELS = "labels"
     IMAGES = "images"
+    DEFENSES = "defenses"
     SIMULATOR = "simulator"
 
 

@@ -21,6 +21,7 @@ SUITES = {
         "label_batches",
         "label_mass",
     ),
+    "defenses": ("defense_strengths",),
     "images": ("image_batches", "image_masks", "image_convolutions"),
     "simulator": ("audit_overhead", "costs", "engines", "leakage", "leakage_noise", "privacy"),
 }
