@@ -96,7 +96,7 @@ class RunFolder:
             description = _same_run(described, scenario, resume=resume)
         elif foreign and foreign != ["scenario.json.tmp"]:
             raise UserError(f"{path} must be empty or hold a run; it holds {foreign[0]!r}")
-        with _locked(path):
+        with locked(path):
             folder = cls(path)
             if not described.exists():
                 _describe(described, _description(scenario))
@@ -184,7 +184,7 @@ def _same_run(described: Path, scenario: Scenario, *, resume: bool) -> dict[str,
             raise UserError(f"{folder} holds the audit of an app, not a run; choose another --out")
         digest, ours = description["digest"], scenario.determining()
         theirs = {k: v for k, v in description["scenario"].items() if k in ours}
-        different = digest != scenario.digest() and _difference(theirs, ours)
+        different = digest != scenario.digest() and difference(theirs, ours)
         rounds = int(description["scenario"].get("rounds", 0))
     except UserError:
         raise
@@ -209,13 +209,13 @@ def _describe(described: Path, description: Mapping[str, Any]) -> None:
     write_atomically(described, (json.dumps(description, indent=2) + "\n").encode())
 
 
-def _difference(there: Any, here: Any, key: str = "") -> str | None:
+def difference(there: Any, here: Any, key: str = "") -> str | None:
     """Say at which key of the scenario two values first differ; None where they don't."""
     if isinstance(there, list) and isinstance(here, list):
         there, here = dict(enumerate(there)), dict(enumerate(here))
     if isinstance(there, dict) and isinstance(here, dict):
         found = (
-            _difference(there.get(k, UNSET), here.get(k, UNSET), f"{key}.{k}".lstrip("."))
+            difference(there.get(k, UNSET), here.get(k, UNSET), f"{key}.{k}".lstrip("."))
             for k in {**there, **here}
         )
         return next((difference for difference in found if difference), None)
@@ -234,7 +234,7 @@ def _description(scenario: Scenario) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """Hold the folder for this process; the lock goes with the process, however it ends."""
     with (path / ".lock").open("w") as lock:
         try:

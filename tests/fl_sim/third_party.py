@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+import os
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -43,6 +45,43 @@ def patterns(*, classes: int = 4, examples: int = 60) -> Dataset:
 def linear(*, num_classes: int, input_shape: Any, bias: bool, mean: Any, std: Any) -> nn.Module:
     """Return a linear classifier."""
     return nn.Sequential(Normalize(mean, std), nn.Flatten(), nn.Linear(16, num_classes, bias=bias))
+
+
+def bottleneck(*, num_classes: int, bias: bool, mean: Any, std: Any, **_: Any) -> nn.Module:
+    """Return two linear layers."""
+    layers = [nn.Flatten(), nn.Linear(16, 3, bias=bias), nn.Linear(3, num_classes, bias=bias)]
+    return nn.Sequential(Normalize(mean, std), *layers)
+
+
+class EndsItsProcess(nn.Flatten):
+    """A linear classifier that ends the process that shows it an image, as a full memory does."""
+
+    def __init__(self, *, num_classes: int, bias: bool, **_: Any) -> None:
+        super().__init__()
+        self.head = nn.Linear(16, num_classes, bias=bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits (B, K) of no image."""
+        if images.any():
+            os._exit(7)
+        logits: Tensor = self.head(images.flatten(1))
+        return logits
+
+
+class TellsThreads(nn.Flatten):
+    """A linear classifier that prints on how many threads it is computed."""
+
+    def __init__(self, *, num_classes: int, bias: bool, **_: Any) -> None:
+        super().__init__()
+        self.head = nn.Linear(16, num_classes, bias=bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits (B, K)."""
+        told = {name: value for name, value in os.environ.items() if name.endswith("_THREADS")}
+        told["VECLIB_MAXIMUM_THREADS"] = os.environ["VECLIB_MAXIMUM_THREADS"]
+        print(json.dumps({"torch": torch.get_num_threads(), **told}))
+        logits: Tensor = self.head(images.flatten(1))
+        return logits
 
 
 def dropout(*, num_classes: int, mean: Any, std: Any, **_: Any) -> nn.Module:
