@@ -32,6 +32,7 @@ from fl_sim.scenario.sections import Privacy
 from fl_sim.scenario.source import configured_scenario
 from fl_sim.seeds import seed_for, seeded_layers
 from fl_sim.threads import one_thread
+from fl_sim.trackers.feed import Feed, build_trackers
 
 app = ServerApp()
 QUERY_TIMEOUT_SECONDS = 120.0
@@ -76,6 +77,7 @@ class Server:
         self.privacy = PrivacySpending.of(self.federation)  # likewise
         self._require_delta_read()
         self.plans = [_plan(attack, self.federation.defenses) for attack in scenario.attack]
+        self.trackers = build_trackers([(one.name, one.options) for one in scenario.tracker])
         self.strategy = build_strategy(scenario.server.strategy, scenario.server.options)
 
     def run(self, grid: Grid) -> None:
@@ -85,6 +87,8 @@ class Server:
         offset = max(committed, 0)
         if offset == scenario.rounds:
             return
+        feed = Feed(self.trackers, self.folder.path)
+        feed.start(scenario.model_dump(mode="json"), None if committed < 0 else committed)
         ledger = RoundLedger(
             self.folder, defenses=self._defenses(), images=scenario.images, committed=committed
         )
@@ -103,10 +107,12 @@ class Server:
             weights = {name: array.numpy() for name, array in arrays.items()}
             state = pack_state(self.strategy)
             ledger.commit(offset + round_since, measured, weights, state)
+            feed.committed()
             return MetricRecord({"accuracy": measured.accuracy, "loss": measured.loss})
 
         rounds = scenario.rounds - offset
-        guard.start(grid, arrays, num_rounds=rounds, evaluate_fn=finish_round)
+        with feed.finishing():
+            guard.start(grid, arrays, num_rounds=rounds, evaluate_fn=finish_round)
 
     def _start(self) -> tuple[int, ArrayRecord]:
         """Return the last committed round, -1 before the initial model is, and what follows it."""

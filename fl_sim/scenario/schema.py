@@ -27,10 +27,11 @@ from fl_sim.scenario.sections import (
     Privacy,
     Section,
     Server,
+    TrackerStage,
 )
 
 _ENGINES = " or ".join(repr(name) for name in ENGINES)
-_NOT_IN_RECORDS = {"name", "images", "engine", "rounds"}
+_NOT_IN_RECORDS = {"name", "images", "engine", "rounds", "tracker"}
 """What changes no record: of more rounds, the first ones are those of fewer."""
 
 
@@ -54,6 +55,7 @@ class Scenario(Section):
     privacy: Privacy = Privacy()
     defense: list[DefenseStage] = Field([], description="tables, each headed [[defense]]")
     attack: list[Attack] = Field([], description="tables, each headed [[attack]]")
+    tracker: list[TrackerStage] = Field([], description="tables, each headed [[tracker]]")
 
     @field_validator("engine")
     @classmethod
@@ -155,7 +157,8 @@ class Scenario(Section):
     def digest(self) -> str:
         """Return a hash of all that determines the records.
 
-        It doesn't depend on the name, the number of images kept or of rounds, or the engine.
+        It doesn't depend on the name, the number of images kept or of rounds, the engine or the
+        trackers.
         """
         values = self.determining()
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

@@ -17,7 +17,7 @@ from pydantic import (
 from attacks import IMAGE_ATTACKS, LABEL_ATTACKS, Registry
 from attacks.registry import nearest
 from defenses import DEFENSES
-from fl_sim import DATASETS, MODELS
+from fl_sim import DATASETS, MODELS, TRACKERS
 from fl_sim.optimizers import Name as Optimizer
 
 STRATEGIES = ("fedavg", "fedadam", "krum")
@@ -174,6 +174,28 @@ class DefenseStage(BaseModel):
     @property
     def parameters(self) -> dict[str, Any]:
         """The defense's keyword arguments."""
+        return dict(self.model_extra or {})
+
+
+class TrackerStage(BaseModel):
+    """One `[[tracker]]`: a name, and the tracker's own options beside it."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True, allow_inf_nan=False)
+    name: str
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        return _registered(name, TRACKERS)
+
+    @model_validator(mode="after")
+    def _options_are_plain(self) -> TrackerStage:
+        _plain(self.options)
+        return self
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The tracker's keyword arguments."""
         return dict(self.model_extra or {})
 
 
