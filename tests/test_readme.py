@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -24,6 +25,8 @@ from fl_sim.flower.engines.local import LocalGrid
 from fl_sim.leakage.records import read_lines
 from fl_sim.report import build_report
 from fl_sim.scenario import Scenario
+from fl_sim.sweep.folder import SweepFolder
+from fl_sim.sweep.grid import Grid
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = {name: (ROOT / name).read_text("utf-8") for name in ("README.md", "CONTRIBUTING.md")}
@@ -98,8 +101,12 @@ def test_fl_sim_commands_are_accepted(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
     def simulate(scenario: Scenario, out: Path, **options: object) -> Path:
         assert isinstance(scenario, Scenario)
-        (out / "scenario.json").touch()
+        (out / "scenario.json").write_text(json.dumps({"scenario": scenario.model_dump()}))
         return out
+
+    def begin(grid: Grid, out: Path, *, resume: bool, **options: object) -> None:
+        with SweepFolder.open(out, grid, resume=resume):
+            pass
 
     monkeypatch.chdir(tmp_path)
     stand_ins = {
@@ -108,8 +115,13 @@ def test_fl_sim_commands_are_accepted(monkeypatch: pytest.MonkeyPatch, tmp_path:
         "fl_sim.report": SimpleNamespace(
             build_report=lambda out: out / "report.html", headline=lambda out: "It leaks."
         ),
+        "fl_sim.report.comparison": SimpleNamespace(
+            build_comparison=lambda comparison, out: out / "report.html",
+            outcome=lambda comparison: "It differs.",
+        ),
         "fl_sim.leakage.table": SimpleNamespace(table=lambda records: ""),
     }
+    monkeypatch.setattr("fl_sim.sweep.run_sweep", begin)
     for name, module in stand_ins.items():
         monkeypatch.setitem(sys.modules, name, module)
     (mine,) = blocks("toml")
