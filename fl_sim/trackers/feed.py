@@ -7,7 +7,7 @@ import json
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import methodcaller
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,7 @@ class Feed:
         self._trackers = list(trackers)
         self._rounds = _Tail(folder / "rounds.jsonl")
         self._records = _Tail(folder / "leakage.jsonl")
+        self._of_round: dict[int, list[Record]] = defaultdict(list)
         self._folder = folder
 
     def start(self, scenario: Mapping[str, Any], committed: int | None) -> None:
@@ -57,12 +58,12 @@ class Feed:
         run = TrackedRun(self._folder, scenario, committed)
         self._tell(methodcaller("start", run))
         if self._trackers and committed is not None:
-            self._log(line for line in self._rounds.read() if line["round"] == committed)
+            self._log(since=committed)
 
     def committed(self) -> None:
         """Tell of what has been written since."""
         if self._trackers:
-            self._log(self._rounds.read())
+            self._log()
 
     @contextlib.contextmanager
     def finishing(self) -> Iterator[None]:
@@ -77,6 +78,7 @@ class Feed:
     def _finish(self) -> None:
         if not self._trackers:
             return
+        self.committed()  # what has landed since
         from fl_sim.report import build_report  # matplotlib takes a second
 
         try:
@@ -86,20 +88,22 @@ class Feed:
         files = [path for name in FILES if (path := self._folder / name).exists()]
         self._tell(methodcaller("finish", files))
 
-    def _log(self, lines: Iterable[Record]) -> None:
+    def _log(self, *, since: int = 0) -> None:
+        """Read what was written, and tell of the rounds from `since` on that it is about."""
         numbers: dict[int, dict[str, float]] = defaultdict(dict)
-        told = {line["round"]: line for line in lines}
+        told = {line["round"]: line for line in self._rounds.read()}
         for server_round, line in told.items():
             numbers[server_round] |= _finite({k: v for k, v in line.items() if k != "round"})
-        records = defaultdict(list)
-        for record in self._records.read():
-            records[record["round"]].append(record)
-        for server_round, of_round in records.items():
-            for attack, values in of_attacks(of_round).items():
+        landed = self._records.read()  # of rounds before, too, where attacks run after the round
+        for record in landed:
+            self._of_round[record["round"]].append(record)
+        for server_round in {record["round"] for record in landed}:
+            for attack, values in of_attacks(self._of_round[server_round]).items():
                 named = {f"attack.{attack}/{name}": value for name, value in values.items()}
                 numbers[server_round] |= _finite(named)
         for server_round, found in sorted(numbers.items()):
-            self._tell(methodcaller("log_round", server_round, found))
+            if server_round >= since:
+                self._tell(methodcaller("log_round", server_round, found))
 
     def _tell(self, tell: Callable[[Tracker], Any]) -> None:
         for name, tracker in [*self._trackers]:

@@ -17,7 +17,7 @@ from fl_sim.errors import UserError
 from fl_sim.flower.run import run
 from fl_sim.scenario import Scenario
 from fl_sim.trackers import TrackedRun, Tracker
-from fl_sim.trackers.feed import build_trackers
+from fl_sim.trackers.feed import Feed, build_trackers
 
 Tiny = Callable[..., Scenario]
 OutcomeOf = Callable[[Path], dict[str, str | bytes]]
@@ -90,11 +90,11 @@ def test_a_tracker_hears_of_each_round_and_of_the_end(tiny: Tiny, tmp_path: Path
 
 
 def test_a_run_that_goes_on_tells_its_last_round_again(tiny: Tiny, tmp_path: Path) -> None:
-    run(tiny("rounds=1"), tmp_path / "run")
-    run(tiny("rounds=2", 'tracker=[{name="Writes"}]'), tmp_path / "run", resume=True)
-    assert Writes.told[0] == ("start", "plain", "run", 1)
-    assert list(rounds()) == [1, 2]
-    assert rounds()[1]["attack.0/examples"] == 3.0
+    run(tiny("rounds=2"), tmp_path / "run")
+    run(tiny("rounds=3", 'tracker=[{name="Writes"}]'), tmp_path / "run", resume=True)
+    assert Writes.told[0] == ("start", "plain", "run", 2)
+    assert list(rounds()) == [2, 3]
+    assert rounds()[2]["attack.0/examples"] == 3.0
 
 
 @pytest.mark.parametrize("hook", ["start", "log_round", "finish"])
@@ -153,6 +153,25 @@ def test_a_package_that_is_missing_is_one_sentence(monkeypatch: pytest.MonkeyPat
         monkeypatch.setitem(sys.modules, module, None)
         with pytest.raises(UserError, match=rf"needs its package: pip install 'fl-sim\[{name}\]'"):
             build_trackers([(name, {})])
+
+
+def test_a_round_whose_records_land_late_is_told_again_as_a_whole(tmp_path: Path) -> None:
+    told: list[tuple[int, float | None]] = []
+    tracker = Tracker()
+    tracker.log_round = lambda at, of: told.append((at, of.get("attack.0/labels_right")))  # type: ignore[method-assign]
+    feed = Feed([("late", tracker)], tmp_path)
+
+    def append(name: str, **line: Any) -> None:
+        with (tmp_path / name).open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    place: dict[str, Any] = {"round": 1, "attack": 0, "example": 0, "label_certainty": "guess"}
+    append("leakage.jsonl", **place, client=0, label_linf=1e-3)
+    append("rounds.jsonl", round=1, accuracy=0.5)
+    feed.committed()
+    append("leakage.jsonl", **place, client=1, label_linf=1.0)
+    feed.committed()
+    assert told == [(1, 1.0), (1, 0.5)]
 
 
 def test_trackers_change_no_record(tiny: Tiny) -> None:
