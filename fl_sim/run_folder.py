@@ -2,6 +2,8 @@
 
 The line in `rounds.jsonl` commits a round. Before it, the round's lines in `leakage.jsonl` and the
 checkpoint are on the disk; whatever stands there beyond the last commit is cut when a run resumes.
+Where attacks run after the round, its lines wait in `pending/`, beside what is owed of them, and
+come to `leakage.jsonl` as a whole, round by round.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from fl_sim.atomic import write_atomically
+from fl_sim.capture.folder import CaptureFolder
+from fl_sim.capture.pending import PendingRounds
 from fl_sim.errors import UserError
 from fl_sim.leakage.records import append_lines, read_lines, truncate_after
 from fl_sim.origin import AUDIT, when_and_with
@@ -68,6 +72,16 @@ class RunFolder:
     def images(self) -> Path:
         """Recovered and true labels and images, as NumPy archives."""
         return self.path / "images"
+
+    @property
+    def captures(self) -> Path:
+        """What the server saw of each update, where it is kept."""
+        return self.path / "captures"
+
+    @property
+    def pending(self) -> Path:
+        """What committed rounds found and owe that isn't in `leakage.jsonl` yet."""
+        return self.path / "pending"
 
     @property
     def client_state(self) -> Path:
@@ -129,7 +143,12 @@ class RunFolder:
         """
         last = self.last_round()
         truncate_after(self.rounds, lambda line: True)
-        truncate_after(self.leakage, lambda line: last is not None and line["round"] <= last)
+        committed = -1 if last is None else last
+        CaptureFolder(self.captures).drop_after(committed)
+        pending = PendingRounds(self.pending)
+        pending.drop_after(committed)
+        logged = min([committed + 1, *pending.rounds()])
+        truncate_after(self.leakage, lambda line: line["round"] < logged)
         if last is None:
             return None
         file = self._checkpoint(last)

@@ -30,7 +30,11 @@ from fl_sim.scenario.sections import (
 )
 
 _ENGINES = " or ".join(repr(name) for name in ENGINES)
-_NOT_IN_RECORDS = {"name", "images", "engine", "rounds"}
+_NOT_IN_RECORDS: dict[str, Any] = {
+    **dict.fromkeys(("name", "images", "engine", "rounds"), True),
+    "server": {"capture", "attack_jobs", "attack_queue"},
+    "attack": {"__all__": {"when"}},
+}
 """What changes no record: of more rounds, the first ones are those of fewer."""
 
 
