@@ -26,11 +26,12 @@ from fl_sim.capture.folder import CaptureFolder
 from fl_sim.capture.pending import PendingRounds
 from fl_sim.errors import UserError
 from fl_sim.leakage.records import append_lines, read_lines, truncate_after
-from fl_sim.origin import AUDIT, when_and_with
+from fl_sim.origin import AUDIT, REPLAY, when_and_with
 from fl_sim.scenario import Scenario
 
 Arrays = dict[str, NDArray[Any]]
 UNSET = object()
+NOT_RUNS = {AUDIT: "the audit of an app", REPLAY: "an attack on captures"}
 
 
 @dataclass(frozen=True)
@@ -199,8 +200,9 @@ def _same_run(described: Path, scenario: Scenario, *, resume: bool) -> dict[str,
     folder = described.parent
     try:
         description: dict[str, Any] = json.loads(described.read_text(encoding="utf-8"))
-        if description.get("kind") == AUDIT:
-            raise UserError(f"{folder} holds the audit of an app, not a run; choose another --out")
+        if description.get("kind") in NOT_RUNS:
+            held = NOT_RUNS[description["kind"]]
+            raise UserError(f"{folder} holds {held}, not a run; choose another --out")
         digest, ours = description["digest"], scenario.determining()
         theirs = {k: v for k, v in description["scenario"].items() if k in ours}
         different = digest != scenario.digest() and _difference(theirs, ours)

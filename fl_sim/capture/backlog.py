@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from types import TracebackType
 
-from fl_sim.capture.folder import CaptureFolder
 from fl_sim.capture.pending import Owed, PendingRounds, write_findings_file
 from fl_sim.capture.plans import Scene
 from fl_sim.capture.workers import Workers
@@ -31,19 +30,20 @@ class Backlog:
     """The attacks that are owed, on the disk, and the processes that work them off.
 
     Args:
-        captures: what the attacks work on.
+        locate: (server round, client) -> the capture that attacks work on.
         pending: what is owed, and what has been found.
         scene: the attacks.
         recipe: of the network.
         jobs: processes.
         most: updates that may be owed; where there are more, the next round waits.
         land: writes a whole round's findings to the log, in order.
-        keeps_captures: whether captures stay when nothing needs them any more.
+        drop: called with a round whose captures nothing needs any more; None keeps them.
+        on_progress: called with the number of updates that still wait.
     """
 
     def __init__(
         self,
-        captures: CaptureFolder,
+        locate: Callable[[int, int], Path],
         pending: PendingRounds,
         scene: Scene,
         recipe: Recipe,
@@ -51,16 +51,18 @@ class Backlog:
         jobs: int,
         most: int,
         land: Land,
-        keeps_captures: bool,
+        drop: Callable[[int], None] | None = None,
+        on_progress: Callable[[int], None] | None = None,
     ) -> None:
-        self._captures = captures
+        self._locate = locate
         self._pending = pending
         self._scene = scene.to_plain()
         self._recipe = recipe.model_dump_json()
         self._auditor = scene.auditor(recipe)
         self._most = most
         self._land = land
-        self._keeps_captures = keeps_captures
+        self._drop = drop
+        self._on_progress = on_progress
         self._workers = Workers(jobs)
         self._has_waited = False
 
@@ -104,7 +106,8 @@ class Backlog:
         """
         self._land_what_is_whole()
         while left := self._workers.unfinished:
-            logger.info("%d updates wait for their attacks", left)
+            if self._on_progress is not None:
+                self._on_progress(left)
             self._workers.wait_for_one()
             self._land_what_is_whole()
 
@@ -113,7 +116,7 @@ class Backlog:
             answer = self._pending.answer(server_round, client)
             about = {"round": server_round, "client": client, "chosen": list(plans)}
             job = about | {
-                "capture": str(self._captures.file(server_round, client)),
+                "capture": str(self._locate(server_round, client)),
                 "answer": str(answer),
                 "scene": self._scene,
                 "recipe": self._recipe,
@@ -136,6 +139,6 @@ class Backlog:
             if self._pending.owed(server_round):
                 return
             self._land(self._pending.findings(server_round))
-            if not self._keeps_captures:
-                self._captures.drop(server_round)
+            if self._drop is not None:
+                self._drop(server_round)
             self._pending.drop(server_round)

@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
 from attacks import Normalization
+from attacks.intake import plain_names
 from fl_sim.capture.update import Update
 from fl_sim.errors import UserError
 from fl_sim.flower.local_training import LocalTraining
@@ -108,8 +109,9 @@ def at_weights(model: nn.Module, received: Mapping[str, Tensor]) -> nn.Module:
         load_tensors(model, received)
     except (ValueError, RuntimeError) as error:
         raise UserError(str(error)) from error
-    if len(received) < len(list(model.parameters())):
-        missing = next(name for name, _ in model.named_parameters() if name not in received)
+    given = set(plain_names(received, model).values())
+    missing = next((name for name, _ in model.named_parameters() if name not in given), None)
+    if missing is not None:
         raise UserError(f"the model has a parameter {missing!r}, found no such array")
     return model
 

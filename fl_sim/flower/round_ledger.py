@@ -10,7 +10,7 @@ from typing import Any
 
 from fl_sim.capture.backlog import Backlog
 from fl_sim.leakage.findings import Finding
-from fl_sim.leakage.kept_tensors import from_all_clients, keep_tensors
+from fl_sim.leakage.landing import land
 from fl_sim.leakage.records import LeakageRecord
 from fl_sim.run_folder import Arrays, RunFolder
 
@@ -121,17 +121,5 @@ class RoundLedger:
         self._folder.commit(line, weights, state)
 
     def land(self, findings: Sequence[Finding]) -> None:
-        """Write a whole round's findings: to the log by (client, attack, example), and images."""
-        records = [finding.record for finding in findings]
-        if records:
-            self._folder.log([record.to_json() for record in sorted(records, key=_place)])
-        in_order = sorted(findings, key=lambda finding: _place(finding.record)[:2])
-        shown = [f for f in in_order if f.record.example is not None or "mass" in f.tensors]
-        for finding in from_all_clients(shown)[: self._images]:
-            keep_tensors(self._folder.images, finding)
-
-
-def _place(record: LeakageRecord) -> tuple[int, int, bool, int]:
-    """Return what orders the records of a round; rows without an example come last."""
-    example = record.example
-    return record.client or 0, record.attack or 0, example is None, example or 0
+        """Write a whole round's findings to the log, and images of some."""
+        land(findings, self._folder.log, self._folder.images, most=self._images)

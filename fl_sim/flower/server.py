@@ -39,6 +39,7 @@ from fl_sim.threads import one_thread
 
 app = ServerApp()
 QUERY_TIMEOUT_SECONDS = 120.0
+logger = logging.getLogger(__name__)
 flower_log = logging.getLogger("flwr")  # whose lines `flwr run --stream` shows
 
 
@@ -169,15 +170,17 @@ class Server:
     def _backlog(self, ledger: RoundLedger) -> Backlog:
         """Return what works off the attacks that are left for after the round."""
         scenario = self.scenario
+        captures = CaptureFolder(self.folder.captures)
         return Backlog(
-            CaptureFolder(self.folder.captures),
+            captures.file,
             PendingRounds(self.folder.pending),
             Scene(tuple(scenario.attack), scenario.seed, scenario),
             self.federation.recipe,
             jobs=scenario.server.attack_jobs or spare_cores(),
             most=scenario.server.attack_queue,
             land=ledger.land,
-            keeps_captures=scenario.server.capture,
+            drop=None if scenario.server.capture else captures.drop,
+            on_progress=lambda left: logger.info("%d updates wait for their attacks", left),
         )
 
     def _measure(self, server_round: int, arrays: ArrayRecord, replies: int) -> Measured:

@@ -49,10 +49,8 @@ def set_logging(verbose: bool, *, debug: bool) -> None:
         logging.getLogger("fl_sim").setLevel(logging.DEBUG)
 
 
-@contextmanager
-def progress(rounds: int) -> Iterator[Callable[[int, int, int], None]]:
-    """Show rounds and clients as bars, on a terminal only; each finished round is logged."""
-    bars = Progress(
+def _bars() -> Progress:
+    return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
@@ -61,6 +59,12 @@ def progress(rounds: int) -> Iterator[Callable[[int, int, int], None]]:
         transient=True,
         disable=not _PROGRESS_CONSOLE.is_terminal,
     )
+
+
+@contextmanager
+def progress(rounds: int) -> Iterator[Callable[[int, int, int], None]]:
+    """Show rounds and clients as bars, on a terminal only; each finished round is logged."""
+    bars = _bars()
     all_rounds = bars.add_task("rounds", total=rounds)
     this_round = bars.add_task("clients", total=None)
 
@@ -70,6 +74,19 @@ def progress(rounds: int) -> Iterator[Callable[[int, int, int], None]]:
         bars.update(this_round, completed=replies, total=clients)
         if is_complete:
             logger.info("round %d of %d", server_round, rounds)
+
+    with bars:
+        yield on_progress
+
+
+@contextmanager
+def updates_progress() -> Iterator[Callable[[int, int], None]]:
+    """Show updates as a bar, on a terminal only."""
+    bars = _bars()
+    updates = bars.add_task("updates", total=None)
+
+    def on_progress(done: int, total: int) -> None:
+        bars.update(updates, completed=done, total=total)
 
     with bars:
         yield on_progress

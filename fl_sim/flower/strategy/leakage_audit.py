@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from attacks import GradientLeak, Normalization
 from attacks.intake import plain_model, plain_names
 from fl_sim.capture.update import Auditor, Update, untranslated
-from fl_sim.flower.strategy.audit_folder import AuditFolder, describe_audit
+from fl_sim.flower.strategy.audit_folder import AuditFolder
 from fl_sim.flower.strategy.audit_options import (
     Log,
     check_keeping,
@@ -31,6 +32,7 @@ from fl_sim.flower.wire import LocalTraining, load_tensors
 from fl_sim.leakage.findings import Finding, with_class_name
 from fl_sim.leakage.judge import Judge
 from fl_sim.leakage.plan import AttackPlan
+from fl_sim.origin import describe_audit
 
 TakeOver = Callable[[Update, Sequence[int]], None]
 """Takes an update, and the numbers of the attacks on it that are left to whoever takes it."""
@@ -143,7 +145,7 @@ class LeakageAudit(Wrapper):
         return describe_audit(
             model=self.model,
             input_shape=self.input_shape,
-            training=self.training,
+            training=dataclasses.asdict(self.training),
             plans=self.plans,
             strategy=type(self.base).__name__,
             defenses=self.defenses,
