@@ -239,8 +239,9 @@ def _require_leak(path: Path, capture: Capture, *, is_of_a_run: bool) -> None:
         UserError: it can't.
     """
     try:
-        leak = capture.update.leak(capture.build_model())
-    except UserError as error:
+        model = capture.build_model()
+        leak = None if is_of_a_run else capture.update.translated(model)
+    except (ValueError, TypeError) as error:
         raise UserError(f"capture {path}: {error}") from error
-    if isinstance(leak, str) and not is_of_a_run:
+    if isinstance(leak, str):
         raise UserError(f"capture {path}: {leak}")

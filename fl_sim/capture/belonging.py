@@ -183,7 +183,8 @@ def _problem_from(
         shown, own_error, _ = _input(leak, layer)
         if shown is None or not inputs[index].norm() > 0:
             continue
-        if _angle(inputs[index], others[index]) > 0 or _angle(inputs[index], twice[index]) > 1e-9:
+        is_other = not torch.equal(inputs[index], others[index])
+        if is_other or _angle(inputs[index], twice[index]) > 1e-6:
             return None  # the image reaches it another way, or the scale matters and isn't known
         granted = MARGIN * (own_error + _angle(inputs[index], moved[index]) + error) + LEAST_ANGLE
         found = _angle(inputs[index], shown)

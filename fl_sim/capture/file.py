@@ -72,8 +72,13 @@ class _About(Section):
     client: _Number
     model: Recipe
     training: _Training
-    normalization: _Normalization | None = None
-    weights: _Weights | None = None
+    normalization: _Normalization | None = Field(
+        default=None, description="mean and std, lists of numbers"
+    )
+    weights: _Weights | None = Field(
+        default=None,
+        description="file, weights-<16 hexadecimal digits>.safetensors, and its sha256",
+    )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

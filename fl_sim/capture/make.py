@@ -143,9 +143,12 @@ def make_capture(before: Path, sent: Path, recipe: Recipe, told: Update) -> Made
     except UserError as error:
         raise UserError(f"--before {before}: {error}") from error
     update = dataclasses.replace(told, received=received, sent=_own(read_arrays(sent), model))
-    leak = update.leak(model)
+    try:
+        leak = update.translated(model)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{sent}: {error}") from error
     if isinstance(leak, str):
-        raise UserError(f"{sent}: {leak}")
+        raise UserError(leak)
     if not any(bool(gradient.count_nonzero()) for gradient in leak.gradients.values()):
         raise UserError(f"{before} and {sent} hold the same weights: no client has trained between")
     strange = next((n for n, g in leak.gradients.items() if not g.isfinite().all()), None)

@@ -77,8 +77,7 @@ class PendingRounds:
         self._file(server_round).unlink(missing_ok=True)
         for answer in self.path.glob(f"round-{server_round:05d}-client-*"):
             answer.unlink()
-        if self.path.is_dir() and not any(self.path.iterdir()):
-            self.path.rmdir()
+        self._remove_if_empty()
 
     def drop_after(self, committed: int) -> None:
         """Remove rounds that were never committed, and what a kill left half done."""
@@ -86,6 +85,11 @@ class PendingRounds:
         for entry in self.path.iterdir() if self.path.is_dir() else ():
             if entry.suffix == ".tmp" or entry.name[:11] not in kept:
                 entry.unlink()
+        self._remove_if_empty()
+
+    def _remove_if_empty(self) -> None:
+        if self.path.is_dir() and not any(self.path.iterdir()):
+            self.path.rmdir()
 
     def _file(self, server_round: int) -> Path:
         return self.path / f"round-{server_round:05d}.safetensors"

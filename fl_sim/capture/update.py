@@ -51,18 +51,29 @@ class Update:
             model: at the weights that were received.
         """
         try:
-            obstacle = self.training.obstacle(self.server_round)
-            if obstacle is not None:
-                return obstacle
-            return gradient_leak(
-                model,
-                self.sent,
-                self.training,
-                input_shape=self.input_shape,
-                normalization=self.normalization,
-            )
+            return self.translated(model)
         except Exception as error:
             return untranslated(self.server_round, error)
+
+    def translated(self, model: nn.Module) -> GradientLeak | str:
+        """Return the leak, or why its training leaves none.
+
+        Args:
+            model: at the weights that were received.
+
+        Raises:
+            ValueError: what was sent doesn't fit the model.
+        """
+        obstacle = self.training.obstacle(self.server_round)
+        if obstacle is not None:
+            return obstacle
+        return gradient_leak(
+            model,
+            self.sent,
+            self.training,
+            input_shape=self.input_shape,
+            normalization=self.normalization,
+        )
 
 
 def untranslated(server_round: int, error: Exception) -> str:

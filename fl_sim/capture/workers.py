@@ -69,7 +69,7 @@ class Workers:
         """End all processes, wherever they are."""
         self._is_closed = True
         self._threads.shutdown(wait=False, cancel_futures=True)
-        for process in self._started:
+        for process in [*self._started]:
             process.end()
         self._threads.shutdown(wait=True)
 
@@ -90,6 +90,7 @@ class Workers:
         try:
             outcome = process.do(job)
         except Crashed as error:
+            process.end()
             self._started.remove(process)
             if not self._is_closed:
                 on_crash(str(error))

@@ -65,10 +65,15 @@ def describe(error: ValidationError, root: type[BaseModel]) -> str:
         return f"{key}: is required, found none"
     if kind == "value_error":
         return f"{key}: {context['error']}" if key else str(context["error"])
-    rule = _RULES.get(kind, first["msg"].removeprefix("Input should be ")).format(**context)
+    rule = _RULES[kind].format(**context) if kind in _RULES else _own_rule(first["msg"])
     if field is not None and field.description:
         rule = field.description
     return f"{key}: must be {rule}, found {_show(first['input'])}"
+
+
+def _own_rule(message: str) -> str:
+    """Return pydantic's rule for a value, in one line; it may quote a pattern."""
+    return " ".join(message.removeprefix("Input should be ").split())
 
 
 def _walk(
