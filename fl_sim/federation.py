@@ -137,8 +137,8 @@ class Federation:
             **dict(told),
             num_classes=dataset.num_classes,
             input_shape=dataset.input_shape,
-            mean=dataset.mean,
-            std=dataset.std,
+            mean=tuple(map(float, dataset.mean)),
+            std=tuple(map(float, dataset.std)),
             seed=self.scenario.seed,
             defense=tuple(self.scenario.defense),
         )

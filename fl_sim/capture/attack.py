@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -70,28 +71,24 @@ class OfflineAttack:
         scenario = None if run is None else _scenario_of(run)
         if attack is None and (scenario is None or not scenario.attack):
             raise UserError(f"--label must name a label attack: {source} tells of none")
-        foreign = [] if scenario is None else _foreign(scenario, with_attacks=attack is None)
-        if not trusts:
-            _require_own(run or source, foreign)
+        if scenario is not None and not trusts:
+            _require_own(run or source, _foreign(scenario, with_attacks=attack is None))
+        committed = math.inf if run is None else RunFolder(run).last_round() or 0
         files: dict[tuple[int, int], Path] = {}
-        sample = None
         for path in paths:
-            sample = read_capture(path)
-            if not trusts:
-                _require_own(path, sample.recipe.foreign)
-            place = (sample.update.server_round, sample.update.client)
+            capture = _checked(path, trusts=trusts, is_of_a_run=run is not None)
+            place = (capture.update.server_round, capture.update.client)
+            if place[0] > committed:  # of a round in which a run was killed
+                continue
             if place in files:
+                first = files[place]
                 raise UserError(
-                    f"{files[place]} and {path} are both of round {place[0]}, client {place[1]}"
+                    f"{first} and {path} are both of round {place[0]}, client {place[1]}"
                 )
-            files[place] = path
-            _require_leak(path, sample, is_of_a_run=scenario is not None)
-        assert sample is not None
-        attacks = (attack,) if attack is not None else tuple(scenario.attack if scenario else ())
-        if scenario is not None:
-            scenario = scenario.with_changes({"attack": [each.model_dump() for each in attacks]})
-        chosen = seed if seed is not None else (scenario.seed if scenario else 0)
-        scene = Scene(attacks, chosen, scenario)
+            files[place], sample = path, capture
+        if not files:
+            raise UserError(f"{source} holds captures of rounds that weren't completed only")
+        scene = _scene(attack, scenario, seed)
         scene.auditor(sample.recipe)  # finds mistakes in its options
         return cls(files, scene, sample, run)
 
@@ -230,14 +227,17 @@ def _require_own(path: Path, foreign: Sequence[str]) -> None:
         )
 
 
-def _require_leak(path: Path, capture: Capture, *, is_of_a_run: bool) -> None:
-    """Raise unless a capture's network can be built and its update is one of it.
+def _checked(path: Path, *, trusts: bool, is_of_a_run: bool) -> Capture:
+    """Read a capture whose network can be built and whose update is one of it.
 
     Of a run's captures, what can't be translated is a record, as it was in the round.
 
     Raises:
-        UserError: it can't.
+        UserError: it is damaged, names foreign code without trust, or doesn't fit its network.
     """
+    capture = read_capture(path)
+    if not trusts:
+        _require_own(path, capture.recipe.foreign)
     try:
         model = capture.build_model()
         leak = None if is_of_a_run else capture.update.translated(model)
@@ -245,3 +245,14 @@ def _require_leak(path: Path, capture: Capture, *, is_of_a_run: bool) -> None:
         raise UserError(f"capture {path}: {error}") from error
     if isinstance(leak, str):
         raise UserError(f"capture {path}: {leak}")
+    return capture
+
+
+def _scene(attack: Attack | None, scenario: Scenario | None, seed: int | None) -> Scene:
+    """Return what is attacked by what: by the attack that is told, or by the scenario's own."""
+    if scenario is None:
+        assert attack is not None
+        return Scene((attack,), seed or 0)
+    attacks = tuple(scenario.attack) if attack is None else (attack,)
+    told = scenario.with_changes({"attack": [each.model_dump() for each in attacks]})
+    return Scene(attacks, scenario.seed if seed is None else seed, told)

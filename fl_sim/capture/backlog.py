@@ -105,6 +105,8 @@ class Backlog:
             OSError: the disk is full.
         """
         self._land_what_is_whole()
+        if left := self._workers.unfinished:
+            logger.info("the rounds are done, and %d updates wait for their attacks", left)
         while left := self._workers.unfinished:
             if self._on_progress is not None:
                 self._on_progress(left)

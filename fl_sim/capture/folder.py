@@ -86,7 +86,7 @@ def find_captures(path: Path) -> list[Path]:
     if not path.is_dir():
         raise UserError(f"{path} doesn't exist: name a capture, a folder of them, or a run's")
     root = path / "captures" if (path / "captures").is_dir() else path
-    rounds = sorted(root.glob("round-*"))
+    rounds = [each for each in sorted(root.glob("round-*")) if each.is_dir()]
     found = sorted(file for each in rounds for file in each.iterdir() if _is_capture(file))
     found = found or sorted(file for file in root.iterdir() if _is_capture(file))
     if not found:

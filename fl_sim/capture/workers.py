@@ -87,6 +87,9 @@ class Workers:
         except queue.Empty:
             process = _Process()
             self._started.append(process)
+            if self._is_closed:  # just now
+                process.end()
+                return
         try:
             outcome = process.do(job)
         except Crashed as error:
@@ -105,11 +108,11 @@ class _Process:
 
     def __init__(self) -> None:
         environment = os.environ | {
-            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
             "OMP_NUM_THREADS": "1",
         }
         self._process = subprocess.Popen(
-            [sys.executable, "-m", WORKER],
+            [sys.executable, "-P", "-m", WORKER],  # not what lies in the working folder
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
