@@ -21,6 +21,8 @@ from defenses import DEFENSES
 from fl_sim import DATASETS, ENGINES, MODELS, TRACKERS, __version__, run_and_report
 from fl_sim.errors import EngineError, NothingAccepted, UserError
 from fl_sim.scenario.source import scenario_file, shipped_scenario, shipped_scenarios
+from fl_sim.terminal.attack import attack
+from fl_sim.terminal.capture import capture
 from fl_sim.terminal.command import Command
 from fl_sim.terminal.compare import compare
 from fl_sim.terminal.display import listing, output_console, print_outcome, progress, set_logging
@@ -148,6 +150,10 @@ def run(
             error.add_note(note)
         raise
     _print_run(path)
+
+
+app.command(cls=Command)(attack)
+app.command(cls=Command)(capture)
 
 
 @app.command(cls=Command)

@@ -22,7 +22,7 @@ from fl_sim.copies import copy_model
 from fl_sim.data import Dataset, build_dataset
 from fl_sim.data.partition import ALPHA, CLASSES, split
 from fl_sim.errors import UserError
-from fl_sim.models import build_model
+from fl_sim.recipe import Recipe
 from fl_sim.scenario import Scenario
 from fl_sim.seeds import numpy_generator, torch_generator
 
@@ -129,6 +129,20 @@ class Federation:
         available = len(self.dataset.test_labels)
         return self.scenario.data.test_examples or min(available, MOST_TEST_EXAMPLES)
 
+    @property
+    def recipe(self) -> Recipe:
+        """How the network is built."""
+        told, dataset = self.scenario.model, self.dataset
+        return Recipe(
+            **dict(told),
+            num_classes=dataset.num_classes,
+            input_shape=dataset.input_shape,
+            mean=tuple(map(float, dataset.mean)),
+            std=tuple(map(float, dataset.std)),
+            seed=self.scenario.seed,
+            defense=tuple(self.scenario.defense),
+        )
+
     def build_model(self) -> nn.Module:
         """Return the initial network, in eval mode; the same weights at every call."""
         return copy_model(_initial_model(self.scenario))
@@ -222,17 +236,4 @@ def _require_batches(scenario: Scenario, shares: Sequence[NDArray[np.int64]], dr
 
 @lru_cache(maxsize=2)
 def _initial_model(scenario: Scenario) -> nn.Module:
-    federation = Federation.of(scenario)
-    dataset = federation.dataset
-    model = build_model(
-        scenario.model.name,
-        options=scenario.model.options,
-        num_classes=dataset.num_classes,
-        input_shape=dataset.input_shape,
-        bias=scenario.model.bias,
-        mean=dataset.mean,
-        std=dataset.std,
-        seed=scenario.seed,
-        init=scenario.model.init,
-    )
-    return federation.defenses.on_model(model, _Draws(scenario.seed, ())).eval()
+    return Federation.of(scenario).recipe.build()

@@ -2,6 +2,8 @@
 
 The line in `rounds.jsonl` commits a round. Before it, the round's lines in `leakage.jsonl` and the
 checkpoint are on the disk; whatever stands there beyond the last commit is cut when a run resumes.
+Where attacks run after the round, its lines wait in `pending/`, beside what is owed of them, and
+come to `leakage.jsonl` as a whole, round by round.
 """
 
 from __future__ import annotations
@@ -20,13 +22,16 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from fl_sim.atomic import write_atomically
+from fl_sim.capture.folder import CaptureFolder
+from fl_sim.capture.pending import PendingRounds
 from fl_sim.errors import UserError
 from fl_sim.leakage.records import append_lines, read_lines, truncate_after
-from fl_sim.origin import AUDIT, when_and_with
+from fl_sim.origin import AUDIT, REPLAY, when_and_with
 from fl_sim.scenario import Scenario
 
 Arrays = dict[str, NDArray[Any]]
 UNSET = object()
+NOT_RUNS = {AUDIT: "the audit of an app", REPLAY: "an attack on captures"}
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,16 @@ class RunFolder:
     def images(self) -> Path:
         """Recovered and true labels and images, as NumPy archives."""
         return self.path / "images"
+
+    @property
+    def captures(self) -> Path:
+        """What the server saw of each update, where it is kept."""
+        return self.path / "captures"
+
+    @property
+    def pending(self) -> Path:
+        """What committed rounds found and owe that isn't in `leakage.jsonl` yet."""
+        return self.path / "pending"
 
     @property
     def client_state(self) -> Path:
@@ -129,7 +144,12 @@ class RunFolder:
         """
         last = self.last_round()
         truncate_after(self.rounds, lambda line: True)
-        truncate_after(self.leakage, lambda line: last is not None and line["round"] <= last)
+        committed = -1 if last is None else last
+        CaptureFolder(self.captures).drop_after(committed)
+        pending = PendingRounds(self.pending)
+        pending.drop_after(committed)
+        logged = min([committed + 1, *pending.rounds()])
+        truncate_after(self.leakage, lambda line: line["round"] < logged)
         if last is None:
             return None
         file = self._checkpoint(last)
@@ -180,8 +200,9 @@ def _same_run(described: Path, scenario: Scenario, *, resume: bool) -> dict[str,
     folder = described.parent
     try:
         description: dict[str, Any] = json.loads(described.read_text(encoding="utf-8"))
-        if description.get("kind") == AUDIT:
-            raise UserError(f"{folder} holds the audit of an app, not a run; choose another --out")
+        if description.get("kind") in NOT_RUNS:
+            held = NOT_RUNS[description["kind"]]
+            raise UserError(f"{folder} holds {held}, not a run; choose another --out")
         digest, ours = description["digest"], scenario.determining()
         theirs = {k: v for k, v in description["scenario"].items() if k in ours}
         different = digest != scenario.digest() and difference(theirs, ours)

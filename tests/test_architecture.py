@@ -130,6 +130,7 @@ def test_only_one_room_imports_flower(path: Path) -> None:
 
 
 ROOMS_OF_FL_SIM = {
+    "capture": ("flower.strategy", "flower.engines", "flower.server", "flower.client", "report"),
     "leakage": ("flower", "scenario", "data", "federation", "report", "run_folder"),
     "report": ("flower", "scenario", "data", "federation"),
     "results": ("data", "federation", "trackers"),

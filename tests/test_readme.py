@@ -16,12 +16,15 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from safetensors.torch import save_file
 from torch import nn
 from torch.nn.functional import cross_entropy, one_hot
 from typer.testing import CliRunner
 
+from fl_sim.capture.make import recipe_of
 from fl_sim.cli import app
 from fl_sim.flower.engines.local import LocalGrid
+from fl_sim.flower.run import run
 from fl_sim.leakage.records import read_lines
 from fl_sim.report import build_report
 from fl_sim.scenario import Scenario
@@ -96,11 +99,25 @@ def test_there_is_an_example_of_each_kind() -> None:
     assert ["demo"] in commands("make")
 
 
+def write_an_update(folder: Path) -> None:
+    """Leave the files that the README's `fl-sim capture` reads."""
+    model = recipe_of("mlp", options={}, classes=10, input_shape=(1, 28, 28), bias=True).build()
+    save_file(model.state_dict(), folder / "before.safetensors")
+    with torch.random.fork_rng():
+        cross_entropy(model(torch.rand(1, 1, 28, 28)), torch.tensor([3])).backward()
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+    torch.save(model.state_dict(), folder / "after.pt")
+
+
+@pytest.mark.usefixtures("here")
 def test_fl_sim_commands_are_accepted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """All of them in order, as a reader would; the simulation itself is left out."""
+    """All of them in order, as a reader would; of the simulation, what keeps captures is run."""
 
     def simulate(scenario: Scenario, out: Path, **options: object) -> Path:
         assert isinstance(scenario, Scenario)
+        if scenario.server.capture:
+            few = {"rounds": 1, "data.clients": 2, "data.test_examples": 10}
+            return run(scenario.with_changes(few), out)
         (out / "scenario.json").write_text(json.dumps({"scenario": scenario.model_dump()}))
         return out
 
@@ -128,6 +145,7 @@ def test_fl_sim_commands_are_accepted(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert Scenario.parse(tomllib.loads(mine))
     Path("mine.toml").write_text(mine)
     Path("audit").mkdir()  # of the app that is audited
+    write_an_update(Path())
     for line in commands("fl-sim"):
         arguments, target = (line[:-2], line[-1]) if line[-2:-1] == [">"] else (line, None)
         result = CliRunner().invoke(app, arguments)

@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from fl_sim import ENGINES
 from fl_sim.errors import UserError
 from fl_sim.scenario.changes import change, make_room, parse_change
-from fl_sim.scenario.errors import describe
+from fl_sim.scenario.errors import validated
 from fl_sim.scenario.sections import (
     Attack,
     Client,
@@ -31,7 +31,11 @@ from fl_sim.scenario.sections import (
 )
 
 _ENGINES = " or ".join(repr(name) for name in ENGINES)
-_NOT_IN_RECORDS = {"name", "images", "engine", "rounds", "tracker"}
+_NOT_IN_RECORDS: dict[str, Any] = {
+    **dict.fromkeys(("name", "images", "engine", "rounds", "tracker"), True),
+    "server": {"capture", "attack_jobs", "attack_queue"},
+    "attack": {"__all__": {"when"}},
+}
 """What changes no record: of more rounds, the first ones are those of fewer."""
 
 
@@ -93,10 +97,7 @@ class Scenario(Section):
         Raises:
             UserError: names the first key that is wrong, the rule and the value found.
         """
-        try:
-            return cls.model_validate(dict(values))
-        except ValidationError as error:
-            raise UserError(describe(error, cls)) from error
+        return validated(cls, values)
 
     @classmethod
     def load(

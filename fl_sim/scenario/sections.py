@@ -140,10 +140,13 @@ class Client(Section):
 
 
 class Server(Section):
-    """`[server]`: the strategy that aggregates, with its options."""
+    """`[server]`: the strategy that aggregates, and what is done with updates after the round."""
 
     strategy: str = "fedavg"
     options: Options = {}
+    capture: bool = False
+    attack_jobs: Positive | None = Field(default=None, description=_COUNT)
+    attack_queue: Positive = 1000
 
     @field_validator("strategy")
     @classmethod
@@ -212,7 +215,7 @@ class Every(Section):
 
 
 class Attack(Section):
-    """One `[[attack]]`: who is attacked when, by what."""
+    """One `[[attack]]`: who is attacked when, by what; in the round, or after it."""
 
     label: str = "soft-label"
     image: str | None = None
@@ -223,6 +226,7 @@ class Attack(Section):
     clients: Literal["all"] | list[Annotated[int, Field(ge=0)]] = Field(
         "all", description='"all" or a list of client numbers (from 0)'
     )
+    when: Literal["round", "after"] | None = Field(default=None, description='"round" or "after"')
     label_options: Options = {}
     image_options: Options = {}
 

@@ -64,7 +64,7 @@ def _run(request: Mapping[str, Any]) -> Message:
     is_finished, sentence, start = False, None, time.perf_counter()
     with _printing_to(folder.with_name(f"{folder.name}.log")):
         try:
-            run(Scenario.parse(request["scenario"]), folder, resume=True)
+            run(_alone(Scenario.parse(request["scenario"])), folder, resume=True)
             is_finished = True
         except NothingAccepted as error:
             is_finished, sentence = True, str(error)
@@ -79,6 +79,13 @@ def _run(request: Mapping[str, Any]) -> Message:
         "seconds": time.perf_counter() - start,
         "peak_bytes": _peak_bytes(),
     }
+
+
+def _alone(scenario: Scenario) -> Scenario:
+    """Return a scenario whose attacks after the round take no more than one process beside it."""
+    if scenario.server.attack_jobs is not None:
+        return scenario
+    return scenario.with_changes({"server.attack_jobs": 1})
 
 
 @contextlib.contextmanager

@@ -91,6 +91,19 @@ def progress(rounds: int) -> Iterator[Callable[[int, int, int], None]]:
         yield on_progress
 
 
+@contextmanager
+def updates_progress() -> Iterator[Callable[[int, int], None]]:
+    """Show updates as a bar, on a terminal only."""
+    bars = progress_bars()
+    updates = bars.add_task("updates", total=None)
+
+    def on_progress(done: int, total: int) -> None:
+        bars.update(updates, completed=done, total=total)
+
+    with bars:
+        yield on_progress
+
+
 def print_outcome(folder: Path) -> None:
     """Print what a run leaked, the page's first sentence, and its last accuracy."""
     from fl_sim.leakage.table import table

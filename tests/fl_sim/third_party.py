@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import os
+import signal
+import time
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -349,3 +351,29 @@ def own(num_classes: int) -> nn.Module:
 def fixed() -> nn.Module:
     """Return a network by a factory that knows of none."""
     return nn.Sequential(nn.Flatten(), nn.Linear(16, 4))
+
+
+@dataclass(frozen=True)
+class Takes(LabelAttack):
+    """A formula that takes its time, and says so."""
+
+    is_long = True
+    seconds: float = 0.0
+
+    def recover(self, leak: GradientLeak, generator: torch.Generator) -> LabelRecovery:
+        """Sleep, then draw a guess and answer as the formula does."""
+        time.sleep(self.seconds)
+        return Formula().recover(leak, generator)
+
+
+@dataclass(frozen=True)
+class Dies(LabelAttack):
+    """An attack that takes its process down, on one of three updates."""
+
+    is_long = True
+
+    def recover(self, leak: GradientLeak, generator: torch.Generator) -> LabelRecovery:
+        """End, below Python."""
+        if float(torch.rand((), generator=generator)) < 1 / 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return Formula().recover(leak, generator)
