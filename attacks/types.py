@@ -250,6 +250,8 @@ class LabelAttack(abc.ABC):
     """Facts about the clients' defenses that it takes into account where the leak holds them."""
     reach: ClassVar[str] = ""
     """What it works on, by its own rules, as the end of a sentence; empty where it doesn't say."""
+    is_long: ClassVar[bool] = False
+    """Whether an update takes it so long that no round should wait for it: seconds and more."""
 
     def __call__(self, leak: GradientLeak, *, generator: torch.Generator) -> LabelRecovery:
         """Recover the labels behind a leak, or say why not."""
@@ -270,6 +272,8 @@ class ImageAttack(abc.ABC):
     """Facts about the clients' defenses that it takes into account where the leak holds them."""
     reach: ClassVar[str] = ""
     """What it works on, by its own rules, as the end of a sentence; empty where it doesn't say."""
+    is_long: ClassVar[bool] = False
+    """Whether an update takes it so long that no round should wait for it: seconds and more."""
 
     def __call__(
         self, leak: GradientLeak, labels: LabelRecovery, *, generator: torch.Generator

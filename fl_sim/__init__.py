@@ -13,13 +13,16 @@ from attacks.registry import Entry, Registry
 if TYPE_CHECKING:
     from attacks.normalization import Normalization
     from fl_sim.flower.engines.local import LocalGrid
-    from fl_sim.flower.run import run
     from fl_sim.flower.strategy import LeakageAudit, ReplyGuard
     from fl_sim.flower.wire import LocalTraining
     from fl_sim.leakage.judge import Baseline, Judge, Truth
     from fl_sim.leakage.records import LeakageRecord
     from fl_sim.reported_run import run_and_report
+    from fl_sim.results.loading import load, run
+    from fl_sim.results.run_result import RunResult
+    from fl_sim.results.sweep_result import SweepResult
     from fl_sim.scenario import Scenario
+    from fl_sim.trackers import TrackedRun, Tracker
 
 __version__ = "0.1.0"
 
@@ -79,6 +82,18 @@ ENGINES = Registry(
         "ray": Entry("fl_sim.flower.engines.ray:run_on_ray", "Flower's simulation on Ray"),
     },
 )
+TRACKERS = Registry(
+    "tracker",
+    {
+        "tensorboard": Entry(
+            "fl_sim.trackers.tensorboard:TensorBoard", "curves in the run folder; extra tensorboard"
+        ),
+        "mlflow": Entry(
+            "fl_sim.trackers.mlflow:MLflow", "parameters, metrics and files; extra mlflow"
+        ),
+    },
+    group="fl_sim.trackers",
+)
 
 _NAMES = {
     "Baseline": "fl_sim.leakage.judge",
@@ -89,15 +104,21 @@ _NAMES = {
     "LocalTraining": "fl_sim.flower.wire",
     "Normalization": "attacks.normalization",
     "ReplyGuard": "fl_sim.flower.strategy",
+    "RunResult": "fl_sim.results.run_result",
     "Scenario": "fl_sim.scenario",
+    "SweepResult": "fl_sim.results.sweep_result",
+    "TrackedRun": "fl_sim.trackers",
+    "Tracker": "fl_sim.trackers",
     "Truth": "fl_sim.leakage.judge",
-    "run": "fl_sim.flower.run",
+    "load": "fl_sim.results.loading",
+    "run": "fl_sim.results.loading",
     "run_and_report": "fl_sim.reported_run",
 }
 __all__ = [
     "DATASETS",
     "ENGINES",
     "MODELS",
+    "TRACKERS",
     "Baseline",
     "Judge",
     "LeakageAudit",
@@ -106,8 +127,13 @@ __all__ = [
     "LocalTraining",
     "Normalization",
     "ReplyGuard",
+    "RunResult",
     "Scenario",
+    "SweepResult",
+    "TrackedRun",
+    "Tracker",
     "Truth",
+    "load",
     "run",
     "run_and_report",
 ]

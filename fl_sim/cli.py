@@ -18,12 +18,16 @@ import typer
 
 from attacks import IMAGE_ATTACKS, LABEL_ATTACKS
 from defenses import DEFENSES
-from fl_sim import DATASETS, ENGINES, MODELS, __version__, run_and_report
+from fl_sim import DATASETS, ENGINES, MODELS, TRACKERS, __version__, run_and_report
 from fl_sim.errors import EngineError, NothingAccepted, UserError
 from fl_sim.scenario.source import scenario_file, shipped_scenario, shipped_scenarios
+from fl_sim.terminal.attack import attack
+from fl_sim.terminal.capture import capture
 from fl_sim.terminal.command import Command
+from fl_sim.terminal.compare import compare
 from fl_sim.terminal.display import listing, output_console, print_outcome, progress, set_logging
 from fl_sim.terminal.folders import RUNS, folder_to_resume, new_folder
+from fl_sim.terminal.sweep import show_sweep, sweep
 
 app = typer.Typer(
     name="fl-sim", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
@@ -37,6 +41,7 @@ class Kind(StrEnum):
     DEFENSES = "defenses"
     MODELS = "models"
     DATASETS = "datasets"
+    TRACKERS = "trackers"
     SCENARIOS = "scenarios"
 
 
@@ -54,6 +59,7 @@ _REGISTRIES = {
     Kind.DEFENSES: (DEFENSES,),
     Kind.MODELS: (MODELS,),
     Kind.DATASETS: (DATASETS,),
+    Kind.TRACKERS: (TRACKERS,),
 }
 
 
@@ -147,16 +153,27 @@ def run(
     _print_run(path)
 
 
+app.command(cls=Command)(attack)
+app.command(cls=Command)(capture)
+
+
 @app.command(cls=Command)
 def report(
     folder: Annotated[Path, typer.Argument(metavar="DIR")],
 ) -> None:
-    """Build the report of the run in the folder DIR again, and print its path."""
-    from fl_sim.report import build_report
-
+    """Build the report of the run or the sweep in the folder DIR again, and print its path."""
     if not folder.is_dir():
         raise UserError(f"run folder {folder} doesn't exist or isn't a folder")
+    if (folder / "sweep.json").exists():
+        show_sweep(folder)
+        return
+    from fl_sim.report import build_report
+
     typer.echo(build_report(folder))
+
+
+app.command(cls=Command)(sweep)
+app.command(cls=Command)(compare)
 
 
 @app.command(cls=Command)

@@ -22,7 +22,7 @@ from fl_sim.copies import copy_model
 from fl_sim.data import Dataset, build_dataset
 from fl_sim.data.partition import ALPHA, CLASSES, split
 from fl_sim.errors import UserError
-from fl_sim.models import build_model
+from fl_sim.recipe import Recipe
 from fl_sim.scenario import Scenario
 from fl_sim.seeds import numpy_generator, torch_generator
 
@@ -128,6 +128,20 @@ class Federation:
         """Test images on which accuracy is measured; where the scenario is silent, up to 1,000."""
         available = len(self.dataset.test_labels)
         return self.scenario.data.test_examples or min(available, MOST_TEST_EXAMPLES)
+
+    @property
+    def recipe(self) -> Recipe:
+        """How the network is built."""
+        told, dataset = self.scenario.model, self.dataset
+        return Recipe(
+            **dict(told),
+            num_classes=dataset.num_classes,
+            input_shape=dataset.input_shape,
+            mean=tuple(map(float, dataset.mean)),
+            std=tuple(map(float, dataset.std)),
+            seed=self.scenario.seed,
+            defense=tuple(self.scenario.defense),
+        )
 
     def build_model(self) -> nn.Module:
         """Return the initial network, in eval mode; the same weights at every call."""
@@ -250,20 +264,4 @@ def _require_batches(scenario: Scenario, shares: Sequence[NDArray[np.int64]], dr
 
 @lru_cache(maxsize=2)
 def _initial_model(scenario: Scenario) -> nn.Module:
-    federation = Federation.of(scenario)
-    dataset = federation.dataset
-    model = build_model(
-        scenario.model.name,
-        options=scenario.model.options,
-        num_classes=dataset.num_classes,
-        input_shape=dataset.input_shape,
-        bias=scenario.model.bias,
-        mean=dataset.mean,
-        std=dataset.std,
-        seed=scenario.seed,
-        init=scenario.model.init,
-    )
-    try:
-        return federation.defenses.on_model(model, _Draws(scenario.seed, ())).eval()
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    return Federation.of(scenario).recipe.build()

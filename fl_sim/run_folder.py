@@ -2,6 +2,8 @@
 
 The line in `rounds.jsonl` commits a round. Before it, the round's lines in `leakage.jsonl` and the
 checkpoint are on the disk; whatever stands there beyond the last commit is cut when a run resumes.
+Where attacks run after the round, its lines wait in `pending/`, beside what is owed of them, and
+come to `leakage.jsonl` as a whole, round by round.
 """
 
 from __future__ import annotations
@@ -20,13 +22,16 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from fl_sim.atomic import write_atomically
+from fl_sim.capture.folder import CaptureFolder
+from fl_sim.capture.pending import PendingRounds
 from fl_sim.errors import UserError
 from fl_sim.leakage.records import append_lines, read_lines, truncate_after
-from fl_sim.origin import AUDIT, when_and_with
+from fl_sim.origin import AUDIT, REPLAY, when_and_with
 from fl_sim.scenario import Scenario
 
 Arrays = dict[str, NDArray[Any]]
 UNSET = object()
+NOT_RUNS = {AUDIT: "the audit of an app", REPLAY: "an attack on captures"}
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,16 @@ class RunFolder:
         return self.path / "images"
 
     @property
+    def captures(self) -> Path:
+        """What the server saw of each update, where it is kept."""
+        return self.path / "captures"
+
+    @property
+    def pending(self) -> Path:
+        """What committed rounds found and owe that isn't in `leakage.jsonl` yet."""
+        return self.path / "pending"
+
+    @property
     def client_state(self) -> Path:
         """What clients on this machine keep to themselves: beside the folder, not in it.
 
@@ -96,7 +111,7 @@ class RunFolder:
             description = _same_run(described, scenario, resume=resume)
         elif foreign and foreign != ["scenario.json.tmp"]:
             raise UserError(f"{path} must be empty or hold a run; it holds {foreign[0]!r}")
-        with _locked(path):
+        with locked(path):
             folder = cls(path)
             if not described.exists():
                 _describe(described, _description(scenario))
@@ -129,7 +144,12 @@ class RunFolder:
         """
         last = self.last_round()
         truncate_after(self.rounds, lambda line: True)
-        truncate_after(self.leakage, lambda line: last is not None and line["round"] <= last)
+        committed = -1 if last is None else last
+        CaptureFolder(self.captures).drop_after(committed)
+        pending = PendingRounds(self.pending)
+        pending.drop_after(committed)
+        logged = min([committed + 1, *pending.rounds()])
+        truncate_after(self.leakage, lambda line: line["round"] < logged)
         if last is None:
             return None
         file = self._checkpoint(last)
@@ -180,11 +200,12 @@ def _same_run(described: Path, scenario: Scenario, *, resume: bool) -> dict[str,
     folder = described.parent
     try:
         description: dict[str, Any] = json.loads(described.read_text(encoding="utf-8"))
-        if description.get("kind") == AUDIT:
-            raise UserError(f"{folder} holds the audit of an app, not a run; choose another --out")
+        if description.get("kind") in NOT_RUNS:
+            held = NOT_RUNS[description["kind"]]
+            raise UserError(f"{folder} holds {held}, not a run; choose another --out")
         digest, ours = description["digest"], scenario.determining()
         theirs = {k: v for k, v in description["scenario"].items() if k in ours}
-        different = digest != scenario.digest() and _difference(theirs, ours)
+        different = digest != scenario.digest() and difference(theirs, ours)
         rounds = int(description["scenario"].get("rounds", 0))
     except UserError:
         raise
@@ -209,13 +230,13 @@ def _describe(described: Path, description: Mapping[str, Any]) -> None:
     write_atomically(described, (json.dumps(description, indent=2) + "\n").encode())
 
 
-def _difference(there: Any, here: Any, key: str = "") -> str | None:
+def difference(there: Any, here: Any, key: str = "") -> str | None:
     """Say at which key of the scenario two values first differ; None where they don't."""
     if isinstance(there, list) and isinstance(here, list):
         there, here = dict(enumerate(there)), dict(enumerate(here))
     if isinstance(there, dict) and isinstance(here, dict):
         found = (
-            _difference(there.get(k, UNSET), here.get(k, UNSET), f"{key}.{k}".lstrip("."))
+            difference(there.get(k, UNSET), here.get(k, UNSET), f"{key}.{k}".lstrip("."))
             for k in {**there, **here}
         )
         return next((difference for difference in found if difference), None)
@@ -234,7 +255,7 @@ def _description(scenario: Scenario) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """Hold the folder for this process; the lock goes with the process, however it ends."""
     with (path / ".lock").open("w") as lock:
         try:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,6 +35,36 @@ def _global_generators_stay(request: pytest.FixtureRequest) -> Iterator[None]:
         f"the global generator of {' and '.join(moved)} was moved: pass a generator, or build "
         "networks under torch.random.fork_rng()"
     )
+
+
+class _Here:
+    """Stands in for processes: does one job at a time, when somebody waits, the last one first."""
+
+    def __init__(self, count: int) -> None:
+        self.jobs: list[Any] = []
+
+    @property
+    def unfinished(self) -> int:
+        return len(self.jobs)
+
+    def submit(self, job: Any, on_crash: Any) -> None:
+        self.jobs.append(json.loads(json.dumps(job)))
+
+    def wait_for_one(self) -> None:
+        from fl_sim.capture.worker import attack
+
+        attack(self.jobs.pop())
+
+    def close(self) -> None:
+        self.jobs.clear()
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work off attacks on captures in this process."""
+    from fl_sim.capture import backlog
+
+    monkeypatch.setattr(backlog, "Workers", _Here)
 
 
 def _generator_states() -> dict[str, object]:

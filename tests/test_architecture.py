@@ -132,9 +132,13 @@ def test_only_one_room_imports_flower(path: Path) -> None:
 
 
 ROOMS_OF_FL_SIM = {
+    "capture": ("flower.strategy", "flower.engines", "flower.server", "flower.client", "report"),
     "leakage": ("flower", "scenario", "data", "federation", "report", "run_folder"),
     "report": ("flower", "scenario", "data", "federation"),
-    "scenario": ("flower", "data", "federation", "leakage", "report"),
+    "results": ("data", "federation", "trackers"),
+    "scenario": ("flower", "data", "federation", "leakage", "report", "results", "sweep"),
+    "sweep": ("data", "federation", "report", "results", "terminal"),
+    "trackers": ("flower", "scenario", "data", "federation", "sweep"),
     "data": ("flower", "scenario", "federation", "leakage", "report"),
     "terminal": ("flower", "data", "federation"),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -15,15 +16,20 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from safetensors.torch import save_file
 from torch import nn
 from torch.nn.functional import cross_entropy, one_hot
 from typer.testing import CliRunner
 
+from fl_sim.capture.make import recipe_of
 from fl_sim.cli import app
 from fl_sim.flower.engines.local import LocalGrid
+from fl_sim.flower.run import run
 from fl_sim.leakage.records import read_lines
 from fl_sim.report import build_report
 from fl_sim.scenario import Scenario
+from fl_sim.sweep.folder import SweepFolder
+from fl_sim.sweep.grid import Grid
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = {name: (ROOT / name).read_text("utf-8") for name in ("README.md", "CONTRIBUTING.md")}
@@ -93,13 +99,31 @@ def test_there_is_an_example_of_each_kind() -> None:
     assert ["demo"] in commands("make")
 
 
+def write_an_update(folder: Path) -> None:
+    """Leave the files that the README's `fl-sim capture` reads."""
+    model = recipe_of("mlp", options={}, classes=10, input_shape=(1, 28, 28), bias=True).build()
+    save_file(model.state_dict(), folder / "before.safetensors")
+    with torch.random.fork_rng():
+        cross_entropy(model(torch.rand(1, 1, 28, 28)), torch.tensor([3])).backward()
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+    torch.save(model.state_dict(), folder / "after.pt")
+
+
+@pytest.mark.usefixtures("here")
 def test_fl_sim_commands_are_accepted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """All of them in order, as a reader would; the simulation itself is left out."""
+    """All of them in order, as a reader would; of the simulation, what keeps captures is run."""
 
     def simulate(scenario: Scenario, out: Path, **options: object) -> Path:
         assert isinstance(scenario, Scenario)
-        (out / "scenario.json").touch()
+        if scenario.server.capture:
+            few = {"rounds": 1, "data.clients": 2, "data.test_examples": 10}
+            return run(scenario.with_changes(few), out)
+        (out / "scenario.json").write_text(json.dumps({"scenario": scenario.model_dump()}))
         return out
+
+    def begin(grid: Grid, out: Path, *, resume: bool, **options: object) -> None:
+        with SweepFolder.open(out, grid, resume=resume):
+            pass
 
     monkeypatch.chdir(tmp_path)
     stand_ins = {
@@ -108,14 +132,20 @@ def test_fl_sim_commands_are_accepted(monkeypatch: pytest.MonkeyPatch, tmp_path:
         "fl_sim.report": SimpleNamespace(
             build_report=lambda out: out / "report.html", headline=lambda out: "It leaks."
         ),
+        "fl_sim.report.comparison": SimpleNamespace(
+            build_comparison=lambda comparison, out: out / "report.html",
+            outcome=lambda comparison: "It differs.",
+        ),
         "fl_sim.leakage.table": SimpleNamespace(table=lambda records: ""),
     }
+    monkeypatch.setattr("fl_sim.sweep.run_sweep", begin)
     for name, module in stand_ins.items():
         monkeypatch.setitem(sys.modules, name, module)
     (mine,) = blocks("toml")
     assert Scenario.parse(tomllib.loads(mine))
     Path("mine.toml").write_text(mine)
     Path("audit").mkdir()  # of the app that is audited
+    write_an_update(Path())
     for line in commands("fl-sim"):
         arguments, target = (line[:-2], line[-1]) if line[-2:-1] == [">"] else (line, None)
         result = CliRunner().invoke(app, arguments)

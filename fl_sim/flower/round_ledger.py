@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fl_sim.capture.backlog import Backlog
 from fl_sim.leakage.findings import Finding
-from fl_sim.leakage.kept_tensors import from_all_clients, keep_tensors
+from fl_sim.leakage.landing import land
 from fl_sim.leakage.records import LeakageRecord
 from fl_sim.run_folder import Arrays, RunFolder
 
@@ -35,13 +36,16 @@ class RoundLedger:
     """Holds a round's findings, the replies left out and its start until the round is committed.
 
     The order is that of `fl_sim.run_folder`: records and images first, then the checkpoint, last
-    the line that commits the round.
+    the line that commits the round. Where attacks are left for later, all that the round found
+    waits for them in `pending/`.
 
     Args:
         folder: of the run.
         defenses: the clients', in words, for the records.
         images: most findings of a round whose images are kept.
         committed: the last round that an earlier, interrupted run has committed; -1 for none.
+
+    `backlog` takes what is left for later; None: nothing is.
     """
 
     def __init__(
@@ -51,9 +55,11 @@ class RoundLedger:
         self._defenses = defenses
         self._images = images
         self._committed = committed
+        self.backlog: Backlog | None = None
         self._open()
 
     def _open(self) -> None:
+        self._owed: dict[int, Sequence[int]] = {}
         self._findings: list[Finding] = []
         self._left_out: list[LeakageRecord] = []
         self._started = time.perf_counter()
@@ -61,6 +67,10 @@ class RoundLedger:
     def add_findings(self, server_round: int, findings: Sequence[Finding]) -> None:
         """Take what an audit found in the round."""
         self._findings += findings
+
+    def add_owed(self, client: int, plans: Sequence[int]) -> None:
+        """Take the numbers of the attacks on a client that are left for after the round."""
+        self._owed[client] = plans
 
     def add_quarantined(self, server_round: int, client: int, reason: str) -> None:
         """Take a reply that was left out."""
@@ -87,13 +97,18 @@ class RoundLedger:
         if server_round > self._committed:  # a resumed run starts at the end of a round
             self._write(server_round, measured, weights, state)
             self._committed = server_round
+            if self.backlog is not None:
+                self.backlog.go_on(server_round)
         self._open()
 
     def _write(
         self, server_round: int, measured: Measured, weights: Arrays, state: Mapping[str, Any]
     ) -> None:
-        self._write_records()
-        self._write_images()
+        findings = [*self._findings, *map(Finding, self._left_out)]
+        if self.backlog is None:
+            self.land(findings)
+        else:
+            self.backlog.keep(server_round, findings, self._owed)
         line = {
             "round": server_round,
             "accuracy": measured.accuracy,
@@ -105,19 +120,6 @@ class RoundLedger:
         }
         self._folder.commit(line, weights, state)
 
-    def _write_records(self) -> None:
-        """Write the round's records, ordered by (client, attack, example)."""
-        records = [finding.record for finding in self._findings] + self._left_out
-        if records:
-            self._folder.log([record.to_json() for record in sorted(records, key=_place)])
-
-    def _write_images(self) -> None:
-        shown = [f for f in self._findings if f.record.example is not None or "mass" in f.tensors]
-        for finding in from_all_clients(shown)[: self._images]:
-            keep_tensors(self._folder.images, finding)
-
-
-def _place(record: LeakageRecord) -> tuple[int, int, bool, int]:
-    """Return what orders the records of a round; rows without an example come last."""
-    example = record.example
-    return record.client or 0, record.attack or 0, example is None, example or 0
+    def land(self, findings: Sequence[Finding]) -> None:
+        """Write a whole round's findings to the log, and images of some."""
+        land(findings, self._folder.log, self._folder.images, most=self._images)

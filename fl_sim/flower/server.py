@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -14,7 +15,11 @@ from flwr.serverapp.strategy import Strategy
 from torch.nn.functional import cross_entropy
 
 from attacks import Normalization
-from defenses import Chain
+from fl_sim.capture.backlog import Backlog, spare_cores
+from fl_sim.capture.folder import CaptureFolder
+from fl_sim.capture.pending import PendingRounds
+from fl_sim.capture.plans import Scene, plan_of, runs_after
+from fl_sim.capture.update import Update
 from fl_sim.errors import NothingAccepted, UserError
 from fl_sim.federation import Federation
 from fl_sim.flower.client import resolve_device, to_arrays
@@ -23,18 +28,19 @@ from fl_sim.flower.round_ledger import Measured, RoundLedger
 from fl_sim.flower.strategy import LeakageAudit, ReplyGuard, build_strategy
 from fl_sim.flower.strategy.state import pack_state, restore_state
 from fl_sim.flower.wire import LocalTraining, load_tensors, wire_tensors
-from fl_sim.leakage.plan import AttackPlan
 from fl_sim.privacy.spending import PrivacySpending
 from fl_sim.replay_judge import ReplayJudge
 from fl_sim.run_folder import RunFolder
-from fl_sim.scenario import Attack, Scenario
+from fl_sim.scenario import Scenario
 from fl_sim.scenario.sections import Privacy
 from fl_sim.scenario.source import configured_scenario
 from fl_sim.seeds import seed_for, seeded_layers
 from fl_sim.threads import one_thread
+from fl_sim.trackers.feed import Feed, build_trackers
 
 app = ServerApp()
 QUERY_TIMEOUT_SECONDS = 120.0
+logger = logging.getLogger(__name__)
 flower_log = logging.getLogger("flwr")  # whose lines `flwr run --stream` shows
 
 
@@ -75,7 +81,11 @@ class Server:
         resolve_device(scenario.device)  # likewise
         self.privacy = PrivacySpending.of(self.federation)  # likewise
         self._require_delta_read()
-        self.plans = [_plan(attack, self.federation.defenses) for attack in scenario.attack]
+        defenses = self.federation.defenses
+        self.plans = [plan_of(attack, defenses) for attack in scenario.attack]
+        pairs = enumerate(zip(scenario.attack, self.plans, strict=True))
+        self.after = frozenset(i for i, (attack, plan) in pairs if runs_after(attack, plan))
+        self.trackers = build_trackers([(one.name, one.options) for one in scenario.tracker])
         self.strategy = build_strategy(scenario.server.strategy, scenario.server.options)
 
     def run(self, grid: Grid) -> None:
@@ -83,14 +93,30 @@ class Server:
         scenario = self.scenario
         committed, arrays = self._start()
         offset = max(committed, 0)
-        if offset == scenario.rounds:
-            return
         ledger = RoundLedger(
             self.folder, defenses=self._defenses(), images=scenario.images, committed=committed
         )
+        is_owed = bool(PendingRounds(self.folder.pending).rounds())
+        if offset == scenario.rounds and not is_owed:
+            return
+        feed = Feed(self.trackers, self.folder.path)
+        feed.start(scenario.model_dump(mode="json"), None if committed < 0 else committed)
+        with feed.finishing(), contextlib.ExitStack() as stack:
+            if self.after or is_owed:
+                ledger.backlog = stack.enter_context(self._backlog(ledger))
+            if offset < scenario.rounds:
+                self._run_rounds(grid, ledger, feed, committed, arrays)
+            if ledger.backlog is not None:
+                ledger.backlog.settle()
+
+    def _run_rounds(
+        self, grid: Grid, ledger: RoundLedger, feed: Feed, committed: int, arrays: ArrayRecord
+    ) -> None:
+        """Train what is left."""
+        scenario, offset = self.scenario, max(committed, 0)
         clients = _identify(grid, scenario.data.clients, committed)
         guard = ReplyGuard(
-            self._audited(clients, ledger) if self.plans else self.strategy,
+            self._audited(clients, ledger),
             clients=clients,
             sample=self.federation.sampled_clients,
             on_quarantine=ledger.add_quarantined,
@@ -103,6 +129,7 @@ class Server:
             weights = {name: array.numpy() for name, array in arrays.items()}
             state = pack_state(self.strategy)
             ledger.commit(offset + round_since, measured, weights, state)
+            feed.committed()
             return MetricRecord({"accuracy": measured.accuracy, "loss": measured.loss})
 
         rounds = scenario.rounds - offset
@@ -121,6 +148,17 @@ class Server:
 
     def _audited(self, clients: Mapping[int, int], ledger: RoundLedger) -> Strategy:
         """Put the audit around the strategy."""
+        keeps = self.scenario.server.capture
+        if not (self.plans or keeps):
+            return self.strategy
+        captures, recipe = CaptureFolder(self.folder.captures), self.federation.recipe
+
+        def take_over(update: Update, owed: Sequence[int]) -> None:
+            if keeps or owed:
+                captures.keep(update, recipe)
+            if owed:
+                ledger.add_owed(update.client, owed)
+
         return LeakageAudit(
             self.strategy,
             model=self.federation.build_model(),
@@ -133,6 +171,24 @@ class Server:
             defenses=self._defenses(),
             judge=ReplayJudge.of(self.federation),
             seed=self.scenario.seed,
+            take_over=take_over if keeps or self.after else None,
+            after=self.after,
+        )
+
+    def _backlog(self, ledger: RoundLedger) -> Backlog:
+        """Return what works off the attacks that are left for after the round."""
+        scenario = self.scenario
+        captures = CaptureFolder(self.folder.captures)
+        return Backlog(
+            captures.file,
+            PendingRounds(self.folder.pending),
+            Scene(tuple(scenario.attack), scenario.seed, scenario),
+            self.federation.recipe,
+            jobs=scenario.server.attack_jobs or spare_cores(),
+            most=scenario.server.attack_queue,
+            land=ledger.land,
+            drop=None if scenario.server.capture else captures.drop,
+            on_progress=lambda left: logger.info("%d updates wait for their attacks", left),
         )
 
     def _measure(self, server_round: int, arrays: ArrayRecord, replies: int) -> Measured:
@@ -170,23 +226,6 @@ class Server:
 
     def _defenses(self) -> str:
         return "+".join(stage.name for stage in self.scenario.defense) or "none"
-
-
-def _plan(attack: Attack, defenses: Chain) -> AttackPlan:
-    """Build an attack of a scenario."""
-    aware = attack.attacker == "aware"
-    try:
-        return AttackPlan.by_name(
-            attack.label,
-            attack.image,
-            label_options=attack.label_options,
-            image_options=attack.image_options,
-            knowledge=defenses.facts() if aware else (),
-            attacker=attack.attacker,
-            covers=attack.covers,
-        )
-    except ValueError as error:
-        raise UserError(str(error)) from error
 
 
 def _training(scenario: Scenario) -> LocalTraining:

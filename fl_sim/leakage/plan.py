@@ -45,6 +45,11 @@ class AttackPlan:
         names = [type(fact).__name__ for fact in self.knowledge if not isinstance(fact, used)]
         return ", ".join(names) or None
 
+    @property
+    def is_long(self) -> bool:
+        """Whether one of the attacks declares that it is too long for a round to wait for."""
+        return any(getattr(attack, "is_long", False) for attack in (self.label, self.image))
+
     @classmethod
     def by_name(
         cls,

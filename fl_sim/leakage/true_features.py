@@ -6,6 +6,7 @@ from torch import Tensor
 
 from attacks import GradientLeak
 from attacks.victim.network import Network
+from fl_sim.seeds import seeded_layers
 
 
 class TrueFeatures:
@@ -24,4 +25,8 @@ class TrueFeatures:
         Raises:
             NotApplicable: the network has no last linear layer that is used once.
         """
-        return Network.of(self._leak).double_features(images)
+        # Where layers draw: alike for all leaks, whichever is the first to trace the network.
+        with seeded_layers(0):
+            network = Network.of(self._leak)
+        with seeded_layers(0):
+            return network.double_features(images)

@@ -59,24 +59,76 @@ def build_model(
         "std": std,
         "init": init,
     }
-    for key in options.keys() & arguments.keys():
-        raise UserError(f"the options of model {name!r} can't set {key!r}: the simulator does")
     with seeded_layers(seed_for(seed, "model")):
-        try:
-            taken = _taken(name, arguments)
-            _require_taken(name, taken, bias, init)
-            if init == "default":
-                taken.pop("init", None)
-            model = fl_sim.MODELS.build(name, **taken, **options)
-        except ValueError as error:
-            given = f"; it gets what it takes of {', '.join(arguments)}, and model.options"
-            ending = given if str(error).endswith("required") else ""
-            raise UserError(f"{error}{ending}") from error
-        if not isinstance(model, nn.Module):
-            raise UserError(f"model {name!r} must be an nn.Module, found {type(model).__name__}")
-        model = model.float().eval()
+        model = _assemble(name, arguments, options)
         _check_output(name, model, input_shape, num_classes)
     return model
+
+
+def parameter_shapes(
+    name: str,
+    *,
+    options: Mapping[str, Any],
+    num_classes: int,
+    input_shape: Shape,
+    bias: bool,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    init: str = "default",
+) -> dict[str, torch.Size] | None:
+    """Return the shapes of a network's parameters, without the memory that they take.
+
+    Args:
+        name: as of `build_model`, and so are all others.
+        options: likewise.
+        num_classes: likewise.
+        input_shape: likewise.
+        bias: likewise.
+        mean: likewise.
+        std: likewise.
+        init: likewise.
+
+    Returns:
+        By name; None where a factory can't build without values.
+
+    Raises:
+        UserError: as of `build_model`.
+    """
+    arguments = {
+        "num_classes": num_classes,
+        "input_shape": input_shape,
+        "bias": bias,
+        "mean": mean,
+        "std": std,
+        "init": init,
+    }
+    try:
+        with seeded_layers(0), torch.device("meta"):
+            model = _assemble(name, arguments, options)
+    except UserError:
+        raise
+    except Exception:  # anyone's factory may need values
+        return None
+    return {name: parameter.shape for name, parameter in model.named_parameters()}
+
+
+def _assemble(name: str, arguments: Mapping[str, Any], options: Mapping[str, Any]) -> nn.Module:
+    """Call a factory with what it takes, and options."""
+    for key in options.keys() & arguments.keys():
+        raise UserError(f"the options of model {name!r} can't set {key!r}: the simulator does")
+    try:
+        taken = _taken(name, arguments)
+        _require_taken(name, taken, bias=arguments["bias"], init=arguments["init"])
+        if arguments["init"] == "default":
+            taken.pop("init", None)
+        model = fl_sim.MODELS.build(name, **taken, **options)
+    except ValueError as error:
+        given = f"; it gets what it takes of {', '.join(arguments)}, and model.options"
+        ending = given if str(error).endswith("required") else ""
+        raise UserError(f"{error}{ending}") from error
+    if not isinstance(model, nn.Module):
+        raise UserError(f"model {name!r} must be an nn.Module, found {type(model).__name__}")
+    return model.float().eval()
 
 
 def _taken(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -93,7 +145,7 @@ def _taken(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in arguments.items() if key in named}
 
 
-def _require_taken(name: str, taken: Mapping[str, Any], bias: bool, init: str) -> None:
+def _require_taken(name: str, taken: Mapping[str, Any], *, bias: bool, init: str) -> None:
     """Raise if the scenario sets what the factory has no parameter for."""
     ending = f"since {name} has no such parameter, found"
     if bias and "bias" not in taken:

@@ -2,63 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
-from fl_sim import wording
 from fl_sim.errors import UserError
 from fl_sim.leakage.headline import headline as headline_of
 from fl_sim.leakage.headline import strongest
-from fl_sim.leakage.leaks import Record
 from fl_sim.leakage.reasons import reasons
-from fl_sim.leakage.records import LeakageRecord, read_lines
-from fl_sim.leakage.summary import AttackSummary, by_round, summarize
+from fl_sim.leakage.summary import by_round
 from fl_sim.report import own_app, text
 from fl_sim.report.counted import counted_classes
 from fl_sim.report.examples import image_pairs, label_charts, mass_charts
 from fl_sim.report.figures import draw_figures
 from fl_sim.report.meaning import meaning
+from fl_sim.report.template import template
+from fl_sim.results.recorded import RecordedRun
 
 PAIRS_SHOWN, CHARTS_SHOWN, REASONS_SHOWN, ROUNDS_SHOWN = 24, 12, 20, 100
-
-
-class _Run(NamedTuple):
-    """What a run folder holds, images apart."""
-
-    described: dict[str, Any]
-    records: list[Record]
-    rounds: list[Record]
-    summaries: list[AttackSummary]
-
-    @classmethod
-    def read(cls, directory: Path) -> _Run:
-        """Read the folder's files.
-
-        Raises:
-            UserError: it has no `scenario.json`, or one of its files isn't what it should be.
-        """
-        described, records = _described(directory), _records(directory)
-        return cls(described, records, _lines(directory / "rounds.jsonl"), summarize(records))
-
-    @property
-    def scenario(self) -> dict[str, Any]:
-        """The scenario, or what was told of one's own app."""
-        found: dict[str, Any] = self.described["scenario"]
-        return found
-
-    @property
-    def is_audit(self) -> bool:
-        """Whether it is an audit of one's own app."""
-        return own_app.is_audit_of(self.described)
-
-    @property
-    def has_truth(self) -> bool:
-        """Whether its records are scored against the truth."""
-        return own_app.has_truth(self.described)
 
 
 def build_report(directory: Path) -> Path:
@@ -74,7 +35,7 @@ def build_report(directory: Path) -> Path:
         UserError: the folder has no `scenario.json`, or one of its files isn't what it should be;
             it is that of an audit of an app, and has no records.
     """
-    run = _Run.read(directory)
+    run = RecordedRun.read(directory)
     if run.is_audit and not run.records:
         raise UserError(
             f"{directory} holds no records: no update was attacked, since none came in or no "
@@ -86,7 +47,7 @@ def build_report(directory: Path) -> Path:
     figures.mkdir(exist_ok=True)
     for drawing in drawings:
         (figures / f"{drawing.name}.png").write_bytes(drawing.png)
-    page = _template().render(
+    page = template("report.html.md").render(
         _context(run, directory / "images"),
         figures={drawing.name: drawing for drawing in drawings},
     )
@@ -101,10 +62,10 @@ def headline(directory: Path) -> str:
     Raises:
         UserError: as of `build_report`.
     """
-    return _outcome(_Run.read(directory))
+    return _outcome(RecordedRun.read(directory))
 
 
-def _outcome(run: _Run) -> str:
+def _outcome(run: RecordedRun) -> str:
     if not run.records and not run.is_audit:
         is_finished = text.last_round(run.rounds) >= int(run.scenario.get("rounds", 0))
         found = text.unattacked(len(run.scenario.get("attack") or []), is_finished=is_finished)
@@ -113,7 +74,7 @@ def _outcome(run: _Run) -> str:
     return headline_of(run.records, run.summaries, has_truth=run.has_truth)
 
 
-def _context(run: _Run, images: Path) -> dict[str, Any]:
+def _context(run: RecordedRun, images: Path) -> dict[str, Any]:
     """Gather what the page shows, figures apart."""
     described, records, rounds, summaries = run
     scenario, has_truth = run.scenario, run.has_truth
@@ -154,7 +115,7 @@ def _context(run: _Run, images: Path) -> dict[str, Any]:
     return context | _of_an_audit(run, images) if run.is_audit else context
 
 
-def _of_an_audit(run: _Run, images: Path) -> dict[str, Any]:
+def _of_an_audit(run: RecordedRun, images: Path) -> dict[str, Any]:
     """Return what the page says otherwise of an app of one's own."""
     return {
         "is_audit": True,
@@ -163,49 +124,3 @@ def _of_an_audit(run: _Run, images: Path) -> dict[str, Any]:
         "holdings": own_app.holdings(run.records, run.summaries),
         "counted": counted_classes(images, run.summaries, run.scenario.get("class_names") or []),
     }
-
-
-def _described(directory: Path) -> dict[str, Any]:
-    path = directory / "scenario.json"
-    if not path.is_file():
-        raise UserError(f"{directory} is not a run folder: it has no scenario.json")
-    try:
-        run = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} isn't valid JSON: {error}") from error
-    if not isinstance(run, dict) or not isinstance(run.get("scenario"), dict):
-        raise UserError(f'{path} must hold an object with the key "scenario"')
-    return run
-
-
-def _records(directory: Path) -> list[Record]:
-    """Return the lines of `leakage.jsonl`, with the keys that came after they were written."""
-    keys = dict.fromkeys(field.name for field in dataclasses.fields(LeakageRecord))
-    records: list[dict[str, Any]] = [
-        keys | dict(line) for line in _lines(directory / "leakage.jsonl")
-    ]
-    for record in records:
-        for part in ("label", "image"):
-            if record[f"{part}_status"] == "RECOVERED":
-                record[f"{part}_certainty"] = "vouched"
-    return [*records]
-
-
-def _lines(path: Path) -> list[Record]:
-    try:
-        return list(read_lines(path))
-    except ValueError as error:
-        raise UserError(str(error)) from error
-
-
-def _template() -> Any:
-    environment = Environment(
-        loader=PackageLoader("fl_sim.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    for name in ("percent", "db", "scientific", "seconds", "number", "epsilon"):
-        environment.filters[name] = getattr(wording, name)
-    return environment.get_template("report.html.md")

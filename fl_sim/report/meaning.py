@@ -11,8 +11,8 @@ from attacks import IMAGE_ATTACKS, LABEL_ATTACKS
 from fl_sim.leakage.headline import strongest
 from fl_sim.leakage.leaks import Record
 from fl_sim.leakage.summary import AttackSummary
-from fl_sim.report.own_app import is_audit_of
 from fl_sim.report.text import privacy_word
+from fl_sim.results.recorded import is_audit_of
 from fl_sim.wording import count, epsilon, percent
 
 

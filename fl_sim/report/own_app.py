@@ -14,7 +14,6 @@ from typing import Any
 from fl_sim.leakage.headline import strongest
 from fl_sim.leakage.leaks import Record
 from fl_sim.leakage.summary import AttackSummary
-from fl_sim.origin import AUDIT
 from fl_sim.wording import NONE, count, listing, number
 
 CLIENTS_SHOWN, CLASSES_SHOWN = 50, 12
@@ -29,16 +28,6 @@ class Holding:
     labels: int
     images: int
     classes: str
-
-
-def is_audit_of(run: Mapping[str, Any]) -> bool:
-    """Say whether a run's description is that of an audit."""
-    return run.get("kind") == AUDIT
-
-
-def has_truth(run: Mapping[str, Any]) -> bool:
-    """Say whether a run's records are scored against the truth."""
-    return not is_audit_of(run) or bool(run["scenario"].get("has_judge"))
 
 
 def holdings(records: Sequence[Record], summaries: Sequence[AttackSummary]) -> list[Holding]:

@@ -33,6 +33,10 @@ INSTEAD = {
 """Keys of which a scenario has one: a change of either takes the place of the other."""
 
 
+TABLES = ("attack", "defense", "tracker")
+"""Keys that hold a list of tables."""
+
+
 def make_room(values: dict[str, Any], paths: Collection[str]) -> None:
     """Take out, in place, the keys that changes take the place of, unless these name both.
 
@@ -69,7 +73,7 @@ def change(values: dict[str, Any], path: str, value: Any) -> None:
     for depth, key in enumerate(keys[:-1]):
         slot = _slot(target, keys, depth)
         if isinstance(target, dict):
-            target.setdefault(key, [] if key in ("attack", "defense") else {})
+            target.setdefault(key, [] if key in TABLES else {})
         target = target[slot]
     target[_slot(target, keys, len(keys) - 1)] = value
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from attacks.registry import nearest
+from fl_sim.errors import UserError
+
+Validated = TypeVar("Validated", bound=BaseModel)
 
 _RULES = {
     "int_type": "a whole number",
@@ -28,6 +31,18 @@ _RULES = {
     "less_than_equal": "at most {le:.15g}",
 }
 """pydantic's type of error -> what the value must be; the letters are those of its context."""
+
+
+def validated(model: type[Validated], values: Mapping[str, Any]) -> Validated:
+    """Validate a mapping.
+
+    Raises:
+        UserError: names the first key that is wrong, the rule and the value found.
+    """
+    try:
+        return model.model_validate(dict(values))
+    except ValidationError as error:
+        raise UserError(describe(error, model)) from error
 
 
 def describe(error: ValidationError, root: type[BaseModel]) -> str:
@@ -50,10 +65,15 @@ def describe(error: ValidationError, root: type[BaseModel]) -> str:
         return f"{key}: is required, found none"
     if kind == "value_error":
         return f"{key}: {context['error']}" if key else str(context["error"])
-    rule = _RULES.get(kind, first["msg"].removeprefix("Input should be ")).format(**context)
+    rule = _RULES[kind].format(**context) if kind in _RULES else _own_rule(first["msg"])
     if field is not None and field.description:
         rule = field.description
     return f"{key}: must be {rule}, found {_show(first['input'])}"
+
+
+def _own_rule(message: str) -> str:
+    """Return pydantic's rule for a value, in one line; it may quote a pattern."""
+    return " ".join(message.removeprefix("Input should be ").split())
 
 
 def _walk(

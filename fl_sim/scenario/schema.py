@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from fl_sim import ENGINES
 from fl_sim.errors import UserError
 from fl_sim.scenario.changes import change, make_room, parse_change
-from fl_sim.scenario.errors import describe
+from fl_sim.scenario.errors import validated
 from fl_sim.scenario.sections import (
     Attack,
     Client,
@@ -27,10 +27,15 @@ from fl_sim.scenario.sections import (
     Privacy,
     Section,
     Server,
+    TrackerStage,
 )
 
 _ENGINES = " or ".join(repr(name) for name in ENGINES)
-_NOT_IN_RECORDS = {"name", "images", "engine", "rounds"}
+_NOT_IN_RECORDS: dict[str, Any] = {
+    **dict.fromkeys(("name", "images", "engine", "rounds", "tracker"), True),
+    "server": {"capture", "attack_jobs", "attack_queue"},
+    "attack": {"__all__": {"when"}},
+}
 """What changes no record: of more rounds, the first ones are those of fewer."""
 
 
@@ -54,6 +59,7 @@ class Scenario(Section):
     privacy: Privacy = Privacy()
     defense: list[DefenseStage] = Field([], description="tables, each headed [[defense]]")
     attack: list[Attack] = Field([], description="tables, each headed [[attack]]")
+    tracker: list[TrackerStage] = Field([], description="tables, each headed [[tracker]]")
 
     @field_validator("engine")
     @classmethod
@@ -91,10 +97,7 @@ class Scenario(Section):
         Raises:
             UserError: names the first key that is wrong, the rule and the value found.
         """
-        try:
-            return cls.model_validate(dict(values))
-        except ValidationError as error:
-            raise UserError(describe(error, cls)) from error
+        return validated(cls, values)
 
     @classmethod
     def load(
@@ -155,7 +158,8 @@ class Scenario(Section):
     def digest(self) -> str:
         """Return a hash of all that determines the records.
 
-        It doesn't depend on the name, the number of images kept or of rounds, or the engine.
+        It doesn't depend on the name, the number of images kept or of rounds, the engine or the
+        trackers.
         """
         values = self.determining()
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

@@ -17,7 +17,7 @@ from pydantic import (
 from attacks import IMAGE_ATTACKS, LABEL_ATTACKS, Registry
 from attacks.registry import nearest
 from defenses import DEFENSES
-from fl_sim import DATASETS, MODELS
+from fl_sim import DATASETS, MODELS, TRACKERS
 from fl_sim.optimizers import Name as Optimizer
 
 STRATEGIES = ("fedavg", "fedadam", "krum")
@@ -140,10 +140,13 @@ class Client(Section):
 
 
 class Server(Section):
-    """`[server]`: the strategy that aggregates, with its options."""
+    """`[server]`: the strategy that aggregates, and what is done with updates after the round."""
 
     strategy: str = "fedavg"
     options: Options = {}
+    capture: bool = False
+    attack_jobs: Positive | None = Field(default=None, description=_COUNT)
+    attack_queue: Positive = 1000
 
     @field_validator("strategy")
     @classmethod
@@ -177,6 +180,28 @@ class DefenseStage(BaseModel):
         return dict(self.model_extra or {})
 
 
+class TrackerStage(BaseModel):
+    """One `[[tracker]]`: a name, and the tracker's own options beside it."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True, allow_inf_nan=False)
+    name: str
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        return _registered(name, TRACKERS)
+
+    @model_validator(mode="after")
+    def _options_are_plain(self) -> TrackerStage:
+        _plain(self.options)
+        return self
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The tracker's keyword arguments."""
+        return dict(self.model_extra or {})
+
+
 class Privacy(Section):
     """`[privacy]`: how ε is stated."""
 
@@ -190,7 +215,7 @@ class Every(Section):
 
 
 class Attack(Section):
-    """One `[[attack]]`: who is attacked when, by what."""
+    """One `[[attack]]`: who is attacked when, by what; in the round, or after it."""
 
     label: str = "soft-label"
     image: str | None = None
@@ -201,6 +226,7 @@ class Attack(Section):
     clients: Literal["all"] | list[Annotated[int, Field(ge=0)]] = Field(
         "all", description='"all" or a list of client numbers (from 0)'
     )
+    when: Literal["round", "after"] | None = Field(default=None, description='"round" or "after"')
     label_options: Options = {}
     image_options: Options = {}
 

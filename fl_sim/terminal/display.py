@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from fl_sim.leakage.records import read_lines
 
@@ -49,10 +50,19 @@ def set_logging(verbose: bool, *, debug: bool) -> None:
         logging.getLogger("fl_sim").setLevel(logging.DEBUG)
 
 
-@contextmanager
-def progress(rounds: int) -> Iterator[Callable[[int, int, int], None]]:
-    """Show rounds and clients as bars, on a terminal only; each finished round is logged."""
-    bars = Progress(
+def rows_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """Return a table of text."""
+    table = Table(box=SIMPLE, pad_edge=False)
+    for heading in headings:
+        table.add_column(Text(heading), overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
+
+
+def progress_bars() -> Progress:
+    """Return bars on standard error, shown on a terminal only."""
+    return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
@@ -61,6 +71,12 @@ def progress(rounds: int) -> Iterator[Callable[[int, int, int], None]]:
         transient=True,
         disable=not _PROGRESS_CONSOLE.is_terminal,
     )
+
+
+@contextmanager
+def progress(rounds: int) -> Iterator[Callable[[int, int, int], None]]:
+    """Show rounds and clients as bars, on a terminal only; each finished round is logged."""
+    bars = progress_bars()
     all_rounds = bars.add_task("rounds", total=rounds)
     this_round = bars.add_task("clients", total=None)
 
@@ -70,6 +86,19 @@ def progress(rounds: int) -> Iterator[Callable[[int, int, int], None]]:
         bars.update(this_round, completed=replies, total=clients)
         if is_complete:
             logger.info("round %d of %d", server_round, rounds)
+
+    with bars:
+        yield on_progress
+
+
+@contextmanager
+def updates_progress() -> Iterator[Callable[[int, int], None]]:
+    """Show updates as a bar, on a terminal only."""
+    bars = progress_bars()
+    updates = bars.add_task("updates", total=None)
+
+    def on_progress(done: int, total: int) -> None:
+        bars.update(updates, completed=done, total=total)
 
     with bars:
         yield on_progress

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from attacks import IMAGE_ATTACKS, LABEL_ATTACKS
 from defenses import DEFENSES
-from fl_sim import DATASETS, MODELS
+from fl_sim import DATASETS, MODELS, TRACKERS
 from fl_sim.cli import app
 from fl_sim.errors import UserError
 from fl_sim.scenario import Scenario
@@ -260,6 +260,7 @@ def test_a_mistake_found_before_the_first_file_leaves_no_folder(simulation: Fake
         ("defenses", list(DEFENSES)),
         ("models", list(MODELS)),
         ("datasets", list(DATASETS)),
+        ("trackers", list(TRACKERS)),
         ("scenarios", ["baseline", "dp-noise", "label-smoothing", "mixup"]),
     ],
 )

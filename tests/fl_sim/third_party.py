@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import copy
+import json
+import os
+import signal
+import time
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -43,6 +47,43 @@ def patterns(*, classes: int = 4, examples: int = 60) -> Dataset:
 def linear(*, num_classes: int, input_shape: Any, bias: bool, mean: Any, std: Any) -> nn.Module:
     """Return a linear classifier."""
     return nn.Sequential(Normalize(mean, std), nn.Flatten(), nn.Linear(16, num_classes, bias=bias))
+
+
+def bottleneck(*, num_classes: int, bias: bool, mean: Any, std: Any, **_: Any) -> nn.Module:
+    """Return two linear layers."""
+    layers = [nn.Flatten(), nn.Linear(16, 3, bias=bias), nn.Linear(3, num_classes, bias=bias)]
+    return nn.Sequential(Normalize(mean, std), *layers)
+
+
+class EndsItsProcess(nn.Flatten):
+    """A linear classifier that ends the process that shows it an image, as a full memory does."""
+
+    def __init__(self, *, num_classes: int, bias: bool, **_: Any) -> None:
+        super().__init__()
+        self.head = nn.Linear(16, num_classes, bias=bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits (B, K) of no image."""
+        if images.any():
+            os._exit(7)
+        logits: Tensor = self.head(images.flatten(1))
+        return logits
+
+
+class TellsThreads(nn.Flatten):
+    """A linear classifier that prints on how many threads it is computed."""
+
+    def __init__(self, *, num_classes: int, bias: bool, **_: Any) -> None:
+        super().__init__()
+        self.head = nn.Linear(16, num_classes, bias=bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits (B, K)."""
+        told = {name: value for name, value in os.environ.items() if name.endswith("_THREADS")}
+        told["VECLIB_MAXIMUM_THREADS"] = os.environ["VECLIB_MAXIMUM_THREADS"]
+        print(json.dumps({"torch": torch.get_num_threads(), **told}))
+        logits: Tensor = self.head(images.flatten(1))
+        return logits
 
 
 def dropout(*, num_classes: int, mean: Any, std: Any, **_: Any) -> nn.Module:
@@ -310,3 +351,29 @@ def own(num_classes: int) -> nn.Module:
 def fixed() -> nn.Module:
     """Return a network by a factory that knows of none."""
     return nn.Sequential(nn.Flatten(), nn.Linear(16, 4))
+
+
+@dataclass(frozen=True)
+class Takes(LabelAttack):
+    """A formula that takes its time, and says so."""
+
+    is_long = True
+    seconds: float = 0.0
+
+    def recover(self, leak: GradientLeak, generator: torch.Generator) -> LabelRecovery:
+        """Sleep, then draw a guess and answer as the formula does."""
+        time.sleep(self.seconds)
+        return Formula().recover(leak, generator)
+
+
+@dataclass(frozen=True)
+class Dies(LabelAttack):
+    """An attack that takes its process down, on one of three updates."""
+
+    is_long = True
+
+    def recover(self, leak: GradientLeak, generator: torch.Generator) -> LabelRecovery:
+        """End, below Python."""
+        if float(torch.rand((), generator=generator)) < 1 / 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return Formula().recover(leak, generator)

@@ -113,8 +113,9 @@ def test_every_key_that_exists_is_shown(path: Path) -> None:
             shown[section].add(key[1])
     for name, model in sections.items():
         assert shown[name] == set(model.model_fields)
-    top_level = set(Scenario.model_fields) - sections.keys() - {"name", "defense"}
+    top_level = set(Scenario.model_fields) - sections.keys() - {"name", "defense", "tracker"}
     assert shown[""] == top_level
+    assert "\n# [[tracker]] " in path.read_text(encoding="utf-8")
 
 
 def test_scenarios_differ_in_their_defense_only() -> None:

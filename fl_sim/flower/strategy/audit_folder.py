@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import time
@@ -10,13 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from fl_sim.errors import UserError
-from fl_sim.flower.wire import LocalTraining
 from fl_sim.leakage.findings import Finding
 from fl_sim.leakage.kept_tensors import keep_some
-from fl_sim.leakage.plan import AttackPlan
 from fl_sim.leakage.records import append_lines, read_lines
 from fl_sim.leakage.table import table_text
 from fl_sim.origin import AUDIT, when_and_with
@@ -129,38 +124,3 @@ def _require_empty(path: Path) -> None:
         raise UserError(f"{rule} holds another run: name another, or remove it")
     if held:
         raise UserError(f"{rule} holds {held[0]!r}: name another")
-
-
-def describe_audit(
-    *,
-    model: nn.Module,
-    input_shape: tuple[int, int, int],
-    training: LocalTraining,
-    plans: Sequence[AttackPlan],
-    strategy: str,
-    **more: Any,
-) -> dict[str, Any]:
-    """Return what is audited as plain values, with keys as a scenario has them.
-
-    Args:
-        model: the network.
-        input_shape: (C, H, W).
-        training: how the clients train.
-        plans: the attacks.
-        strategy: the name of the strategy that is audited.
-        **more: further keys, with values that JSON has.
-    """
-    return {
-        "model": {
-            "name": type(model).__name__,
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "input_shape": list(input_shape),
-        },
-        "client": dataclasses.asdict(training),
-        "server": {"strategy": strategy},
-        "attack": [
-            {"label": plan.label_name, "image": plan.image_name, "attacker": plan.attacker}
-            for plan in plans
-        ],
-        **more,
-    }

@@ -19,8 +19,16 @@ from fl_sim.seeds import seeded_layers
 Log = Callable[[int, list[Finding]], None]
 
 
-def check_types(attacks: object, training: object, judge: object) -> None:
+def check_types(
+    attacks: object, training: object, judge: object, *, may_be_none: bool = False
+) -> None:
     """Raise unless an audit's parts are what they must be.
+
+    Args:
+        attacks: a list of them.
+        training: how the clients train.
+        judge: holds the truth, or None.
+        may_be_none: whether the list may be empty: updates are kept, for later.
 
     Raises:
         TypeError: attacks is no list, training no LocalTraining, or judge no Judge.
@@ -31,7 +39,7 @@ def check_types(attacks: object, training: object, judge: object) -> None:
             'attacks must be a list, as in ["soft-label"] or [("soft-label", "analytic")], found '
             f"{attacks!r}"
         )
-    if not attacks:
+    if not attacks and not may_be_none:
         raise ValueError("attacks must name at least one, found an empty list")
     if not isinstance(training, LocalTraining):
         raise TypeError(f"training must be a LocalTraining, found {type(training).__name__}")

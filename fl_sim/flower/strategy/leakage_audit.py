@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,10 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor, nn
 
-from attacks import GradientLeak, Normalization, Status
+from attacks import GradientLeak, Normalization
 from attacks.intake import plain_model, plain_names
-from fl_sim.flower.strategy.audit_folder import AuditFolder, describe_audit
+from fl_sim.capture.update import Auditor, Update, untranslated
+from fl_sim.flower.strategy.audit_folder import AuditFolder
 from fl_sim.flower.strategy.audit_options import (
     Log,
     check_keeping,
@@ -28,15 +28,14 @@ from fl_sim.flower.strategy.audit_options import (
     plan_of,
 )
 from fl_sim.flower.strategy.wrapper import Wrapper
-from fl_sim.flower.wire import LocalTraining, gradient_leak, load_tensors
-from fl_sim.leakage.audit import audit_leak
+from fl_sim.flower.wire import LocalTraining, load_tensors
 from fl_sim.leakage.findings import Finding, with_class_name
 from fl_sim.leakage.judge import Judge
 from fl_sim.leakage.plan import AttackPlan
-from fl_sim.leakage.records import LeakageRecord
-from fl_sim.leakage.true_features import TrueFeatures
+from fl_sim.origin import describe_audit
 
-logger = logging.getLogger(__name__)
+TakeOver = Callable[[Update, Sequence[int]], None]
+"""Takes an update, and the numbers of the attacks on it that are left to whoever takes it."""
 STEPS_KEY = "num-steps"
 """A metric in which clients may report their number of optimizer steps."""
 EXAMPLES_KEY = "num-examples"
@@ -69,6 +68,9 @@ class LeakageAudit(Wrapper):
         keep_images: how many of a round's recovered images, beside the judge's, stay in `out`;
             True keeps all, and without being asked for none does.
         seed: of the attacks' random draws.
+        take_over: called with each update and the numbers of the attacks that `after` leaves to
+            it, before the round goes on; None: all attacks run in the round.
+        after: numbers of such attacks.
 
     Raises:
         TypeError: base, model, attacks, training, judge, class_names or keep_images is of another
@@ -109,9 +111,11 @@ class LeakageAudit(Wrapper):
         class_names: Sequence[str] | None = None,
         keep_images: int | bool = False,
         seed: int = 0,
+        take_over: TakeOver | None = None,
+        after: Collection[int] = (),
     ) -> None:
         super().__init__(base)
-        check_types(attacks, training, judge)
+        check_types(attacks, training, judge, may_be_none=take_over is not None)
         check_keeping(keep_images, out, log)
         self.model = plain_model(model)
         self.plans = [plan_of(attack) for attack in attacks]
@@ -128,8 +132,10 @@ class LeakageAudit(Wrapper):
         self.seed = seed
         self._sent: dict[int, ArrayRecord] = {}
         self._metrics: dict[int, dict[str, Any]] = {}
-        self._loaded: tuple[ArrayRecord, nn.Module] | None = None
-        self._features: tuple[nn.Module, TrueFeatures] | None = None
+        self._loaded: tuple[ArrayRecord, dict[str, Tensor], nn.Module] | None = None
+        self.take_over = take_over
+        self.after = frozenset(after)
+        self._auditor = Auditor(self.plans, defenses=defenses, seed=seed, judge=judge)
         keep = None if keep_images is True else int(keep_images)
         self.folder = (
             None if out is None else AuditFolder(Path(out), self._about(), keep_images=keep)
@@ -139,7 +145,7 @@ class LeakageAudit(Wrapper):
         return describe_audit(
             model=self.model,
             input_shape=self.input_shape,
-            training=self.training,
+            training=dataclasses.asdict(self.training),
             plans=self.plans,
             strategy=type(self.base).__name__,
             defenses=self.defenses,
@@ -198,60 +204,45 @@ class LeakageAudit(Wrapper):
         return node if self.clients is None else self.clients[node]
 
     def _audit(self, server_round: int, reply: Message) -> list[Finding]:
-        """Run all plans on one reply; whatever goes wrong costs a record, never the round."""
+        """Run the round's plans on one reply; whatever goes wrong costs a record, no more."""
         client = self._client(reply)
-        place = LeakageRecord(round=server_round, client=client, defenses=self.defenses)
-        findings = []
-        leak: GradientLeak | str | None = None
-        for index, plan in enumerate(self.plans):
-            if not plan.covers(server_round, client):
-                continue
-            here = dataclasses.replace(
-                place,
-                attack=index,
-                attacker=plan.attacker,
-                unused_facts=plan.unused_facts,
-                label_attack=plan.label_name,
-                image_attack=plan.image_name,
-            )
-            if leak is None:
-                leak = self._translate(server_round, reply)
-            if isinstance(leak, str):
-                status = Status.NOT_APPLICABLE.value
-                record = dataclasses.replace(here, label_status=status, label_reason=leak)
-                findings.append(Finding(record))
-            else:
-                known = dataclasses.replace(leak, knowledge=plan.knowledge)
-                findings += audit_leak(
-                    known,
-                    plan,
-                    here,
-                    seed=self.seed,
-                    judge=self.judge,
-                    true_features=self._features_of(leak),
-                )
-        return findings
+        covering = [i for i, plan in enumerate(self.plans) if plan.covers(server_round, client)]
+        if not covering and self.take_over is None:
+            return []
+        update = self._update(server_round, reply)
+        chosen = covering
+        if self.take_over is not None and isinstance(update, Update):
+            self.take_over(update, [index for index in covering if index in self.after])
+            chosen = [index for index in covering if index not in self.after]
+        if not chosen:
+            return []
+        leak = update if isinstance(update, str) else self._leak(update)
+        return self._auditor.audit(leak, server_round=server_round, client=client, chosen=chosen)
 
-    def _translate(self, server_round: int, reply: Message) -> GradientLeak | str:
-        """Return the leak behind a reply, or why there is none."""
+    def _update(self, server_round: int, reply: Message) -> Update | str:
+        """Return the update in a reply, or why there is none."""
         if reply.has_error():
             return f"the client failed: {reply.error.reason}"
         try:
             metrics = {**_metrics(reply), **self._metrics.get(reply.metadata.src_node_id, {})}
-            training = self._training_of(metrics)
-            obstacle = training.obstacle(server_round)
-            if obstacle is not None:
-                return obstacle
-            return gradient_leak(
-                self._model_at(self._sent[reply.metadata.src_node_id]),
+            received, _ = self._received(self._sent[reply.metadata.src_node_id])
+            return Update(
+                server_round,
+                self._client(reply),
+                received,
                 _tensors(self._arrays(reply.content)),
-                training,
-                input_shape=self.input_shape,
-                normalization=self.normalization,
+                self._training_of(metrics),
+                self.input_shape,
+                self.normalization,
             )
         except Exception as error:  # whatever a client sent, it costs a record and no more
-            logger.warning("an update of round %d can't be audited: %s", server_round, error)
-            return f"the update can't be translated: {error or type(error).__name__}"
+            return untranslated(server_round, error)
+
+    def _leak(self, update: Update) -> GradientLeak | str:
+        assert self._loaded is not None
+        _, received, model = self._loaded
+        assert update.received is received
+        return update.leak(model)
 
     def _training_of(self, metrics: Mapping[str, Any]) -> LocalTraining:
         """Return how a client trained, by what it reports."""
@@ -261,19 +252,13 @@ class LeakageAudit(Wrapper):
         examples = _number(metrics, EXAMPLES_KEY, "examples")
         return self.training.of_client(examples=examples, steps=steps)
 
-    def _model_at(self, received: ArrayRecord) -> nn.Module:
-        """Return the network at the weights that a node received; one copy for all that share."""
-        if self._loaded is None or self._loaded[0] is not received:
-            model = copy.deepcopy(self.model)
-            load_tensors(model, _tensors(received))
-            self._loaded = (received, model.eval())
-        return self._loaded[1]
-
-    def _features_of(self, leak: GradientLeak) -> TrueFeatures:
-        """Return the true features of a leak's model; traced once for all that share it."""
-        if self._features is None or self._features[0] is not leak.model:
-            self._features = (leak.model, TrueFeatures(leak))
-        return self._features[1]
+    def _received(self, record: ArrayRecord) -> tuple[dict[str, Tensor], nn.Module]:
+        """Return what a node received, and the network at it; one copy for all that share it."""
+        if self._loaded is None or self._loaded[0] is not record:
+            model, received = copy.deepcopy(self.model), _tensors(record)
+            load_tensors(model, received)
+            self._loaded = (record, received, model.eval())
+        return self._loaded[1:]
 
     def _arrays(self, content: RecordDict) -> ArrayRecord:
         """Return the record with the most of the model's arrays; an empty one without any."""

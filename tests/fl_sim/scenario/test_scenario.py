@@ -69,7 +69,11 @@ PLAIN = "must hold finite numbers, strings, booleans, or lists and tables of the
         # keys
         ({"defenses": []}, "unknown key 'defenses'; did you mean 'defense'?"),
         ({"data": {"client": 3}}, "unknown key 'data.client'; did you mean 'clients'?"),
-        ({"server": {"zzz": 3}}, "unknown key 'server.zzz'; known: options, strategy"),
+        (
+            {"server": {"zzz": 3}},
+            "unknown key 'server.zzz'; known: attack_jobs, attack_queue, capture, options, "
+            "strategy",
+        ),
         (
             {"attack": [{}, {"labels": "idlg"}]},
             "unknown key 'attack.1.labels'; did you mean 'label'?",

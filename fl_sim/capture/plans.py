@@ -1,0 +1,105 @@
+"""From a scenario's attacks to what runs, here or in another process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from defenses import Chain
+from fl_sim.capture.update import Auditor
+from fl_sim.errors import UserError
+from fl_sim.federation import Federation
+from fl_sim.leakage.plan import AttackPlan
+from fl_sim.recipe import Recipe
+from fl_sim.replay_judge import ReplayJudge
+from fl_sim.scenario import Attack, Scenario
+
+
+def plan_of(attack: Attack, defenses: Chain) -> AttackPlan:
+    """Build an attack of a scenario.
+
+    Args:
+        attack: an `[[attack]]`.
+        defenses: the clients', of which an aware attacker knows the facts.
+
+    Raises:
+        UserError: it can't be built.
+    """
+    aware = attack.attacker == "aware"
+    try:
+        return AttackPlan.by_name(
+            attack.label,
+            attack.image,
+            label_options=attack.label_options,
+            image_options=attack.image_options,
+            knowledge=defenses.facts() if aware else (),
+            attacker=attack.attacker,
+            covers=attack.covers,
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def runs_after(attack: Attack, plan: AttackPlan) -> bool:
+    """Say whether an attack works off captures after the round: as told, or as it declares."""
+    return plan.is_long if attack.when is None else attack.when == "after"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Which attacks run on captures, and what they are judged by: all that a worker is told.
+
+    Args:
+        attacks: whose positions are their numbers in records and seeds.
+        seed: of the attacks' random draws.
+        scenario: that the captures come from, from which the truth is replayed; None: not known.
+    """
+
+    attacks: tuple[Attack, ...]
+    seed: int
+    scenario: Scenario | None = None
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return it as JSON has it."""
+        return {
+            "attacks": [attack.model_dump(mode="json") for attack in self.attacks],
+            "seed": self.seed,
+            "scenario": None if self.scenario is None else self.scenario.model_dump(mode="json"),
+        }
+
+    @classmethod
+    def from_plain(cls, values: Mapping[str, Any]) -> Scene:
+        """Take what `to_plain` returned.
+
+        Raises:
+            UserError: the scenario isn't valid.
+        """
+        told = values["scenario"]
+        return cls(
+            tuple(Attack.model_validate(attack) for attack in values["attacks"]),
+            values["seed"],
+            None if told is None else Scenario.parse(told),
+        )
+
+    def auditor(self, recipe: Recipe) -> Auditor:
+        """Return what attacks captures of networks of a recipe.
+
+        Raises:
+            UserError: an attack, a defense or the scenario's data can't be had.
+        """
+        judge = None
+        if self.scenario is not None:
+            judge = ReplayJudge.of(Federation.of(self.scenario))
+        return Auditor(
+            [plan_of(attack, recipe.defenses) for attack in self.attacks],
+            defenses=in_words(recipe, is_known=self.scenario is not None),
+            seed=self.seed,
+            judge=judge,
+        )
+
+
+def in_words(recipe: Recipe, *, is_known: bool) -> str:
+    """Return the clients' defenses for records; of an unknown federation there may be others."""
+    names = [stage.name for stage in recipe.defense]
+    return "+".join(names) or ("none" if is_known else "unknown")
