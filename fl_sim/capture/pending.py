@@ -62,7 +62,7 @@ class PendingRounds:
         return self.path / f"round-{server_round:05d}-client-{client:05d}.safetensors"
 
     def findings(self, server_round: int) -> list[Finding]:
-        """Return all findings of a round that owes nothing any more.
+        """Return all findings of a round that owes nothing any more, in the order of a round.
 
         Raises:
             UserError: a file is missing or damaged.
@@ -70,7 +70,7 @@ class PendingRounds:
         findings, owed = read_findings_file(self._file(server_round))
         for client in owed:
             findings += read_findings_file(self.answer(server_round, client))[0]
-        return findings
+        return sorted(findings, key=_turn)
 
     def drop(self, server_round: int) -> None:
         """Remove a round's files, its own first: without that, the rest is nothing."""
@@ -93,6 +93,11 @@ class PendingRounds:
 
     def _file(self, server_round: int) -> Path:
         return self.path / f"round-{server_round:05d}.safetensors"
+
+
+def _turn(finding: Finding) -> tuple[int, int]:
+    """Return what a round goes by: client after client, attack after attack."""
+    return finding.record.client or 0, finding.record.attack or 0
 
 
 def write_findings_file(path: Path, findings: Sequence[Finding], owed: Owed | None = None) -> None:

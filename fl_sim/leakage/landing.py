@@ -16,7 +16,7 @@ def land(
     """Write findings down: records by (client, attack, example), and images of some.
 
     Args:
-        findings: all of a round, those of an attack on a client in their own order.
+        findings: all of a round; of their images, the first are kept.
         log: appends lines, one for each record.
         images: where archives go.
         most: findings whose images are kept, of as many clients as there are.
@@ -24,8 +24,7 @@ def land(
     records = sorted((finding.record for finding in findings), key=_place)
     if records:
         log([record.to_json() for record in records])
-    in_order = sorted(findings, key=lambda finding: _place(finding.record)[:2])
-    shown = [f for f in in_order if f.record.example is not None or "mass" in f.tensors]
+    shown = [f for f in findings if f.record.example is not None or "mass" in f.tensors]
     for finding in from_all_clients(shown)[:most]:
         keep_tensors(images, finding)
 

@@ -188,7 +188,9 @@ def test_an_attack_that_takes_its_process_down_costs_its_record(tiny: Tiny, tmp_
     assert {r["label_status"] for r in records} == {"FAILED", "RECOVERED"}
 
 
+@pytest.mark.slow
 @pytest.mark.e2e
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="it looks for processes in /proc")
 def test_processes_end_with_the_run_that_is_killed(tiny_file: Path, tmp_path: Path) -> None:
     process = Process(tiny_file, tmp_path, seconds=60.0)
     process.wait_for(lambda: len(process.workers()) == 2)
