@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -132,8 +134,12 @@ def test_the_headline_says_between_what_it_lies(shares: list[float | None], sent
     assert said.replace("\u00a0", " ") == sentence
 
 
-def test_fl_sim_report_builds_it_again(sweep_folder: Path, tmp_path: Path) -> None:
+def test_fl_sim_report_builds_it_again_and_says_that_a_run_failed(
+    fl_sim: Callable[..., Any], sweep_folder: Path, tmp_path: Path
+) -> None:
     moved = tmp_path / "moved"
     shutil.copytree(sweep_folder, moved)
-    path = build_comparison(Comparison.of_sweep(moved), moved)
-    assert path == moved / "report.html"
+    ended = fl_sim("report", moved)
+    assert (ended.status, ended.stderr) == (1, "")
+    assert ended.stdout.splitlines()[-1] == str(moved / "report.html")
+    assert (moved / "table.csv").exists()
