@@ -75,6 +75,7 @@ class Server:
         resolve_device(scenario.device)  # likewise
         self.privacy = PrivacySpending.of(self.federation)  # likewise
         self._require_delta_read()
+        self.rounds = self._rounds()
         self.plans = [_plan(attack, self.federation.defenses) for attack in scenario.attack]
         self.strategy = build_strategy(scenario.server.strategy, scenario.server.options)
 
@@ -83,7 +84,7 @@ class Server:
         scenario = self.scenario
         committed, arrays = self._start()
         offset = max(committed, 0)
-        if offset == scenario.rounds:
+        if offset >= self.rounds:
             return
         ledger = RoundLedger(
             self.folder, defenses=self._defenses(), images=scenario.images, committed=committed
@@ -105,7 +106,7 @@ class Server:
             ledger.commit(offset + round_since, measured, weights, state)
             return MetricRecord({"accuracy": measured.accuracy, "loss": measured.loss})
 
-        rounds = scenario.rounds - offset
+        rounds = self.rounds - offset
         guard.start(grid, arrays, num_rounds=rounds, evaluate_fn=finish_round)
 
     def _start(self) -> tuple[int, ArrayRecord]:
@@ -125,7 +126,7 @@ class Server:
             self.strategy,
             model=self.federation.build_model(),
             attacks=self.plans,
-            training=_training(self.scenario),
+            training=_training(self.scenario, is_poisson=self.federation.defenses.is_poisson),
             input_shape=self.federation.dataset.input_shape,
             normalization=Normalization.of_range(0, 1),  # models normalise themselves
             log=ledger.add_findings,
@@ -160,6 +161,35 @@ class Server:
                 total += float(cross_entropy(logits, labels, reduction="sum"))
         return hits / count, total / count
 
+    def _rounds(self) -> int:
+        """Return how many rounds there are: all, or fewer, so that ε stays within its target.
+
+        Raises:
+            UserError: there is no ε, or it is beyond the target after one round.
+        """
+        target = self.scenario.privacy.epsilon_target
+        if target is None:
+            return self.scenario.rounds
+        if not all(self.privacy.claims):
+            raise UserError(
+                "privacy: epsilon_target belongs to a defense that guarantees an ε, "
+                f"found {target:g} without one"
+            )
+        rounds = self.privacy.rounds_within(target)
+        if rounds == 0:
+            first = self.privacy.epsilon(1)
+            found = "no guarantee" if first is None else f"{first:.3g}"
+            raise UserError(
+                f"privacy.epsilon_target must be at least the ε after one round, {found}, "
+                f"found {target:g}"
+            )
+        if rounds < self.scenario.rounds:
+            flower_log.info(
+                "ε would go beyond %g in round %d: training ends after round %d",
+                *(target, rounds + 1, rounds),
+            )
+        return rounds
+
     def _require_delta_read(self) -> None:
         delta = self.scenario.privacy.delta
         if delta != Privacy().delta and not any(self.privacy.claims):
@@ -189,11 +219,11 @@ def _plan(attack: Attack, defenses: Chain) -> AttackPlan:
         raise UserError(str(error)) from error
 
 
-def _training(scenario: Scenario) -> LocalTraining:
+def _training(scenario: Scenario, *, is_poisson: bool) -> LocalTraining:
     client = scenario.client
     return LocalTraining(
         lr=client.lr,
-        batch_size=client.batch_size,
+        batch_size=None if is_poisson else client.batch_size,
         local_steps=client.local_steps or 1,
         local_epochs=client.local_epochs,
         schedule="steps" if client.local_epochs is None else None,
