@@ -89,6 +89,19 @@ class ClippedGradient(Fact):
 
 
 @dataclass(frozen=True)
+class ClippedExamples(Fact):
+    """Each example's gradient is clipped, and noise is added to their sum.
+
+    Args:
+        clipping_norm: L2 bound on an example's gradient, above 0.
+        noise_multiplier: the noise's standard deviation in units of the norm, at least 0.
+    """
+
+    clipping_norm: float
+    noise_multiplier: float
+
+
+@dataclass(frozen=True)
 class ScaledGradient(Fact):
     """Each step's gradient is multiplied by a factor above 0 that is drawn."""
 

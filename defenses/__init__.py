@@ -31,6 +31,9 @@ DEFENSES = Registry(
             "defenses.learning_rate_noise:LearningRateNoise",
             "multiplies each step's gradient by a factor",
         ),
+        "dp-sgd": Entry(
+            "defenses.dp_sgd:DPSGD", "clips each example's gradient and adds noise to the sum"
+        ),
         "soteria": Entry(
             "defenses.soteria:Soteria", "prunes the columns of a layer that tell most"
         ),

@@ -89,6 +89,7 @@ class ClientStep:
         per_example_gradients: parameter name -> (B, *shape), computed when called; None before the
             loss is.
         place: the round, the step and the stage's state.
+        expected_examples: what a step takes on average, where its size is drawn; None elsewhere.
     """
 
     images: Tensor
@@ -97,6 +98,7 @@ class ClientStep:
     loss: Tensor | None = None
     per_example_gradients: Callable[[], Gradients] | None = None
     place: Place = Place()
+    expected_examples: int | None = None
 
 
 class Defense:
@@ -109,12 +111,23 @@ class Defense:
 
     draws: ClassVar[int] = 1
     """Raw examples that `on_batch` uses up for each training example that it returns."""
-    needs_train_mode: ClassVar[bool] = False
-    """Whether it has an effect only where the clients' network is in train mode."""
+    is_poisson: ClassVar[bool] = False
+    """Whether each example is drawn on its own at the rate B/n, so that batches vary in size."""
 
     def on_model(self, model: nn.Module, generator: torch.Generator) -> nn.Module:
         """Change the architecture, before anything is trained: the server's and all clients'."""
         return model
+
+    def check(self, model: nn.Module, plan: LocalPlan) -> None:
+        """Refuse, before anything is trained, what the defense can't do its work on.
+
+        Args:
+            model: the network, before this defense's `on_model`.
+            plan: how a client trains.
+
+        Raises:
+            ValueError: it doesn't fit them, in one sentence.
+        """
 
     def on_batch(self, step: ClientStep, generator: torch.Generator) -> ClientStep:
         """Change images and labels before the loss is computed.
@@ -154,6 +167,11 @@ class Chain:
     stages: Sequence[Defense]
 
     @property
+    def is_poisson(self) -> bool:
+        """Whether a stage asks for Poisson sampling."""
+        return any(stage.is_poisson for stage in self.stages)
+
+    @property
     def draws(self) -> int:
         """Raw examples for one training example."""
         product = 1
@@ -161,9 +179,22 @@ class Chain:
             product *= stage.draws
         return product
 
-    def on_model(self, model: nn.Module, generator_for: GeneratorFor) -> nn.Module:
-        """Pass a model through every stage."""
+    def on_model(
+        self, model: nn.Module, generator_for: GeneratorFor, plans: Sequence[LocalPlan] = ()
+    ) -> nn.Module:
+        """Pass a model through every stage.
+
+        Args:
+            model: the network.
+            generator_for: gives each stage its generator.
+            plans: how clients train; each stage is asked whether it fits them.
+
+        Raises:
+            ValueError: a stage doesn't.
+        """
         for index, stage in enumerate(self.stages):
+            for plan in plans:
+                stage.check(model, plan)
             model = stage.on_model(model, generator_for(index, "model"))
         return model
 

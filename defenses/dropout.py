@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import nn
@@ -18,6 +17,7 @@ from torch import nn
 from attacks.facts import DroppedUnits, Fact
 from defenses.base import Defense
 from defenses.parameters import require_number
+from defenses.privacy import LocalPlan
 
 ACTIVATIONS = (
     nn.ReLU,
@@ -68,14 +68,21 @@ class Dropout(Defense):
         p: the probability in [0, 1) with which one becomes 0; 0 changes nothing.
 
     Raises:
-        ValueError: p is outside, or the network has no activation modules.
+        ValueError: p is outside, the network has no activation modules, or clients train in eval
+            mode.
     """
 
     p: float = 0.5
-    needs_train_mode: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require_number("p", self.p, "in [0, 1)", lambda p: 0 <= p < 1)
+
+    def check(self, model: nn.Module, plan: LocalPlan) -> None:
+        """Refuse eval mode, in which nothing is dropped."""
+        if plan.mode != "train":
+            raise ValueError(
+                f'dropout acts in train mode alone: set client.mode = "train", found {plan.mode!r}'
+            )
 
     def on_model(self, model: nn.Module, generator: torch.Generator) -> nn.Module:
         """Put dropout behind every activation."""

@@ -22,12 +22,14 @@ class LocalPlan:
         share_size: examples that the client holds.
         local_epochs: passes over all of them, each in shuffled batches, that make up the steps;
             None where each step draws its batch anew.
+        mode: of batch norm and dropout, "eval" or "train".
     """
 
     local_steps: int
     batch_size: int
     share_size: int
     local_epochs: int | None = None
+    mode: Literal["eval", "train"] = "eval"
 
 
 @dataclass(frozen=True)

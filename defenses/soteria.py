@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from attacks.facts import Fact, LostColumns
 from defenses.base import ClientStep, Defense, Gradients
 from defenses.parameters import require_number
+from defenses.privacy import LocalPlan
 
 
 def telling_ratio(model: nn.Module, layer: nn.Module, images: Tensor) -> Tensor:
@@ -68,10 +69,9 @@ class Soteria(Defense):
     def __post_init__(self) -> None:
         require_number("pruning_rate", self.pruning_rate, "in [0, 1)", lambda rate: 0 <= rate < 1)
 
-    def on_model(self, model: nn.Module, generator: torch.Generator) -> nn.Module:
-        """Check that the layer is there."""
+    def check(self, model: nn.Module, plan: LocalPlan) -> None:
+        """Refuse a network without the layer."""
         self._name(model)
-        return model
 
     def on_gradient(
         self, step: ClientStep, gradients: Gradients, generator: torch.Generator

@@ -13,11 +13,12 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from attacks import facts as fact
 from defenses.base import ClientStep, Defense, replace_batch
 from defenses.parameters import require_choice, require_number
+from defenses.privacy import LocalPlan
 
 Kind = Literal["double-mix", "reverse", "recombine"]
 
@@ -55,6 +56,11 @@ def swap_halves(images: Tensor) -> Tensor:
     return torch.where(is_left, images, other)
 
 
+def _require_pairs(count: int) -> None:
+    if count % 2:
+        raise ValueError(f"pairs need an even number of examples in a batch, found {count}")
+
+
 @dataclass(frozen=True)
 class Vicinal(Defense):
     """Train on two mixes of each pair of neighbours in the batch.
@@ -75,11 +81,16 @@ class Vicinal(Defense):
         require_choice("kind", self.kind, get_args(Kind))
         require_number("alpha", self.alpha, "above 0", lambda alpha: alpha > 0)
 
+    def check(self, model: nn.Module, plan: LocalPlan) -> None:
+        """Refuse batches, the last one of an epoch among them, with an odd number of examples."""
+        last = plan.share_size % plan.batch_size if plan.local_epochs is not None else 0
+        _require_pairs(plan.batch_size)
+        _require_pairs(last)
+
     def on_batch(self, step: ClientStep, generator: torch.Generator) -> ClientStep:
         """Mix example 2i with example 2i+1, twice."""
         count, width = len(step.images), step.images.shape[-1]
-        if count % 2:
-            raise ValueError(f"pairs need an even number of examples in a batch, found {count}")
+        _require_pairs(count)
         if self.kind == "recombine":
             left = (width - width // 2) / width
             labels = mix_pairs(step.labels, torch.tensor([left, 1 - left]).repeat(count // 2))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn.functional import one_hot
 
-from defenses import DEFENSES, Chain, ClientStep, Defense, Place
+from defenses import DEFENSES, Chain, ClientStep, LocalPlan, Place
 from fl_sim.copies import copy_model
 from fl_sim.data import Dataset, build_dataset
 from fl_sim.data.partition import ALPHA, CLASSES, split
@@ -63,6 +63,17 @@ class Federation:
             return settings.local_steps or 1
         return settings.local_epochs * self._steps_an_epoch(client)
 
+    def plan(self, client: int) -> LocalPlan:
+        """Return how a client trains in a round."""
+        settings, share = self.scenario.client, len(self.shares[client])
+        return LocalPlan(
+            local_steps=self.local_steps(client),
+            batch_size=min(settings.batch_size * self.defenses.draws, share),
+            share_size=share,
+            local_epochs=settings.local_epochs,
+            mode=settings.mode,
+        )
+
     def reported_examples(self, client: int) -> int:
         """Return what a client reports as its examples, the weight of its update.
 
@@ -91,7 +102,8 @@ class Federation:
 
         Returns:
             B·draws images (N, C, H, W) and one-hot labels (N, K), where `draws` is what the
-            defenses use up for one training example; of the last batch of an epoch, fewer.
+            defenses use up for one training example; of the last batch of an epoch, fewer. Under
+            Poisson sampling B on average, or none.
         """
         chosen = torch.from_numpy(self._chosen(client, server_round, step))
         labels = one_hot(self.dataset.labels[chosen], self.dataset.num_classes).float()
@@ -104,6 +116,8 @@ class Federation:
         place = (server_round, client)
         if settings.local_epochs is None:
             generator = numpy_generator(self.scenario.seed, "batch", *place, step)
+            if self.defenses.is_poisson:
+                return share[generator.random(len(share)) < settings.batch_size / len(share)]
             return generator.choice(share, settings.batch_size * draws, replace=False)
         epoch, index = divmod(step, self._steps_an_epoch(client))
         generator = numpy_generator(self.scenario.seed, "epoch", *place, epoch)
@@ -186,36 +200,8 @@ def _federation(scenario: Scenario) -> Federation:
     except ValueError as error:
         raise UserError(str(error)) from error
     defenses = Chain(stages)
-    _require_batches(scenario, shares, defenses.draws)
-    federation = Federation(scenario, dataset, shares, defenses)
-    _require_fit(federation)
-    return federation
-
-
-def _require_fit(federation: Federation) -> None:
-    """Raise unless every defense can do its work: tried on the first step's batch of each client.
-
-    Raises:
-        UserError: a batch has a form that a defense doesn't take, or one would have no effect.
-    """
-    scenario, stages = federation.scenario, federation.defenses.stages
-    for given, stage in zip(scenario.defense, stages, strict=True):
-        if stage.needs_train_mode and scenario.client.mode != "train":
-            raise UserError(
-                f"defense {given.name!r} works while the network is in train mode alone: set "
-                f'client.mode = "train", found {scenario.client.mode!r}'
-            )
-    if all(type(stage).on_batch is Defense.on_batch for stage in stages):
-        return
-    for client in range(scenario.data.clients):
-        # The last one of an epoch may be smaller.
-        for step in {0, federation.local_steps(client) - 1}:
-            try:
-                federation.training_batch(client, 1, step)
-            except ValueError as error:
-                raise UserError(
-                    f"the batch of client {client} in step {step} can't be defended so: {error}"
-                ) from error
+    _require_batches(scenario, shares, defenses)
+    return Federation(scenario, dataset, shares, defenses)
 
 
 def _shares(scenario: Scenario, dataset: Dataset) -> list[NDArray[np.int64]]:
@@ -243,10 +229,18 @@ def _shares(scenario: Scenario, dataset: Dataset) -> list[NDArray[np.int64]]:
     return shares
 
 
-def _require_batches(scenario: Scenario, shares: Sequence[NDArray[np.int64]], draws: int) -> None:
+def _require_batches(
+    scenario: Scenario, shares: Sequence[NDArray[np.int64]], defenses: Chain
+) -> None:
     """Raise unless every client holds the examples of a step; in epochs, one and its partners."""
+    draws, is_poisson = defenses.draws, defenses.is_poisson
     in_epochs = scenario.client.local_epochs is not None
     needed = draws if in_epochs else scenario.client.batch_size * draws
+    if is_poisson and draws > 1:
+        raise UserError(
+            "a defense draws every example on its own (Poisson sampling), and another one mixes "
+            f"{draws} into one: leave one of them out"
+        )
     for client, share in enumerate(shares):
         if len(share) >= needed:
             continue
@@ -264,4 +258,6 @@ def _require_batches(scenario: Scenario, shares: Sequence[NDArray[np.int64]], dr
 
 @lru_cache(maxsize=2)
 def _initial_model(scenario: Scenario) -> nn.Module:
-    return Federation.of(scenario).recipe.build()
+    federation = Federation.of(scenario)
+    plans = {federation.plan(client) for client in range(scenario.data.clients)}
+    return federation.recipe.build(sorted(plans, key=str))

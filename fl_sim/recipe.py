@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from defenses import DEFENSES, Chain
+from defenses import DEFENSES, Chain, LocalPlan
 from fl_sim.errors import UserError
 from fl_sim.models.build import build_model, parameter_shapes
 from fl_sim.scenario.sections import DefenseStage, Model, Positive
@@ -72,11 +72,14 @@ class Recipe(Model):
         except ValueError as error:
             raise UserError(str(error)) from error
 
-    def build(self) -> nn.Module:
+    def build(self, plans: Sequence[LocalPlan] = ()) -> nn.Module:
         """Return the initial network, in eval mode; the same weights at every call.
 
+        Args:
+            plans: how clients are to train it, where they are; defenses are asked whether they fit.
+
         Raises:
-            UserError: it can't be built.
+            UserError: it can't be built, or a defense doesn't fit.
         """
         model = build_model(self.name, seed=self.seed, **self._told())
 
@@ -84,7 +87,7 @@ class Recipe(Model):
             return torch_generator(self.seed, "defense", stage, hook)
 
         try:
-            return self.defenses.on_model(model, draws).eval()
+            return self.defenses.on_model(model, draws, plans).eval()
         except ValueError as error:
             raise UserError(str(error)) from error
 

@@ -56,6 +56,9 @@ class ReplayJudge:
                 if not any(torch.equal(label, other) for other in labels):
                     labels.append(label)
         examples = list(found.values())
+        if not examples:  # drawn one by one, none was drawn
+            none = self.federation.client_batch(client, server_round, 0)
+            return Truth(none.images[:0], none.labels[:0])
         vary = any(len(labels) > 1 for _, labels, _ in examples)
         return Truth(
             torch.stack([image for image, _, _ in examples]),

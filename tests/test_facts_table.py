@@ -16,6 +16,7 @@ FACTS = [
 ]
 OPTIONS: dict[str, dict[str, Any]] = {
     "dp-noise": {"clipping_norm": 1.0, "noise_multiplier": 1.0},
+    "dp-sgd": {"clipping_norm": 0.1, "noise_multiplier": 1.0},
     "gradient-clipping": {"clipping_norm": 1.0},
 }
 DOCUMENT = Path(__file__).parents[1] / "docs" / "facts.md"

@@ -44,6 +44,7 @@ DEFENSES: dict[str, tuple[Stage, ...]] = {
     "pruning": tuple({"sparsity": s} for s in (0.5, 0.8, 0.95)),
     "quantization": tuple({"levels": s} for s in (4096, 256, 16)),
     "sign": ({}, {"error_feedback": True}),
+    "dp-sgd": tuple({"clipping_norm": 1.0, "noise_multiplier": z} for z in (1e-3, 1e-2, 0.1)),
     "dp-noise": tuple({"noise_std": s} for s in (1e-5, 1e-4, 1e-3)),
 }
 MIXING = ("label-smoothing", "mixup", "cutmix", "vicinal")

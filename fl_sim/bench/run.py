@@ -21,7 +21,7 @@ SUITES = {
         "label_batches",
         "label_mass",
     ),
-    "defenses": ("defense_strengths",),
+    "defenses": ("defense_strengths", "defense_mixes"),
     "images": ("image_batches", "image_masks", "image_convolutions"),
     "simulator": ("audit_overhead", "costs", "engines", "leakage", "leakage_noise", "privacy"),
 }

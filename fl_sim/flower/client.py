@@ -173,7 +173,8 @@ def _protected_gradient(
     client, server_round, step = at
     seed = seed_for(federation.scenario.seed, "layers", server_round, client, step)
     with seeded_layers(seed, device):
-        loss = cross_entropy(model(images), labels)
+        logits = model(images)
+        loss = cross_entropy(logits, labels) if len(labels) else logits.sum()
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     # A parameter that the loss doesn't reach has a gradient of zero.
     computed = torch.autograd.grad(loss, list(trained.values()), materialize_grads=True)
@@ -181,7 +182,8 @@ def _protected_gradient(
     if _overrides(federation.defenses, "on_gradient"):
         per_example = partial(_per_example_gradients, model, images, labels, seed)
         place = Place(server_round, step)
-        seen = ClientStep(images, labels, model, loss.detach(), per_example, place)
+        expected = federation.scenario.client.batch_size if federation.defenses.is_poisson else None
+        seen = ClientStep(images, labels, model, loss.detach(), per_example, place, expected)
         gradients, states = federation.defenses.on_gradient(seen, gradients, states, draws)
     for name, parameter in trained.items():
         parameter.grad = gradients[name]
@@ -218,6 +220,8 @@ def _per_example_gradients(
     They average to the batch's where no layer draws or mixes examples, mostly in eval mode.
     """
     trainable = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+    if not len(images):
+        return {name: p.new_zeros(0, *p.shape) for name, p in trainable.items()}
 
     def loss(parameters: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
         return cross_entropy(functional_call(model, parameters, (image[None],)), label[None])

@@ -23,6 +23,7 @@ class Measured:
         accuracy: on the test images, in [0, 1].
         loss: mean on the test images; it may be infinite or NaN.
         epsilon: ε in nats so far; None without a guarantee.
+        next_epsilon: after one more round; None where ε has no target.
         replies: number of replies that the round was made of.
     """
 
@@ -30,6 +31,7 @@ class Measured:
     loss: float
     epsilon: float | None
     replies: int
+    next_epsilon: float | None = None
 
 
 class RoundLedger:
@@ -118,6 +120,8 @@ class RoundLedger:
             "quarantined": len(self._left_out),
             "seconds": time.perf_counter() - self._started,
         }
+        if measured.next_epsilon is not None:
+            line["next_epsilon"] = measured.next_epsilon
         self._folder.commit(line, weights, state)
 
     def land(self, findings: Sequence[Finding]) -> None:

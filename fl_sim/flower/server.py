@@ -81,6 +81,7 @@ class Server:
         resolve_device(scenario.device)  # likewise
         self.privacy = PrivacySpending.of(self.federation)  # likewise
         self._require_delta_read()
+        self.rounds = self._rounds()
         defenses = self.federation.defenses
         self.plans = [plan_of(attack, defenses) for attack in scenario.attack]
         pairs = enumerate(zip(scenario.attack, self.plans, strict=True))
@@ -97,14 +98,14 @@ class Server:
             self.folder, defenses=self._defenses(), images=scenario.images, committed=committed
         )
         is_owed = bool(PendingRounds(self.folder.pending).rounds())
-        if offset == scenario.rounds and not is_owed:
+        if offset >= self.rounds and not is_owed:
             return
         feed = Feed(self.trackers, self.folder.path)
         feed.start(scenario.model_dump(mode="json"), None if committed < 0 else committed)
         with feed.finishing(), contextlib.ExitStack() as stack:
             if self.after or is_owed:
                 ledger.backlog = stack.enter_context(self._backlog(ledger))
-            if offset < scenario.rounds:
+            if offset < self.rounds:
                 self._run_rounds(grid, ledger, feed, committed, arrays)
             if ledger.backlog is not None:
                 ledger.backlog.settle()
@@ -132,7 +133,7 @@ class Server:
             feed.committed()
             return MetricRecord({"accuracy": measured.accuracy, "loss": measured.loss})
 
-        rounds = scenario.rounds - offset
+        rounds = self.rounds - offset
         guard.start(grid, arrays, num_rounds=rounds, evaluate_fn=finish_round)
 
     def _start(self) -> tuple[int, ArrayRecord]:
@@ -163,7 +164,7 @@ class Server:
             self.strategy,
             model=self.federation.build_model(),
             attacks=self.plans,
-            training=_training(self.scenario),
+            training=_training(self.scenario, is_poisson=self.federation.defenses.is_poisson),
             input_shape=self.federation.dataset.input_shape,
             normalization=Normalization.of_range(0, 1),  # models normalise themselves
             log=ledger.add_findings,
@@ -196,7 +197,10 @@ class Server:
         seed = seed_for(self.scenario.seed, "evaluation", server_round)
         with seeded_layers(seed, resolve_device(self.scenario.device)):
             accuracy, loss = self._evaluate(arrays)
-        return Measured(accuracy, loss, self.privacy.epsilon(server_round), replies)
+        epsilon, following = self.privacy.epsilon(server_round), None
+        if self.scenario.privacy.epsilon_target is not None:
+            following = self.privacy.epsilon(server_round + 1)
+        return Measured(accuracy, loss, epsilon, replies, following)
 
     def _evaluate(self, arrays: ArrayRecord) -> tuple[float, float]:
         """Return accuracy and mean loss on the server's test images."""
@@ -216,6 +220,35 @@ class Server:
                 total += float(cross_entropy(logits, labels, reduction="sum"))
         return hits / count, total / count
 
+    def _rounds(self) -> int:
+        """Return how many rounds there are: all, or fewer, so that ε stays within its target.
+
+        Raises:
+            UserError: there is no ε, or it is beyond the target after one round.
+        """
+        target = self.scenario.privacy.epsilon_target
+        if target is None:
+            return self.scenario.rounds
+        if not all(self.privacy.claims):
+            raise UserError(
+                "privacy: epsilon_target belongs to a defense that guarantees an ε, "
+                f"found {target:g} without one"
+            )
+        rounds = self.privacy.rounds_within(target)
+        if rounds == 0:
+            first = self.privacy.epsilon(1)
+            found = "no guarantee" if first is None else f"{first:.3g}"
+            raise UserError(
+                f"privacy.epsilon_target must be at least the ε after one round, {found}, "
+                f"found {target:g}"
+            )
+        if rounds < self.scenario.rounds:
+            flower_log.info(
+                "ε would go beyond %g in round %d: training ends after round %d",
+                *(target, rounds + 1, rounds),
+            )
+        return rounds
+
     def _require_delta_read(self) -> None:
         delta = self.scenario.privacy.delta
         if delta != Privacy().delta and not any(self.privacy.claims):
@@ -228,11 +261,11 @@ class Server:
         return "+".join(stage.name for stage in self.scenario.defense) or "none"
 
 
-def _training(scenario: Scenario) -> LocalTraining:
+def _training(scenario: Scenario, *, is_poisson: bool) -> LocalTraining:
     client = scenario.client
     return LocalTraining(
         lr=client.lr,
-        batch_size=client.batch_size,
+        batch_size=None if is_poisson else client.batch_size,
         local_steps=client.local_steps or 1,
         local_epochs=client.local_epochs,
         schedule="steps" if client.local_epochs is None else None,

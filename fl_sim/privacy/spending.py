@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from defenses.privacy import LocalPlan, Privacy
+from defenses.privacy import Privacy
 from fl_sim.federation import Federation
 from fl_sim.privacy.accountant import spent_epsilon
 from fl_sim.privacy.claims import claims_of
@@ -37,16 +39,17 @@ class PrivacySpending:
         """
         scenario, chain = federation.scenario, federation.defenses
         stages = [(s.name, d) for s, d in zip(scenario.defense, chain.stages, strict=True)]
-        plans = (
-            LocalPlan(
-                local_steps=federation.local_steps(client),
-                batch_size=min(scenario.client.batch_size * chain.draws, len(share)),
-                share_size=len(share),
-                local_epochs=scenario.client.local_epochs,
-            )
-            for client, share in enumerate(federation.shares)
-        )
+        plans = map(federation.plan, range(scenario.data.clients))
         return cls(federation, [claims_of(stages, plan) for plan in plans])
+
+    def rounds_within(self, target: float) -> int:
+        """Return after how many rounds, at most all, no client's ε is beyond a target."""
+        rounds = range(1, self.federation.scenario.rounds + 1)
+        return bisect_right(rounds, target, key=lambda r: self._epsilon_or_inf(r))
+
+    def _epsilon_or_inf(self, server_round: int) -> float:
+        found = self.epsilon(server_round)
+        return math.inf if found is None else found
 
     def epsilon(self, server_round: int) -> float | None:
         """Return the largest ε of any client after a round; None without a guarantee for all."""

@@ -67,8 +67,8 @@ def headline(directory: Path) -> str:
 
 def _outcome(run: RecordedRun) -> str:
     if not run.records and not run.is_audit:
-        is_finished = text.last_round(run.rounds) >= int(run.scenario.get("rounds", 0))
-        found = text.unattacked(len(run.scenario.get("attack") or []), is_finished=is_finished)
+        attacks = len(run.scenario.get("attack") or [])
+        found = text.unattacked(attacks, is_finished=run.is_finished)
         if found is not None:
             return found
     return headline_of(run.records, run.summaries, has_truth=run.has_truth)
@@ -78,7 +78,6 @@ def _context(run: RecordedRun, images: Path) -> dict[str, Any]:
     """Gather what the page shows, figures apart."""
     described, records, rounds, summaries = run
     scenario, has_truth = run.scenario, run.has_truth
-    planned = int(scenario.get("rounds", 0))
     failures = reasons(records)
     delta = float((scenario.get("privacy") or {}).get("delta", 1e-5))
     step = max(1, -(-len(rounds) // ROUNDS_SHOWN))
@@ -87,7 +86,7 @@ def _context(run: RecordedRun, images: Path) -> dict[str, Any]:
         "name": scenario.get("name", "scenario"),
         "outcome": _outcome(run),
         "setting": text.setting(scenario),
-        "notice": text.notice(records, rounds, planned),
+        "notice": text.notice(run),
         "cards": text.cards(summaries, rounds, delta, has_truth=has_truth),
         "delta": delta,
         "facts": text.facts(described, rounds),

@@ -10,6 +10,7 @@ from typing import Any
 from fl_sim.leakage.headline import strongest
 from fl_sim.leakage.leaks import Leak, Record, Share
 from fl_sim.leakage.summary import AttackSummary
+from fl_sim.results.recorded import RecordedRun
 from fl_sim.wording import NONE, count, db, epsilon, number, percent, scientific, seconds
 
 
@@ -37,14 +38,20 @@ def unattacked(attacks: int, *, is_finished: bool) -> str | None:
     return None if is_finished else "No update has been attacked yet."
 
 
-def notice(records: Sequence[Record], rounds: Sequence[Record], planned: int) -> str | None:
-    """Say what is missing from an unfinished run, or None."""
-    done = last_round(rounds)
+def notice(run: RecordedRun) -> str | None:
+    """Say what is missing from a run with fewer rounds than planned, or None."""
+    done, planned = run.last_round, int(run.scenario.get("rounds") or 0)
     if done >= planned:
         return None
+    if run.ended_by_target:
+        target, following = run.scenario["privacy"]["epsilon_target"], run.rounds[-1]
+        return (
+            f"Training ended after {done} of {count(planned, 'round')}: one more would have taken "
+            f"ε to {epsilon(following['next_epsilon'])}, beyond its target of {target:g}."
+        )
     verb = "is" if done == 1 else "are"
     sentence = f"This run is unfinished: {done} of {count(planned, 'round')} {verb} complete."
-    beyond = sum(record["round"] > done for record in records)
+    beyond = sum(record["round"] > done for record in run.records)
     if beyond:
         sentence += f" The page counts {count(beyond, 'line')} of a round that was interrupted."
     return sentence

@@ -148,7 +148,6 @@ class Comparison:
         for place, recorded, own in zip(folders, read, values, strict=True):
             if own not in cells:
                 cells.append(own)
-            last = recorded.rounds[-1]["round"] if recorded.rounds else 0
             runs.append(
                 ComparedRun.of(
                     str(place),
@@ -157,7 +156,7 @@ class Comparison:
                     cell=cells.index(own),
                     seed=recorded.scenario.get("seed"),
                     values=own,
-                    is_finished=recorded.is_audit or last >= recorded.scenario.get("rounds", 0),
+                    is_finished=recorded.is_finished,
                 )
             )
         return cls(f"{len(runs)} runs", keys, cells, runs)

@@ -44,6 +44,24 @@ class RecordedRun(NamedTuple):
         return is_audit_of(self.described)
 
     @property
+    def last_round(self) -> int:
+        """The last complete round, 0 before the first."""
+        return max((line["round"] for line in self.rounds), default=0)
+
+    @property
+    def ended_by_target(self) -> bool:
+        """Whether one more round would have taken ε beyond `privacy.epsilon_target`."""
+        target = (self.scenario.get("privacy") or {}).get("epsilon_target")
+        following = self.rounds[-1].get("next_epsilon") if self.rounds else None
+        return target is not None and following is not None and following > target
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether no round is left; an audit of one's own app has no planned end."""
+        planned = int(self.scenario.get("rounds") or 0)
+        return self.is_audit or self.last_round >= planned or self.ended_by_target
+
+    @property
     def has_truth(self) -> bool:
         """Whether its records are scored against the truth."""
         return not self.is_audit or bool(self.scenario.get("has_judge"))

@@ -110,15 +110,13 @@ class RunResult:
     @cached_property
     def _alone(self) -> Comparison:
         """The run's numbers, as a comparison with nothing else."""
-        seed, planned = (self.recorded.scenario.get(key) for key in ("seed", "rounds"))
-        done = self.recorded.rounds[-1]["round"] if self.recorded.rounds else 0
         run = ComparedRun.of(
             str(self.path),
             self.path,
             self.recorded,
             cell=0,
-            seed=seed,
+            seed=self.recorded.scenario.get("seed"),
             values={},
-            is_finished=planned is None or done >= planned,
+            is_finished=self.recorded.is_finished,
         )
         return Comparison(str(self.path), (), [{}], [run])

@@ -203,9 +203,12 @@ class TrackerStage(BaseModel):
 
 
 class Privacy(Section):
-    """`[privacy]`: how ε is stated."""
+    """`[privacy]`: how ε is stated, and how far it may go."""
 
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    epsilon_target: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="a number above 0"
+    )
 
 
 class Every(Section):

@@ -16,6 +16,7 @@ from defenses import DEFENSES, ClientStep, Defense, Place, WithState
 
 REQUIRED: dict[str, dict[str, Any]] = {
     "dp-noise": {"clipping_norm": 1.0, "noise_multiplier": 0.5},
+    "dp-sgd": {"clipping_norm": 0.1, "noise_multiplier": 1.0},
     "gradient-clipping": {"clipping_norm": 0.1},
 }
 """Options for the defenses that can't be built without."""

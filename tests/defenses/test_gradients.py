@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from attacks.facts import ClippedGradient, Decaying, LostColumns, ScaledGradient
-from defenses import ClientStep, Place
+from defenses import ClientStep, LocalPlan, Place
 from defenses.gradient_clipping import GradientClipping
 from defenses.learning_rate_noise import LearningRateNoise
 from defenses.outpost import Outpost, perturbing_probability
 from defenses.soteria import Soteria, telling_ratio
 from fl_sim.testing import build_seeded
+
+PLAN = LocalPlan(local_steps=1, batch_size=3, share_size=30)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -117,9 +119,9 @@ def test_soteria_loses_the_columns_that_tell_most(rate: float, lost: int) -> Non
 
 def test_soteria_needs_its_layer() -> None:
     with pytest.raises(ValueError, match="soteria needs a linear layer 'head', found 1, 3"):
-        Soteria(layer="head").on_model(make_model(), generator())
+        Soteria(layer="head").check(make_model(), PLAN)
     with pytest.raises(ValueError, match="soteria needs a linear layer, found none"):
-        Soteria().on_model(nn.Sequential(nn.Flatten(), nn.ReLU()), generator())
+        Soteria().check(nn.Sequential(nn.Flatten(), nn.ReLU()), PLAN)
 
 
 def test_outpost_prunes_each_layer_and_adds_noise_to_the_largest_squares() -> None:

@@ -6,8 +6,10 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from attacks.facts import Mixup
+from defenses import LocalPlan
 from defenses.base import ClientStep
 from defenses.cutmix import CutMix, paste_rectangles
 from defenses.vicinal import Kind, Vicinal, mix_pairs, swap_halves
@@ -97,6 +99,21 @@ def test_recombined_halves(width: int) -> None:
 def test_pairs_need_an_even_batch() -> None:
     with pytest.raises(ValueError, match="pairs need an even number of examples in a batch, found"):
         Vicinal().on_batch(make_step(3), generator())
+
+
+@pytest.mark.parametrize(
+    ("batch", "share", "epochs", "odd"),
+    [(4, 21, None, None), (3, 21, None, 3), (4, 22, 1, None), (4, 21, 1, 1)],
+)
+def test_odd_batches_are_refused_before_the_run(
+    batch: int, share: int, epochs: int | None, odd: int | None
+) -> None:
+    plan = LocalPlan(local_steps=6, batch_size=batch, share_size=share, local_epochs=epochs)
+    if odd is None:
+        Vicinal().check(nn.Flatten(), plan)
+        return
+    with pytest.raises(ValueError, match=f"even number of examples in a batch, found {odd}"):
+        Vicinal().check(nn.Flatten(), plan)
 
 
 def test_mix_pairs_values() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 
 import pytest
@@ -10,6 +11,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from attacks.facts import Bottleneck, DroppedUnits
+from defenses import LocalPlan
 from defenses.dropout import Dropout, with_dropout
 from defenses.precode import Precode, VariationalBottleneck
 from fl_sim.testing import build_seeded
@@ -46,7 +48,14 @@ def test_dropout_stands_behind_activations_and_acts_in_train_mode() -> None:
     assert abs(share - 0.25) < 5 * (0.25 * 0.75 / 10_000) ** 0.5
     assert dropped[dropped > 0].unique().tolist() == pytest.approx([1 / 0.75])
     assert list(dict(changed.named_parameters())) == list(dict(model.named_parameters()))
-    assert (Dropout(0.25).facts(), Dropout.needs_train_mode) == ((DroppedUnits(0.25),), True)
+    assert Dropout(0.25).facts() == (DroppedUnits(0.25),)
+
+
+def test_dropout_refuses_eval_mode() -> None:
+    plan = LocalPlan(local_steps=1, batch_size=1, share_size=1, mode="train")
+    Dropout().check(make_model(), plan)
+    with pytest.raises(ValueError, match=r"dropout acts in train mode alone: set client\.mode"):
+        Dropout().check(make_model(), dataclasses.replace(plan, mode="eval"))
 
 
 def test_no_dropout_changes_nothing() -> None:

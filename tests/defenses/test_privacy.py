@@ -13,6 +13,7 @@ from defenses.dp_noise import DPNoise
 PLAN = LocalPlan(local_steps=2, batch_size=3, share_size=40)
 OPTIONS: dict[str, dict[str, Any]] = {
     "dp-noise": {"clipping_norm": 0.5, "noise_multiplier": 3.0},
+    "dp-sgd": {"clipping_norm": 0.1, "noise_multiplier": 1.0},
     "gradient-clipping": {"clipping_norm": 0.5},
 }
 
@@ -22,7 +23,7 @@ def test_a_defense_claims_nothing_unless_it_says_so() -> None:
         name: DEFENSES.build(name, **OPTIONS.get(name, {})).privacy(PLAN) for name in DEFENSES
     }
     assert Defense().privacy(PLAN) is None
-    assert [name for name, claim in claims.items() if claim is not None] == ["dp-noise"]
+    assert [name for name, claim in claims.items() if claim is not None] == ["dp-sgd", "dp-noise"]
 
 
 def test_two_clipped_updates_differ_by_twice_the_norm() -> None:

@@ -16,6 +16,7 @@ from fl_sim.leakage.records import read_lines
 Tiny = Callable[..., Scenario]
 OPTIONS: dict[str, dict[str, Any]] = {
     "dp-noise": {"clipping_norm": 1.0, "noise_multiplier": 0.01},
+    "dp-sgd": {"clipping_norm": 0.1, "noise_multiplier": 1.0},
     "gradient-clipping": {"clipping_norm": 0.1},
 }
 SHORT: dict[str, dict[str, Any]] = {"soft-label-pso": {"particles": 20, "iterations": 5}}
@@ -42,7 +43,7 @@ def test_every_attack_meets_the_defense(name: str, tiny: Tiny, tmp_path: Path) -
         {
             "model": {"name": "fcn4"},
             "client.batch_size": 2 if name == "vicinal" else 1,
-            "client.mode": "train" if DEFENSES[name].needs_train_mode else "eval",
+            "client.mode": "train" if name == "dropout" else "eval",
             "defense": [{"name": name, **OPTIONS.get(name, {})}],
             "attack": [plan | {"attacker": who} for plan in plans for who in ("unaware", "aware")],
         }

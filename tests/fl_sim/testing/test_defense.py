@@ -19,6 +19,7 @@ from fl_sim.testing import ConformanceError, check_defense
 Fails = Callable[..., None]
 OPTIONS: dict[str, dict[str, Any]] = {
     "dp-noise": {"clipping_norm": 1.0, "noise_multiplier": 0.5},
+    "dp-sgd": {"clipping_norm": 0.1, "noise_multiplier": 1.0},
     "gradient-clipping": {"clipping_norm": 0.1},
 }
 """Parameters of those that can't be built without."""
