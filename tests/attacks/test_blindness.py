@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load, save
+from searches import SHORT
 
 from attacks import IMAGE_ATTACKS, LABEL_ATTACKS
 from fl_sim.testing.rules import difference
@@ -34,7 +35,7 @@ def test_a_leak_that_went_through_bytes_gives_the_same_answer(
     answers = []
     for leak in (victim.leak, rebuilt):
         labels = LABEL_ATTACKS.build(label_name)(leak, generator=torch.Generator().manual_seed(1))
-        attack = IMAGE_ATTACKS.build(image_name)
+        attack = IMAGE_ATTACKS.build(image_name, **SHORT.get(image_name, {}))
         image = attack(leak, labels, generator=torch.Generator().manual_seed(2))
         answers.append((labels, image))
     (labels, image), (other_labels, other_image) = answers
