@@ -35,6 +35,8 @@ SHRUNK = 1 - EXCESS**-0.5
 """By how much random combinations may shrink a singular value."""
 LARGEST = 4096
 """Unknowns up to which equations are counted: that takes derivatives twice as many."""
+HARMLESS = 1e-6
+"""Share of pixels in directions that leave the gradient as it is, up to which they are none."""
 CHUNK = 64
 """Combinations at once."""
 
@@ -87,12 +89,13 @@ def evidence_for(
         return Evidence(misfit, excess, torch.inf, end)
     matrix = _combined(problem, row, deviation, generator)
     values, directions = torch.linalg.eigh(matrix.T @ matrix)
-    floor = size * torch.finfo(values.dtype).eps * values[-1]
-    missing = int((values <= floor).sum())
-    if missing:
-        end = f"and so do images along {missing} of {size} directions"
+    shares = directions[:pixels].square()
+    is_lost = values <= size * torch.finfo(values.dtype).eps * values[-1]
+    # Logits of a free label may all be shifted, which is no image's matter.
+    if float(shares[:, is_lost].sum()) > HARMLESS:
+        end = f"and other images leave the same along {int(is_lost.sum())} of {size} directions"
         return Evidence(misfit, excess, torch.inf, end)
-    spread = (directions[:pixels].square() / values).sum(dim=1)
+    spread = (shares[:, ~is_lost] / values[~is_lost]).sum(dim=1)
     error = float(max(excess, 1.0) / SHRUNK * spread.mean().sqrt())
     return Evidence(misfit, excess, error)
 

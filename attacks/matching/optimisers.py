@@ -108,7 +108,8 @@ class LBFGS:
             return moved, History(rows, gradient, (), scale)
         s, y = rows - state.rows, gradient - state.gradient
         product = (s * y).sum(dim=1, keepdim=True)
-        tells = product > CURVATURE * y.square().sum(dim=1, keepdim=True)
+        least = torch.finfo(rows.dtype).tiny ** 0.5
+        tells = product > (CURVATURE * y.square().sum(dim=1, keepdim=True)).clamp(min=least)
         inverse = torch.where(tells, 1 / product, 0)
         bend = product / y.square().sum(dim=1, keepdim=True)
         scale = torch.where(tells, bend, state.scale)

@@ -113,7 +113,7 @@ def search(
         if stop.seconds is not None and time.monotonic() - started > stop.seconds:
             return _found(best, done, f"as {stop.seconds:g} seconds were over")
         if step >= settled and (step - settled) % stop.patience == 0:
-            is_flat = (best.losses > (1 - stop.least) * mark) | best.losses.isinf()
+            is_flat = (best.losses >= (1 - stop.least) * mark) | best.losses.isinf()
             if step > settled and bool(is_flat.all()):
                 return _found(best, done, "as nothing got better")
             mark = best.losses

@@ -142,8 +142,8 @@ class DifferentiableVictim:
 
 
 def mean_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return `mean_b(log Σ_k exp z_bk − Σ_k y_bk z_bk)` of logits and labels (B, K)."""
-    return (logits.logsumexp(dim=1) - (logits * labels).sum(dim=1)).mean()
+    """Return `mean_b Σ_k y_bk (log Σ_j exp z_bj − z_bk)` of logits and labels (B, K)."""
+    return ((logits.logsumexp(dim=1, keepdim=True) - logits) * labels).sum(dim=1).mean()
 
 
 def _set_train_mode(module: nn.Module) -> None:

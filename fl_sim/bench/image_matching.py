@@ -7,6 +7,7 @@ differences are paired.
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -65,20 +66,31 @@ def rows(*, quick: bool, seed: int) -> Iterator[dict[str, object]]:
         seed: of all draws.
     """
     networks = ("lenet",) if quick else ("convnet", "lenet")
-    length = 20 if quick else 200
+    length = 20 if quick else 150
     for network in networks:
         yield from _label_rows(network, 2 if quick else 15, length, seed)
     for network in networks:
-        yield from _feature_rows(network, 2 if quick else 10, length, seed)
+        yield from _speed_rows(network, 2 if quick else 10, seed)
     for network in networks:
-        yield from _quality_rows(network, 2 if quick else 10, length, seed)
+        yield from _quality_rows(network, 2 if quick else 6, length, seed)
     for network in networks:
-        for way, (rate, factor) in speeds(network, turns=2 if quick else 12, seed=seed).items():
-            yield _line("speed", network, setting=way, rate=round(rate), difference=factor)
+        yield from _feature_rows(network, 2 if quick else 8, length, seed)
     for network in networks:
         yield from _step_rows(network, (2,) if quick else (2, 5), length // 2, seed)
-    if not quick:
-        yield _resnet_row(40, seed)
+    if quick:
+        return
+    yield _resnet_row(20, seed)
+    if shutil.which("g++"):
+        for network in networks:
+            yield from _speed_rows(network, 10, seed, is_compiled=True)
+
+
+def _speed_rows(
+    network: str, turns: int, seed: int, *, is_compiled: bool = False
+) -> Iterator[dict[str, object]]:
+    measured = speeds(network, turns=turns, seed=seed, is_compiled=is_compiled)
+    for way, (rate, factor) in measured.items():
+        yield _line("speed", network, setting=way, rate=round(rate), difference=factor)
 
 
 def _label_rows(network: str, count: int, length: int, seed: int) -> Iterator[dict[str, object]]:
