@@ -27,17 +27,17 @@ from attacks.types import GradientLeak
 
 FIT = 4.0
 """Root mean square of what is left, in standard deviations, up to which it is rounding."""
-ROUNDINGS = 4.0
+COMPUTED = 4.0
 """Roundings of a layer's size that computing its gradient costs."""
-EXCESS = 2
+OVERSAMPLING = 2
 """Combinations of equations for each unknown."""
-SHRUNK = 1 - EXCESS**-0.5
+SHRUNK = 1 - OVERSAMPLING**-0.5
 """By how much random combinations may shrink a singular value."""
-LARGEST = 4096
+COUNTED = 1024
 """Unknowns up to which equations are counted: that takes derivatives twice as many."""
 HARMLESS = 1e-6
 """Share of pixels in directions that leave the gradient as it is, up to which they are none."""
-CHUNK = 64
+AT_ONCE = 64
 """Combinations at once."""
 
 
@@ -81,8 +81,8 @@ def evidence_for(
             misfit, excess, None, "more than rounding leaves, so that nothing vouches for them"
         )
     size, pixels = problem.unknowns.size, problem.unknowns.pixels
-    if size > LARGEST:
-        end = f"which with {size} unknowns, more than {LARGEST}, isn't examined further"
+    if size > COUNTED:
+        end = f"which with {size} unknowns, more than {COUNTED}, isn't examined further"
         return Evidence(misfit, excess, None, end)
     if deviation.numel() < size:
         end = f"and {deviation.numel()} equations don't determine {size} unknowns"
@@ -104,7 +104,7 @@ def _deviation(problem: Problem, leak: GradientLeak) -> Tensor:
     """Return the standard deviation (P,) of rounding in what was sent."""
     parts = []
     for name, sent in problem.given.target.items():
-        computed = ROUNDINGS * leak.roundoff(name) * sent.square().mean().sqrt()
+        computed = COMPUTED * leak.roundoff(name) * sent.square().mean().sqrt()
         parts.append(leak.rounding(name).square().add(computed**2).sqrt().reshape(-1))
     whole = torch.cat(parts)
     return whole.clamp(min=float(whole.max()) * 1e-12)
@@ -114,7 +114,7 @@ def _combined(
     problem: Problem, row: Tensor, deviation: Tensor, generator: torch.Generator
 ) -> Tensor:
     """Return random combinations (2n, n) of the equations, each over its deviation."""
-    count = EXCESS * problem.unknowns.size
+    count = OVERSAMPLING * problem.unknowns.size
 
     def rows_of(weights: Tensor, at: Tensor) -> tuple[Tensor]:
         pull = vjp(problem.gradient, at)[1]
@@ -122,7 +122,7 @@ def _combined(
         return found
 
     combined = []
-    for _ in range(0, count, CHUNK):
-        weights = torch.randn(CHUNK, len(deviation), generator=generator, dtype=row.dtype)
+    for _ in range(0, count, AT_ONCE):
+        weights = torch.randn(AT_ONCE, len(deviation), generator=generator, dtype=row.dtype)
         combined.append(rows_of(weights / deviation / count**0.5, row)[0])
     return torch.cat(combined)[:count]

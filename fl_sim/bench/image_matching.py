@@ -43,9 +43,9 @@ NOTES = (
     "Rows `feature`: `feature-matching` under the same noise, on mixed-up examples; `difference` "
     "is against weight 0.",
     "Rows `quality`: no noise, the true label given, beside a plain loop from the same starts.",
-    "Rows `speed`: gradient evaluations a second, the best of several short turns that the ways "
-    "take one after another, so that all see the same load; `difference` is how many times as "
-    "many as a plain loop of double backward does for one victim after another.",
+    "Rows `speed`: gradient evaluations a CPU second on one thread, the best of several short "
+    "turns that the ways take one after another; `difference` is how many times as many as a "
+    "plain loop of double backward does for one victim after another.",
     "Rows `steps`: full batches of two images, rate 0.1, float32 weights; the true labels given.",
     "`found` is the share of images that are nearer to their original than to "
     "other photographs, up to 1,000; `mean image` is the PSNR of a guess that saw no gradient.",
@@ -431,7 +431,7 @@ def _line(
         "found": found,
         "mean image dB": mean_image,
         "called recovered": claimed,
-        "evaluations a second": rate,
+        "evaluations a CPU second": rate,
         "CPU seconds": seconds,
     }
 

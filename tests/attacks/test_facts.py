@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from searches import SHORT
 
 from attacks import IMAGE_ATTACKS, LABEL_ATTACKS, GradientLeak
 from attacks.facts import (
@@ -109,11 +108,12 @@ def test_an_attack_names_the_facts_that_it_reads(
     make_model: Build,
     make_label: Build,
     make_victim: Build,
+    short_options: Build,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Those that name none read none; `auto` names those of all that it may ask."""
     registry = LABEL_ATTACKS if name in LABEL_ATTACKS else IMAGE_ATTACKS
-    attack = registry.build(name, **SHORT.get(name, {}))
+    attack = registry.build(name, **short_options(name))
     label = make_label(10, "label-smoothing", np.random.default_rng(0))
     leak = make_victim(make_model(10, bias=name in ("bias-ratio", "ilrg")), label).leak
     labels = LABEL_ATTACKS.build("soft-label")(leak, generator=torch.Generator())
