@@ -48,7 +48,8 @@ NOTES = (
     "plain loop of double backward does for one victim after another.",
     "Rows `steps`: full batches of two images, rate 0.1, float32 weights; the true labels given.",
     "`found` is the share of images that are nearer to their original than to "
-    "other photographs, up to 1,000; `mean image` is the PSNR of a guess that saw no gradient.",
+    "other photographs, up to 1,000; `mean image` is the PSNR of a guess that saw no gradient: "
+    "rows below it learned nothing that shows in pixels, `lenet` and `resnet18` at these lengths.",
     initial_weights("lenet", "convnet", "resnet18"),
 )
 NOISE = 1e-2
