@@ -74,6 +74,25 @@ IMAGE_ATTACKS = Registry(
             "attacks.images.relu_fit:ReLUFit",
             "exact image from convolutions with ReLU or leaky ReLU, one example, by a short fit",
         ),
+        "dlg": Entry(
+            "attacks.images.dlg:DLG", "images by matching the gradient in squares, with L-BFGS"
+        ),
+        "inverting-gradients": Entry(
+            "attacks.images.inverting_gradients:InvertingGradients",
+            "images by cosine distance and total variation, with signed Adam",
+        ),
+        "gradinversion": Entry(
+            "attacks.images.gradinversion:GradInversion",
+            "images by layers' distances, batch norm's statistics and starts that agree",
+        ),
+        "feature-matching": Entry(
+            "attacks.images.feature_matching:FeatureMatching",
+            "inverting-gradients with the recovered feature and soft label as further terms",
+        ),
+        "auto": Entry(
+            "attacks.images.auto:Auto",
+            "the strongest image attack that applies to a leak, by a fixed order",
+        ),
     },
     group="fl_sim.image_attacks",
 )

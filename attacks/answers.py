@@ -271,6 +271,8 @@ class ExampleImage(Verdict):
             where there is none.
         error: root mean square error in pixels, relative to their range, as the attack estimates
             it; None where it can't.
+        spread: (C, H, W) float64, standard deviation of each pixel over the starts of a search,
+            which is small where they agree; None without several starts.
 
     Raises:
         TypeError: a part is of another type.
@@ -281,10 +283,12 @@ class ExampleImage(Verdict):
     image: Tensor | None = None
     residual: float | None = None
     error: float | None = None
+    spread: Tensor | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _require_tensor("image", self.image, "CHW")
+        _require_tensor("spread", self.spread, "CHW")
         _require_measure("residual", self.residual)
         _require_measure("error", self.error)
         if self.status is Status.RECOVERED and self.image is None:
@@ -307,6 +311,9 @@ class Reconstruction(BatchVerdict):
             gave up before.
         pixel_range: the images' least and largest value: [0, 1], or where the leak doesn't say
             what became of pixels before the model, and its input isn't in [0, 1], that input's.
+        gradient_evaluations: how often a search computed the model's gradient, over all starts: the
+            cost that compares across machines; None of attacks that don't search so.
+        method: the attack that did the work, by its registered name, where another one chose it.
 
     Raises:
         TypeError: a part is of another type.
@@ -315,6 +322,8 @@ class Reconstruction(BatchVerdict):
 
     examples: tuple[ExampleImage, ...] = ()
     pixel_range: tuple[float, float] = (0.0, 1.0)
+    gradient_evaluations: int | None = None
+    method: str | None = None
 
     _example_type: ClassVar[type] = ExampleImage
 
@@ -331,6 +340,11 @@ class Reconstruction(BatchVerdict):
             raise ValueError(
                 f"pixel_range must be two finite numbers, the lower first, found {ends!r}"
             )
+        count = self.gradient_evaluations
+        if count is not None and not (isinstance(count, int) and count >= 0):
+            raise ValueError(
+                f"gradient_evaluations must be a whole number or None, found {count!r}"
+            )
         low, high = ends
         for example in self.examples:
             image = example.image
@@ -340,11 +354,15 @@ class Reconstruction(BatchVerdict):
 
     @classmethod
     def of(
-        cls, examples: Sequence[ExampleImage], *, pixel_range: tuple[float, float] = (0.0, 1.0)
+        cls,
+        examples: Sequence[ExampleImage],
+        *,
+        pixel_range: tuple[float, float] = (0.0, 1.0),
+        gradient_evaluations: int | None = None,
     ) -> Reconstruction:
         """Put a batch's answer together: its status is that of most of the failures."""
         status, reason = _overall(examples, "images")
-        return cls(status, reason, tuple(examples), pixel_range)
+        return cls(status, reason, tuple(examples), pixel_range, gradient_evaluations)
 
     @functools.cached_property
     def images(self) -> Tensor | None:

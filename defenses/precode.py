@@ -21,17 +21,22 @@ from defenses.parameters import require_number, require_whole
 class _Penalty(torch.autograd.Function):
     """The identity on μ and log σ², whose backward adds the slope of `β · KL` to the loss's own."""
 
+    generate_vmap_rule = True  # for per-example gradients
+
     @staticmethod
-    def forward(ctx: Any, mean: Tensor, log_variance: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+    def forward(mean: Tensor, log_variance: Tensor, share: float) -> tuple[Tensor, Tensor]:
+        return mean.clone(), log_variance.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: Any) -> None:
+        mean, log_variance, ctx.share = inputs
         ctx.save_for_backward(mean, log_variance)
-        ctx.beta = beta
-        return mean.view_as(mean), log_variance.view_as(log_variance)
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, Tensor, None]:
         mean, log_variance = ctx.saved_tensors
-        share = ctx.beta / len(mean)  # the loss is a mean over the batch
-        return slopes[0] + share * mean, slopes[1] + share * (log_variance.exp() - 1) / 2, None
+        of_mean, of_log_variance = mean, (log_variance.exp() - 1) / 2
+        return slopes[0] + ctx.share * of_mean, slopes[1] + ctx.share * of_log_variance, None
 
 
 class VariationalBottleneck(nn.Module):
@@ -56,7 +61,8 @@ class VariationalBottleneck(nn.Module):
         """Draw in train and in eval mode alike: (B, D) -> (B, D)."""
         mean, log_variance = self.encoder(features).chunk(2, dim=1)
         if torch.is_grad_enabled():
-            mean, log_variance = _Penalty.apply(mean, log_variance, self.beta)
+            share = self.beta / len(mean)  # the loss is a mean over the batch
+            mean, log_variance = _Penalty.apply(mean, log_variance, share)
         drawn = mean + (log_variance / 2).exp() * torch.randn_like(mean)
         return torch.as_tensor(self.decoder(drawn))
 

@@ -91,10 +91,11 @@ ROOMS = {
     "convolution": {"", "numerics", "victim"},
     "masks": {"", "numerics", "victim", "one_example", "batch", "dense"},
     "unrolled": {"", "numerics", "victim", "batch", "dense", "masks"},
+    "matching": {"", "numerics", "victim"},
     "labels": {
         *("", "numerics", "victim", "one_example", "batch", "counts", "dense", "masks", "unrolled")
     },
-    "images": {"", "numerics", "victim", "batch", "dense", "convolution", "unrolled"},
+    "images": {"", "numerics", "victim", "batch", "dense", "convolution", "unrolled", "matching"},
 }
 """What each room of `attacks` may import from, beside itself; "" is the package's own files."""
 

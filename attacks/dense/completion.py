@@ -35,7 +35,7 @@ SWEEPS = 500
 """Alternating least squares: most sweeps."""
 CONVERGED = 1e-14
 """Relative change at which they have converged."""
-AGREES = 0.05
+NEAR_ENOUGH = 0.05
 """Misfit on the entries that were sent, relative, from which nothing is put in."""
 
 
@@ -77,7 +77,7 @@ def _completed(leak: GradientLeak) -> GradientLeak:
         rows = [row, -row]
     tried = [predicted_gradients(layers, a) for a in rows]
     best = min(tried, key=lambda gradients: _misfit(layers, gradients))
-    if not _misfit(layers, best) <= AGREES:
+    if not _misfit(layers, best) <= NEAR_ENOUGH:
         return leak
     return _with_gradients(leak, network, layers, best)
 

@@ -46,7 +46,7 @@ class Network:
 
     def __init__(self, leak: GradientLeak) -> None:
         self.input_shape = leak.input_shape
-        self.module = _sharing_copy(leak.model)
+        self.module = sharing_copy(leak.model)
         self.dtype = next(self.module.parameters()).dtype
         self._normalization = leak.normalization
         self.linear = {n: m for n, m in self.module.named_modules() if isinstance(m, nn.Linear)}
@@ -198,7 +198,7 @@ def parameter_name(layer: str, part: str) -> str:
     return f"{layer}.{part}".lstrip(".")
 
 
-def _sharing_copy(model: nn.Module) -> nn.Module:
+def sharing_copy(model: nn.Module) -> nn.Module:
     """Copy the modules but share the tensors; the copy's hooks and mode are its own."""
     copies: dict[nn.Module, nn.Module] = {}
 

@@ -19,7 +19,7 @@ from attacks import (
     Status,
 )
 from fl_sim.leakage.attack_update import Answer
-from fl_sim.leakage.image_scores import psnr_db, score_image
+from fl_sim.leakage.image_scores import is_identified, psnr_db, score_image
 from fl_sim.leakage.judge import Baseline, Truth, score_labels
 from fl_sim.leakage.records import LeakageRecord
 from fl_sim.leakage.true_features import TrueFeatures
@@ -120,6 +120,8 @@ def _shared_fields(
         image_status=None if image is None else image.status.value,
         image_reason=None if image is None else image.reason,
         image_seconds=answer.image_seconds,
+        image_method=None if image is None else image.method,
+        gradient_evaluations=None if image is None else image.gradient_evaluations,
     )
 
 
@@ -158,6 +160,9 @@ def _answer(labels: LabelRecovery, image: Reconstruction | None, row: int) -> di
     if image is not None and image.examples:
         fields |= _verdict("image", image.examples[row])
         fields["image_bar"] = image.examples[row].error
+        spread = image.examples[row].spread
+        if spread is not None:
+            fields["image_spread"] = float(spread.square().mean().sqrt())
         if image.examples[row].image is not None:
             fields["image_low"], fields["image_high"] = image.pixel_range
     return fields
@@ -205,6 +210,7 @@ def _compare(
         found = image.examples[row].image if image.examples else None
         if found is not None and image.pixel_range == (0.0, 1.0):
             fields |= score_image(found, true_image)
+            fields["identified"] = is_identified(found, truth.images, example, baseline.others)
             if truth.originals is not None:
                 originals = truth.originals[example].double()
                 fields["psnr_original_db"] = max(psnr_db(found, one) for one in originals)

@@ -33,6 +33,8 @@ __all__ = [
 
 IMAGE_SHARE = 1e-2
 """How much an image's mean square error counts beside a label's L1 error when rows are paired."""
+OTHERS = 1000
+"""Images among which, beside a client's own, a recovered one has to find its original."""
 AUGMENTED = 1e-6
 """Smallest ε or share that counts as augmentation: float32 labels are exact to 1e-7."""
 
@@ -98,12 +100,14 @@ class Baseline:
         top1: the most frequent class.
         mass: (K,), the classes' shares, summing to 1.
         class_images: (K, C, H, W), each class's mean image, NaN without one; None if not known.
+        others: (M, C, H, W), images that no client trained on, M up to 1,000; None without any.
     """
 
     image: Tensor
     top1: int
     mass: Tensor
     class_images: Tensor | None = None
+    others: Tensor | None = None
 
     @classmethod
     def of(cls, images: Tensor, labels: Tensor, *, classes: int) -> Baseline:
@@ -122,6 +126,7 @@ class Baseline:
             int(torch.mode(labels).values),
             counts / counts.sum(),
             torch.stack(by_class),
+            images[:OTHERS],
         )
 
     def scores(self, true_image: Tensor, label: Tensor) -> dict[str, Any]:

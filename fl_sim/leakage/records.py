@@ -36,10 +36,15 @@ class LeakageRecord:
 
     `image_low` and `image_high` are the range of an image's values: 0 and 1, or what the model
     takes where the attacker doesn't know how the client's loader normalises; such an image isn't
-    scored. `psnr_original_db` compares it with the nearest of the images that the client's example
-    was mixed from. The line of a count attack stands for all examples of an update, each as often
-    as it was used: `mass_tv` is the total variation distance in [0, 1] between the recovered and
-    the true class shares (lower is better), `mass_irec` the share of instances recovered (higher is
+    scored. `image_method` is the attack that did the work where `image_attack` chose one,
+    `gradient_evaluations` what a search cost for the whole update, and `image_spread` the root mean
+    square over pixels of the standard deviation over its starts. `identified` says whether the
+    client's own image is the nearest to the recovered one, in pixels, among all that the client
+    trained on in the round and up to 1,000 others. `psnr_original_db` compares it with the nearest
+    of the images that the client's example was mixed from. The line of a count attack stands for
+    all examples of an update, each as often as it was used: `mass_tv` is the total variation
+    distance in [0, 1] between the recovered and the true class shares (lower is better),
+    `mass_irec` the share of instances recovered (higher is
     better). `unused_facts` names what an aware attacker knows of the defenses and its attacks don't
     take into account.
     """
@@ -83,10 +88,12 @@ class LeakageRecord:
     mass_irec: float | None = None
     mass_irec_chance: float | None = None
     image_attack: str | None = None
+    image_method: str | None = None
     image_status: str | None = None
     image_reason: str | None = None
     image_certainty: str | None = None
     image_bar: float | None = None
+    image_spread: float | None = None
     image_low: float | None = None
     image_high: float | None = None
     psnr_db: float | None = None
@@ -95,10 +102,12 @@ class LeakageRecord:
     ssim: float | None = None
     lpips: float | None = None
     lpips_reason: str | None = None
+    identified: bool | None = None
     baseline_psnr_db: float | None = None
     baseline_class_psnr_db: float | None = None
     image_residual: float | None = None
     image_seconds: float | None = None
+    gradient_evaluations: int | None = None
     schema: int = SCHEMA
 
     def to_json(self) -> str:

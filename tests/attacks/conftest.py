@@ -93,3 +93,10 @@ def make_label() -> Callable[[int, str, np.random.Generator], Tensor]:
 def make_victim() -> Callable[..., Victim]:
     """Returns a leak and the truth behind it."""
     return victim_of
+
+
+@pytest.fixture
+def short_options() -> Callable[[str], dict[str, Any]]:
+    """Returns options that make an image attack short, if it searches."""
+    searches = ("dlg", "inverting-gradients", "gradinversion", "feature-matching", "auto")
+    return lambda name: {"iterations": 2, "restarts": 1} if name in searches else {}

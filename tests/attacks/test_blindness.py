@@ -20,7 +20,12 @@ Build = Callable[..., Any]
 @pytest.mark.parametrize("image_name", list(IMAGE_ATTACKS))
 @pytest.mark.parametrize("label_name", list(LABEL_ATTACKS))
 def test_a_leak_that_went_through_bytes_gives_the_same_answer(
-    label_name: str, image_name: str, make_model: Build, make_label: Build, make_victim: Build
+    label_name: str,
+    image_name: str,
+    make_model: Build,
+    make_label: Build,
+    make_victim: Build,
+    short_options: Build,
 ) -> None:
     """No label, activation or hook of the victim rides along."""
     label = make_label(10, "label-smoothing", np.random.default_rng(1))
@@ -34,7 +39,7 @@ def test_a_leak_that_went_through_bytes_gives_the_same_answer(
     answers = []
     for leak in (victim.leak, rebuilt):
         labels = LABEL_ATTACKS.build(label_name)(leak, generator=torch.Generator().manual_seed(1))
-        attack = IMAGE_ATTACKS.build(image_name)
+        attack = IMAGE_ATTACKS.build(image_name, **short_options(image_name))
         image = attack(leak, labels, generator=torch.Generator().manual_seed(2))
         answers.append((labels, image))
     (labels, image), (other_labels, other_image) = answers

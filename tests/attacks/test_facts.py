@@ -102,16 +102,18 @@ def test_knowledge_is_a_tuple_of_facts(knowledge: Any, make_model: Build) -> Non
         GradientLeak(make_model(10), {}, 1, (1, 12, 12), knowledge=knowledge)
 
 
-@pytest.mark.parametrize("name", [*LABEL_ATTACKS, *IMAGE_ATTACKS])
+@pytest.mark.parametrize("name", [*LABEL_ATTACKS, *(n for n in IMAGE_ATTACKS if n != "auto")])
 def test_an_attack_names_the_facts_that_it_reads(
     name: str,
     make_model: Build,
     make_label: Build,
     make_victim: Build,
+    short_options: Build,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Those that name none read none."""
-    attack = (LABEL_ATTACKS if name in LABEL_ATTACKS else IMAGE_ATTACKS).build(name)
+    """Those that name none read none; `auto` names those of all that it may ask."""
+    registry = LABEL_ATTACKS if name in LABEL_ATTACKS else IMAGE_ATTACKS
+    attack = registry.build(name, **short_options(name))
     label = make_label(10, "label-smoothing", np.random.default_rng(0))
     leak = make_victim(make_model(10, bias=name in ("bias-ratio", "ilrg")), label).leak
     labels = LABEL_ATTACKS.build("soft-label")(leak, generator=torch.Generator())

@@ -19,11 +19,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "dp-sgd": {"clipping_norm": 0.1, "noise_multiplier": 1.0},
     "gradient-clipping": {"clipping_norm": 0.1},
 }
-SHORT: dict[str, dict[str, Any]] = {"soft-label-pso": {"particles": 20, "iterations": 5}}
+SHORT: dict[str, dict[str, Any]] = {
+    "soft-label-pso": {"particles": 20, "iterations": 5},
+    "dlg": {"iterations": 2, "restarts": 1},
+    **{name: {"iterations": 2} for name in ("inverting-gradients", "gradinversion", "auto")},
+    "feature-matching": {"iterations": 2},
+}
 """Options that make a search short."""
-
-
-QUICK = ("label-smoothing", "pruning", "precode")
+QUICK = ("pruning", "precode")
 """The others take five seconds each, and run with the slow tests."""
 
 
@@ -36,7 +39,12 @@ def test_every_attack_meets_the_defense(name: str, tiny: Tiny, tmp_path: Path) -
         for label in LABEL_ATTACKS
     ]
     plans += [
-        {"label": "soft-label", "image": image, "image_options": SHORT.get(image, {})}
+        {
+            "label": "soft-label",
+            "image": image,
+            "image_options": SHORT.get(image, {}),
+            "when": "round",
+        }
         for image in IMAGE_ATTACKS
     ]
     scenario = tiny("rounds=1", "data.clients=1").with_changes(

@@ -29,6 +29,7 @@ def test_the_documented_scenarios_are_there() -> None:
         "batch",
         "batch-of-digits",
         "fedavg",
+        "resnet",
     }
 
 
@@ -128,7 +129,7 @@ def test_scenarios_differ_in_their_defense_only() -> None:
             del attack["attacker"]
         return values
 
-    # Batches are about the network, epochs about how clients train.
-    compared = [p for p in FILES if p.stem not in ("batch", "batch-of-digits", "fedavg")]
+    # Batches and the ResNet are about the network, epochs about how clients train.
+    compared = [p for p in FILES if p.stem not in ("batch", "batch-of-digits", "fedavg", "resnet")]
     assert len(compared) >= 4
     assert all(rest(path) == rest(compared[0]) for path in compared)

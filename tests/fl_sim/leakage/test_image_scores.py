@@ -15,6 +15,7 @@ from fl_sim.leakage import image_scores
 from fl_sim.leakage.image_scores import (
     LPIPS_WEIGHTS,
     PSNR_CAP_DB,
+    is_identified,
     psnr_db,
     registered_psnr_db,
     score_image,
@@ -131,3 +132,15 @@ def test_lpips_needs_weights_that_are_at_hand(
     assert scores["lpips"] == pytest.approx(float(image.mean() / 2), rel=1e-6)
     assert scores["lpips_reason"] is None
     assert "32 × 32" in score_image(image[:, :31], image[:, :31])["lpips_reason"]
+
+
+def test_an_image_finds_its_original_or_another() -> None:
+    draws = torch.Generator().manual_seed(0)
+    own, others = torch.rand(2, 1, 4, 4, generator=draws), torch.rand(9, 1, 4, 4, generator=draws)
+    near = (0.9 * own[1] + 0.1 * own[0]).double()
+    assert is_identified(near, own, 1, others) is True
+    assert is_identified(near, own, 0, others) is False
+    assert is_identified(others[3].double(), own, 1, others) is False
+    # As near to another image as to its own, it finds neither; of one image it finds no other.
+    assert is_identified(near, torch.stack([own[1], own[1]]), 1) is False
+    assert is_identified(near, own[:1], 0) is None

@@ -147,7 +147,7 @@ PLAIN = "must hold finite numbers, strings, booleans, or lists and tables of the
         ),
         (
             {"defense": [{"name": "dp-noise", "noise_multiplier": 1}]},
-            "defense.0: defense 'dp-noise': noise_multiplier is relative to clipping_norm, found none",
+            "defense.0: defense 'dp-noise': noise_multiplier is relative to clipping_norm, found",
         ),
         (
             {"defense": [{"name": "mixup", "alpha": "x"}]},

@@ -21,7 +21,13 @@ from attacks import (
 from fl_sim.testing import check_image_attack
 
 Fails = Callable[..., None]
-OPTIONS: dict[str, dict[str, Any]] = {}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "dlg": {"iterations": 5, "restarts": 2},
+    "inverting-gradients": {"iterations": 3, "restarts": 2},
+    "gradinversion": {"iterations": 3, "restarts": 2},
+    "feature-matching": {"iterations": 3},
+    "auto": {"iterations": 3},
+}
 """Fewer iterations for those that optimise."""
 WELL = "well-formed"
 RECOVERED = Status.RECOVERED

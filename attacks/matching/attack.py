@@ -1,0 +1,336 @@
+"""What every image attack by optimisation does alike: labels, starts, the best, the verdict."""
+
+from __future__ import annotations
+
+import abc
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from attacks.answers import LabelRecovery, Reconstruction, Status
+from attacks.matching.answer import write_answer
+from attacks.matching.determined import Evidence, evidence_for
+from attacks.matching.evaluation import Given, Problem, evaluation_of
+from attacks.matching.models import Local, model_of
+from attacks.matching.objectives import Distance, Prior
+from attacks.matching.optimisers import Optimiser
+from attacks.matching.schedules import Schedule
+from attacks.matching.search import Found, Stop, search
+from attacks.matching.unknowns import Unknowns
+from attacks.types import GradientLeak, ImageAttack, NotApplicable
+from attacks.victim.differentiable import DifferentiableVictim
+from attacks.victim.network import Network
+from attacks.victim.require import require_values
+
+Labels = Literal["auto", "given", "free"]
+Precision = Literal["float32", "float64"]
+TOLERANCE_RMS = 10 ** (-50 / 20)
+"""Root mean square error that RECOVERED stays below: a PSNR of 50 dB."""
+COPIES = 12
+"""Copies of the gradient, and of what layers take, that one start holds at once."""
+
+
+@dataclass(frozen=True, eq=False)
+class Setup:
+    """What a method looks at beside the gradient.
+
+    Args:
+        distance: of gradients.
+        priors: of images.
+        watched: layers whose inputs priors look at.
+        features: (N, D), the recovered ones, where a prior takes them.
+    """
+
+    distance: Distance
+    priors: tuple[Prior, ...] = ()
+    watched: tuple[str, ...] = ()
+    features: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Starts(Found):
+    """What a search came to for one client.
+
+    Args:
+        redrawn: starts that were drawn anew, as their loss was never finite.
+    """
+
+    redrawn: int = 0
+
+
+@dataclass(frozen=True)
+class GradientMatching(ImageAttack):
+    """Look for images whose gradient is the one that was sent.
+
+    The best of all starts is the one with the least objective: the truth is never asked. Images
+    are pixels in [0, 1]; where the leak doesn't say how the client's loader normalises, the model
+    is taken to do so itself.
+
+    Args:
+        iterations: gradient evaluations of a start, at least 1.
+        restarts: starts, at least 1; they run together, as one.
+        labels: "given", as the label attack has them, soft ones too; "free", looked for along with
+            the images; or "auto", given where the label attack has one for every example.
+        local: the model of several local steps: "unrolled", "surrogate" or "naive"; see
+            `attacks.matching.models`.
+        patience: iterations without a better loss, at the last step length, that end the search.
+        seconds: most time, or None; with it, two runs may differ.
+        precision: of the search, "float32" or "float64".
+        is_compiled: whether a C++ compiler makes machine code of the objective first, which takes
+            about a minute and pays from some ten thousand iterations on.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
+
+    iterations: int = 4800
+    restarts: int = 1
+    labels: Labels = "auto"
+    local: Local = "unrolled"
+    patience: int = 400
+    seconds: float | None = None
+    precision: Precision = "float32"
+    is_compiled: bool = False
+
+    is_long: ClassVar[bool] = True
+    """An attack that takes minutes."""
+
+    def __post_init__(self) -> None:
+        for name in ("iterations", "restarts", "patience"):
+            value = getattr(self, name)
+            if not (isinstance(value, int) and value >= 1):
+                raise ValueError(f"{name} must be a whole number of at least 1, found {value!r}")
+        require_one_of("labels", self.labels, get_args(Labels))
+        require_one_of("local", self.local, get_args(Local))
+        require_one_of("precision", self.precision, get_args(Precision))
+        if self.seconds is not None and not self.seconds > 0:
+            raise ValueError(f"seconds must be above 0 or None, found {self.seconds}")
+
+    @abc.abstractmethod
+    def setup(
+        self, leak: GradientLeak, labels: LabelRecovery, victim: DifferentiableVictim
+    ) -> Setup:
+        """Return the objective; raise `NotApplicable` where what it needs isn't there."""
+
+    @property
+    @abc.abstractmethod
+    def optimiser(self) -> Optimiser:
+        """What moves the images."""
+
+    @property
+    @abc.abstractmethod
+    def schedule(self) -> Schedule:
+        """How far it moves them."""
+
+    is_boxed: ClassVar[bool] = True
+    """Whether images stay in [0, 1] on the way."""
+
+    def reconstruct(
+        self, leak: GradientLeak, labels: LabelRecovery, generator: torch.Generator
+    ) -> Reconstruction:
+        """Search from several starts, take the best, and see what the gradient says of it."""
+        problem = self._problem(leak, labels, getattr(torch, self.precision))
+        (found,) = self._search([problem], [generator])
+        return self._answer(leak, labels, problem, found, generator)
+
+    def together(
+        self,
+        leaks: Sequence[GradientLeak],
+        labels: Sequence[LabelRecovery],
+        generators: Sequence[torch.Generator],
+    ) -> list[Reconstruction]:
+        """Attack several clients of one model as one search, which takes less time.
+
+        The search goes on until nobody's loss gets better.
+
+        Args:
+            leaks: of one model, in one number of examples and steps.
+            labels: of each.
+            generators: likewise; the starts are those that each would draw alone.
+
+        Raises:
+            NotApplicable: what is said of one of them.
+            ValueError: they are of several models, or not alike.
+        """
+        dtype = getattr(torch, self.precision)
+        pairs = list(zip(leaks, labels, strict=True))
+        problems = [self._problem(leak, known, dtype) for leak, known in pairs]
+        kinds = {
+            (id(leak.model), leak.mode, leak.steps, problem.unknowns, frozenset(leak.gradients))
+            for leak, problem in zip(leaks, problems, strict=True)
+        }
+        if len(kinds) != 1:
+            raise ValueError(
+                "clients that are attacked together must have one model, and alike numbers of "
+                f"examples, steps and known labels, found {len(kinds)} kinds"
+            )
+        found = self._search(problems, generators)
+        return [
+            self._answer(leak, known, problem, one, generator)
+            for (leak, known), problem, one, generator in zip(
+                pairs, problems, found, generators, strict=True
+            )
+        ]
+
+    def _answer(
+        self,
+        leak: GradientLeak,
+        labels: LabelRecovery,
+        problem: Problem,
+        found: Starts,
+        generator: torch.Generator,
+    ) -> Reconstruction:
+        order = found.losses.argsort(stable=True)
+        if not found.losses[order[0]].isfinite():
+            reason = f"the objective wasn't finite at any of {2 * self.restarts} starts"
+            return write_answer(
+                problem.unknowns, None, Status.NOT_CONVERGED, reason, found.evaluations
+            )
+        rows = problem.unknowns.settle(found.rows[order]).double()
+        exact = self._problem(leak, labels, torch.float64)
+        row = rows[0]
+        if exact.given.labels is not None and labels.status is not Status.RECOVERED:
+            # Nobody vouches for them: the images must follow from the gradient with labels free.
+            logits = exact.given.labels.clamp(min=1e-12).log().reshape(-1)
+            end = problem.unknowns.pixels
+            row = torch.cat([row[:end], logits, row[end:]])
+            exact = replace(exact, unknowns=replace(exact.unknowns, has_labels=True))
+        evidence = evidence_for(exact, row, leak, generator)
+        status, why, error = self._verdict(evidence, found)
+        return write_answer(
+            problem.unknowns, rows, status, why, found.evaluations, evidence.misfit, error
+        )
+
+    def _problem(self, leak: GradientLeak, labels: LabelRecovery, dtype: torch.dtype) -> Problem:
+        require_values(leak)
+        victim = DifferentiableVictim.of(leak, dtype)
+        examples = leak.steps.distinct or labels.batch_size or 1
+        known = self._given(labels, examples)
+        unknowns = Unknowns(
+            examples,
+            leak.input_shape,
+            Network.of(leak).head.out_features,
+            has_labels=known is None,
+            has_position=leak.local_steps > 1 and self.local == "surrogate",
+            is_boxed=self.is_boxed,
+        )
+        setup = self.setup(leak, labels, victim)
+        given = Given(
+            victim.target,
+            None if known is None else known.to(dtype),
+            None if setup.features is None else setup.features.to(dtype),
+        )
+        model = model_of(leak, examples, self.local, victim)
+        return Problem(victim, given, model, unknowns, setup.distance, setup.priors, setup.watched)
+
+    def _given(self, labels: LabelRecovery, examples: int) -> Tensor | None:
+        """Return labels (N, K) as the label attack has them; None where they are looked for.
+
+        Raises:
+            NotApplicable: they have to be given, and one is missing.
+        """
+        if self.labels == "free":
+            return None
+        known = labels.labels
+        if known is not None and known.isfinite().all() and len(known) == examples:
+            return known.detach()
+        if self.labels == "given":
+            raise NotApplicable(
+                "a label has to be given for every image, and the label attack doesn't have them "
+                "all; with labels = 'free' they are looked for along with the images"
+            )
+        return None
+
+    def _search(
+        self, problems: Sequence[Problem], generators: Sequence[torch.Generator]
+    ) -> list[Starts]:
+        """Search from all starts, and once more from others where no loss was finite."""
+        _require_memory(problems[0], self.restarts * len(problems))
+        found = self._run(problems, generators, self.restarts)
+        each = [
+            Starts(rows, losses, found.evaluations // len(problems), found.ended)
+            for rows, losses in zip(
+                found.rows.reshape(len(problems), self.restarts, -1),
+                found.losses.reshape(len(problems), self.restarts),
+                strict=True,
+            )
+        ]
+        return [
+            one if bool(one.losses.isfinite().all()) else self._again(one, problem, generator)
+            for one, problem, generator in zip(each, problems, generators, strict=True)
+        ]
+
+    def _again(self, found: Starts, problem: Problem, generator: torch.Generator) -> Starts:
+        lost = ~found.losses.isfinite()
+        count = int(lost.sum())
+        again = self._run([problem], [generator], count)
+        rows, losses = found.rows.clone(), found.losses.clone()
+        rows[lost], losses[lost] = again.rows, again.losses
+        evaluations = found.evaluations + again.evaluations
+        return Starts(rows, losses, evaluations, found.ended, count)
+
+    def _run(
+        self, problems: Sequence[Problem], generators: Sequence[torch.Generator], starts: int
+    ) -> Found:
+        dtype = problems[0].victim.dtype
+        rows = torch.cat(
+            [
+                problem.unknowns.draw(starts, generator, dtype)
+                for problem, generator in zip(problems, generators, strict=True)
+            ]
+        )
+        return search(
+            evaluation_of(problems, starts, self.iterations, is_compiled=self.is_compiled),
+            rows,
+            optimiser=self.optimiser,
+            schedule=self.schedule,
+            stop=Stop(self.iterations, self.patience, seconds=self.seconds),
+            project=problems[0].unknowns.project,
+        )
+
+    def _verdict(
+        self, evidence: Evidence, found: Starts
+    ) -> tuple[Status, str | None, float | None]:
+        """Return status, reason and the images' error."""
+        best = float(found.losses.min())
+        starts = "1 start" if self.restarts == 1 else f"the best of {self.restarts} starts"
+        if found.redrawn:
+            starts += f", {found.redrawn} of them drawn anew as their loss wasn't finite"
+        sentence = (
+            f"the images leave a gradient that is {evidence.misfit:.2g} of its size off "
+            f"(objective {best:.3g}, {starts}, {found.evaluations} gradient evaluations, ended by "
+            f"{found.ended.removeprefix('as ')})"
+        )
+        if evidence.reason is not None:
+            return Status.NOT_CONVERGED, f"{sentence}, {evidence.reason}", None
+        assert evidence.error is not None
+        if evidence.error > TOLERANCE_RMS:
+            end = f"from which they follow to {evidence.error:.2g} alone"
+            return Status.NOT_CONVERGED, f"{sentence}, {end}", evidence.error
+        return Status.RECOVERED, None, evidence.error
+
+
+def require_one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    """Raise a `ValueError` unless an option is one of its values."""
+    if value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(known)}, found {value!r}")
+
+
+def _require_memory(problem: Problem, starts: int) -> None:
+    """Raise unless a search fits into the memory that is free.
+
+    Raises:
+        NotApplicable: it doesn't.
+    """
+    itemsize = problem.victim.dtype.itemsize
+    needed = COPIES * starts * (problem.victim.size + problem.unknowns.size) * itemsize
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > free:
+        raise NotApplicable(
+            f"{starts} starts on a gradient of {problem.victim.size} entries need about "
+            f"{needed / 2**30:.1f} GiB of memory, and {free / 2**30:.1f} GiB are free"
+        )

@@ -1,0 +1,183 @@
+"""The objective and its slope at many starts at once, traced into one list of tensor operations."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.func import grad_and_value, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._pytree import tree_leaves, tree_map
+
+from attacks.matching.models import Model
+from attacks.matching.objectives import Distance, Prior, Seen
+from attacks.matching.search import Evaluate
+from attacks.matching.unknowns import Unknowns
+from attacks.victim.differentiable import DifferentiableVictim, Tensors
+
+TRACED = 100
+"""Calls from which tracing, a second or two, pays."""
+AGREES = 1e-4
+"""Largest relative difference of a traced function from what was traced, in float32."""
+
+
+class Given(NamedTuple):
+    """What differs between the clients of one model: tensors in the search's precision.
+
+    Args:
+        target: the gradient that was sent, by the parameters' names.
+        labels: (N, K) where they are given; None where they are looked for.
+        features: (N, D) where the label attack recovered them and a prior asks; or None.
+    """
+
+    target: Tensors
+    labels: Tensor | None = None
+    features: Tensor | None = None
+
+    @property
+    def known(self) -> dict[str, Any]:
+        """What there is, by name."""
+        return {name: part for name, part in self._asdict().items() if part is not None}
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """What a method asks of rows: a distance to what was sent, and priors.
+
+    Args:
+        victim: whose gradient is matched.
+        given: of its client.
+        model: of the client's training.
+        unknowns: what rows stand for.
+        distance: of gradients.
+        priors: of images.
+        watched: layers whose inputs priors look at.
+    """
+
+    victim: DifferentiableVictim
+    given: Given
+    model: Model
+    unknowns: Unknowns
+    distance: Distance
+    priors: tuple[Prior, ...] = ()
+    watched: tuple[str, ...] = ()
+
+    def loss(self, row: Tensor, centre: Tensor, given: Given) -> Tensor:
+        """Return the objective of one client at a row (size,).
+
+        Args:
+            row: what it is looked at.
+            centre: the mean row of all its starts.
+            given: of the client.
+        """
+        candidate = self.unknowns.read(row, given.labels)
+        gradient, inputs = self.model(self.victim, candidate, self.watched)
+        loss = self.distance(gradient, given.target)
+        seen = Seen(candidate, inputs, self.unknowns.images(centre), given.features)
+        for prior in self.priors:
+            loss = loss + prior(seen)
+        return loss
+
+    def gradient(self, row: Tensor) -> Tensor:
+        """Return the gradient of a row (size,) as one vector (P,), differentiable."""
+        parts, _ = self.model(self.victim, self.unknowns.read(row, self.given.labels), ())
+        return torch.cat([parts[name].reshape(-1) for name in self.given.target])
+
+    @property
+    def target(self) -> Tensor:
+        """What was sent, as one vector (P,)."""
+        return torch.cat([part.reshape(-1) for part in self.given.target.values()])
+
+
+def evaluation_of(
+    problems: Sequence[Problem], starts: int, calls: int, *, is_compiled: bool = False
+) -> Evaluate:
+    """Return the losses and gradients of rows: each client's starts, one client after another.
+
+    Args:
+        problems: alike but for what is given.
+        starts: R, of each.
+        calls: how many there will be at most.
+        is_compiled: whether a C++ compiler is to make machine code of it, which takes a minute.
+    """
+    problem, clients = problems[0], len(problems)
+    slope = grad_and_value(lambda row, centre, given: problem.loss(row, centre, Given(**given)))
+    example = torch.full((problem.unknowns.size,), 0.5, dtype=problem.victim.dtype)
+    given, axis = problem.given.known, None
+    if clients * starts == 1:
+        run = _prepared(slope, (example, example, given), calls, is_compiled)
+
+        def evaluate_one(rows: Tensor) -> tuple[Tensor, Tensor]:
+            gradient, loss = run(rows[0], rows[0], given)
+            return loss[None], gradient[None]
+
+        return evaluate_one
+    if clients > 1:
+        every = [problem.given.known for problem in problems]
+        given, axis = tree_map(lambda *parts: _repeated(parts, starts), *every), 0
+    rows = example.expand(clients * starts, -1).clone()
+    together = vmap(slope, in_dims=(0, 0, axis))
+    run = _prepared(together, (rows, rows, given), calls, is_compiled)
+
+    def evaluate(rows: Tensor) -> tuple[Tensor, Tensor]:
+        groups = rows.reshape(clients, starts, -1)
+        centre = groups.mean(dim=1, keepdim=True).expand_as(groups).reshape(rows.shape)
+        gradient, loss = run(rows, centre, given)
+        return loss, gradient
+
+    return evaluate
+
+
+def _repeated(parts: Sequence[Tensor], starts: int) -> Tensor:
+    return torch.stack([part for part in parts for _ in range(starts)])
+
+
+def _prepared(
+    function: Callable[..., Any], examples: tuple[Any, ...], calls: int, is_compiled: bool
+) -> Callable[..., Any]:
+    run = traced(function, *examples) if calls >= TRACED else function
+    return torch.compile(run) if is_compiled else run
+
+
+def traced(function: Callable[..., Any], *examples: Any) -> Callable[..., Any]:
+    """Return a function as the list of tensor operations that it comes to, autograd's included.
+
+    Played back, that costs nothing but the operations. Where a function can't be traced, or what
+    was traced differs from it elsewhere (it decides by values), it is returned itself.
+
+    Args:
+        function: of tensors.
+        examples: trees of such.
+    """
+    # Copies, since a tensor that is given twice would be traced as one.
+    examples = tree_map(torch.clone, examples)
+    draws = torch.Generator().manual_seed(0)
+    others = tree_map(
+        lambda part: part * (0.5 + torch.rand(part.shape, generator=draws, dtype=part.dtype)),
+        examples,
+    )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of constants that are baked in
+            module = make_fx(function)(*examples)
+        module.graph.eliminate_dead_code()
+        module.recompile()
+        with torch.no_grad():
+            replayed = module(*others)
+    except Exception:  # a user's model may do anything
+        return function
+    expected = function(*others)
+
+    def replay(*given: Any) -> Any:
+        with torch.no_grad():
+            return module(*given)
+
+    same = all(
+        torch.allclose(a, b, rtol=AGREES, atol=AGREES * float(b.abs().max()), equal_nan=True)
+        for a, b in zip(tree_leaves(replayed), tree_leaves(expected), strict=True)
+    )
+    return replay if same else function

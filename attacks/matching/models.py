@@ -1,0 +1,189 @@
+"""What a client sends for candidate images: the gradient of one step, or what several steps do.
+
+With w₀ and w_T the weights before and after training, N images and S steps:
+
+* `OneGradient`: ∇L(w₀) of all images, times S. Exact for one step; the naive model of several.
+* `Surrogate`: S ∇L(α w₀ + (1 − α) w_T), α looked for along with the images. J. Zhu, R. Yao,
+  M. Blaschko, *Surrogate model extension (SME)*, ICML 2023, arXiv 2306.00127, section 4.
+* `Unrolled`: the client's SGD repeated step by step, differentiable (J. Geiping et al., NeurIPS
+  2020, arXiv 2003.14053, section 6; D. Dimitrov et al., TMLR 2022, arXiv 2206.12395).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from torch import Tensor
+
+from attacks.matching.unknowns import Candidate
+from attacks.training import SGD, Batches, Steps
+from attacks.types import GradientLeak, NotApplicable
+from attacks.victim.differentiable import DifferentiableVictim, Tensors
+
+Local = Literal["unrolled", "surrogate", "naive"]
+
+
+class Model(Protocol):
+    """Says what a client with candidate images sends."""
+
+    def __call__(
+        self, victim: DifferentiableVictim, candidate: Candidate, watched: Sequence[str]
+    ) -> tuple[Tensors, Tensors]:
+        """Return the gradient, and what some layers take on the images, by name."""
+
+
+@dataclass(frozen=True)
+class OneGradient:
+    """The gradient of all images at the first weights, times the steps.
+
+    Args:
+        steps: S.
+    """
+
+    steps: int = 1
+
+    def __call__(
+        self, victim: DifferentiableVictim, candidate: Candidate, watched: Sequence[str]
+    ) -> tuple[Tensors, Tensors]:
+        """Return the gradient, and what layers take."""
+        gradient, inputs = victim.gradient(candidate.images, candidate.labels, watched=watched)
+        if self.steps > 1:
+            gradient = {name: self.steps * part for name, part in gradient.items()}
+        return gradient, inputs
+
+
+@dataclass(frozen=True, eq=False)
+class Surrogate:
+    """The gradient of all images at a point between the weights before and after.
+
+    Args:
+        steps: S.
+        after: the weights after training, by name.
+    """
+
+    steps: int
+    after: Tensors
+
+    def __call__(
+        self, victim: DifferentiableVictim, candidate: Candidate, watched: Sequence[str]
+    ) -> tuple[Tensors, Tensors]:
+        """Return the gradient, and what layers take."""
+        position = candidate.position
+        assert position is not None
+        between = {
+            name: position * before + (1 - position) * self.after[name]
+            for name, before in victim.parameters.items()
+        }
+        gradient, inputs = victim.gradient(
+            candidate.images, candidate.labels, parameters=between, watched=watched
+        )
+        return {name: self.steps * part for name, part in gradient.items()}, inputs
+
+
+@dataclass(frozen=True, eq=False)
+class Unrolled:
+    """The client's steps, repeated.
+
+    Args:
+        sgd: its optimizer.
+        divisor: what the weights' difference was divided by.
+        batches: for each step, the numbers of the examples that it takes.
+    """
+
+    sgd: SGD
+    divisor: float
+    batches: Batches
+
+    def __call__(
+        self, victim: DifferentiableVictim, candidate: Candidate, watched: Sequence[str]
+    ) -> tuple[Tensors, Tensors]:
+        """Return the weights' difference over the divisor, and what layers take at first."""
+        weights, moments = dict(victim.parameters), dict[str, Tensor]()
+        first: Tensors | None = None
+        for batch in self.batches:
+            images, labels = candidate.images, candidate.labels
+            if len(batch) < len(images):
+                chosen = list(batch)
+                images, labels = images[chosen], labels[chosen]
+            gradient, inputs = victim.gradient(
+                images, labels, parameters=weights, watched=watched if first is None else ()
+            )
+            first = inputs if first is None else first
+            moments = {n: self._moment(g, weights[n], moments.get(n)) for n, g in gradient.items()}
+            weights = {
+                n: w - self.sgd.lr * self._move(gradient[n], w, moments[n])
+                for n, w in weights.items()
+            }
+        kept, _ = self.sgd.linear_map(len(self.batches))
+        sent = {n: (kept * w - weights[n]) / self.divisor for n, w in victim.parameters.items()}
+        return sent, first or {}
+
+    def _moment(self, gradient: Tensor, weight: Tensor, moment: Tensor | None) -> Tensor:
+        d = gradient + self.sgd.weight_decay * weight if self.sgd.weight_decay else gradient
+        if moment is None or not self.sgd.momentum:
+            return d
+        return self.sgd.momentum * moment + (1 - self.sgd.dampening) * d
+
+    def _move(self, gradient: Tensor, weight: Tensor, moment: Tensor) -> Tensor:
+        if not self.sgd.nesterov:
+            return moment
+        return gradient + self.sgd.weight_decay * weight + self.sgd.momentum * moment
+
+
+def model_of(
+    leak: GradientLeak, examples: int, local: Local, victim: DifferentiableVictim
+) -> Model:
+    """Return the model of a leak's training.
+
+    Batches that aren't told are taken to go through the examples in order, in every epoch alike: in
+    the first epoch that is only a matter of the examples' names.
+
+    Args:
+        leak: what the server sees.
+        examples: N.
+        local: the model of several steps.
+        victim: the leak's.
+
+    Raises:
+        NotApplicable: several steps, and what the model needs isn't told.
+    """
+    if leak.local_steps == 1:
+        return OneGradient()
+    if local == "naive":
+        return OneGradient(leak.local_steps)
+    if leak.lr is None or leak.optimizer is None:
+        raise NotApplicable(
+            f"the {local} model of {leak.local_steps} local steps needs the learning rate, which "
+            "isn't told; local = 'naive' does without"
+        )
+    if local == "surrogate":
+        return Surrogate(
+            leak.local_steps,
+            {name: leak.returned(name).to(victim.dtype) for name in victim.parameters},
+        )
+    return Unrolled(leak.optimizer, leak.lr, _batches(leak.steps, examples))
+
+
+def _batches(steps: Steps, examples: int) -> Batches:
+    """Return the examples of each step, as told or in order.
+
+    Raises:
+        NotApplicable: the size of batches isn't told.
+    """
+    if isinstance(steps.schedule, tuple):
+        return steps.schedule
+    sizes = steps.batch_sizes
+    if sizes is None:
+        raise NotApplicable(
+            f"to repeat {steps.local_steps} local steps needs the size of their batches, which "
+            "isn't told; local = 'surrogate' or 'naive' does without"
+        )
+    batches, at = [], 0
+    for size in sizes:
+        if at + size > examples:
+            at = 0
+        batches.append(tuple(range(at, min(at + size, examples))))
+        at += size
+    return tuple(batches)

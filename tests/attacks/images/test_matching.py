@@ -1,0 +1,204 @@
+"""Attacks that search: what they ask for, what they refuse, and what they say."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from attacks import IMAGE_ATTACKS, ExampleLabel, GradientLeak, LabelRecovery, Status
+from attacks.images.auto import EXACT, Auto
+from attacks.images.dlg import DLG
+from attacks.images.feature_matching import FeatureMatching
+from attacks.images.gradinversion import GradInversion
+from attacks.images.inverting_gradients import InvertingGradients
+from attacks.labels.soft_label import SoftLabelRecovery
+from attacks.matching import attack as base
+from fl_sim.testing.leaks import build_seeded, draw_label, leak_of
+
+Build = Callable[..., Any]
+SEARCHES = ("dlg", "inverting-gradients", "gradinversion", "feature-matching")
+SHAPE = (1, 8, 8)
+NOTHING = LabelRecovery(Status.NOT_APPLICABLE, "no label attack was asked")
+
+
+def normed() -> nn.Module:
+    """Pooling and batch norm: nothing exact applies."""
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 3, padding=1),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(96, 5),
+    )
+
+
+def victim(size: int = 1) -> tuple[GradientLeak, torch.Tensor, LabelRecovery]:
+    model = build_seeded(normed).eval()
+    images = torch.rand(size, *SHAPE, generator=torch.Generator().manual_seed(0))
+    draws = np.random.default_rng(0)
+    labels = torch.cat([draw_label(5, "label-smoothing", draws) for _ in range(size)])
+    leak = leak_of(model, images, labels)
+    known = LabelRecovery.of([ExampleLabel(Status.RECOVERED, label=label) for label in labels])
+    return leak, images, known
+
+
+def draws() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"iterations": 0}, "iterations must be a whole number of at least 1, found 0"),
+        ({"restarts": 0}, "restarts must be a whole number of at least 1, found 0"),
+        ({"seconds": 0.0}, "seconds must be above 0 or None, found 0.0"),
+        ({"labels": "hard"}, "labels must be one of auto, given, free, found 'hard'"),
+        ({"local": "exact"}, "local must be one of unrolled, surrogate, naive, found 'exact'"),
+        ({"lr": 0.0}, "lr must be above 0, found 0.0"),
+    ],
+)
+def test_an_option_out_of_range_is_one_sentence(
+    name: str, options: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(ValueError) as caught:
+        IMAGE_ATTACKS.build(name, **options)
+    assert str(caught.value).endswith(sentence)
+
+
+def test_a_long_attack_says_so() -> None:
+    assert all(IMAGE_ATTACKS[name].is_long for name in (*SEARCHES, "auto"))
+
+
+@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("has_labels", [True, False])
+def test_an_image_comes_with_its_cost_and_with_how_far_starts_agree(
+    size: int, has_labels: bool
+) -> None:
+    leak, images, known = victim(size)
+    attack = InvertingGradients(iterations=30, restarts=3)
+    labels = known if has_labels else dataclasses.replace(NOTHING, batch_size=size)
+    found = attack(leak, labels, generator=draws())
+    assert found.status is Status.NOT_CONVERGED
+    assert found.reason is not None
+    assert "the best of 3 starts, 90 gradient evaluations" in found.reason
+    assert found.gradient_evaluations == 90
+    assert len(found.examples) == size
+    for example in found.examples:
+        assert example.image is not None
+        assert example.spread is not None
+        assert example.image.min() >= 0
+        assert example.image.max() <= 1
+        assert example.spread.shape == SHAPE
+        assert example.residual is not None
+        assert 0 < example.residual < 1
+    again = attack(leak, labels, generator=draws())
+    assert again.images is not None
+    assert torch.equal(again.images, found.images)  # type: ignore[arg-type]
+    del images
+
+
+def test_a_longer_search_leaves_less_of_the_gradient() -> None:
+    leak, _, known = victim()
+    left = []
+    for iterations in (5, 120):
+        attack = InvertingGradients(iterations=iterations, total_variation=0.0)
+        left.append(attack(leak, known, generator=draws()).examples[0].residual)
+    assert left[1] < left[0] / 3
+
+
+def test_what_is_missing_is_named() -> None:
+    leak, _, known = victim()
+    for attack, labels, sentence in (
+        (InvertingGradients(labels="given"), NOTHING, "a label has to be given for every image"),
+        (FeatureMatching(), known, "didn't recover every example's feature"),
+        (GradInversion(batch_norm=0.1), known, "asks for statistics of batch norm layers"),
+    ):
+        found = attack(leak, labels, generator=draws())
+        assert found.status is Status.NOT_APPLICABLE
+        assert sentence in str(found.reason)
+
+
+def test_a_victim_too_large_for_memory_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    leak, _, known = victim()
+    monkeypatch.setattr(base.os, "sysconf", lambda name: 1)
+    found = DLG(restarts=3)(leak, known, generator=draws())
+    assert found.status is Status.NOT_APPLICABLE
+    assert "3 starts on a gradient of 557 entries need about" in str(found.reason)
+
+
+def test_batch_norms_statistics_pull() -> None:
+    leak, _, known = victim()
+    norm = leak.model.get_submodule("1")
+    norm.running_mean.copy_(torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5, 0.6]))
+    found = [
+        GradInversion(batch_norm=weight, iterations=10)(leak, known, generator=draws()).images
+        for weight in (0.0, 0.1)
+    ]
+    assert not torch.equal(*found)  # type: ignore[arg-type]
+
+
+def test_starts_without_a_finite_loss_are_drawn_anew_and_then_it_says_so() -> None:
+    model = build_seeded(normed).eval()
+    leak, _, known = victim()
+    huge = {name: part.clone() for name, part in model.state_dict().items()}
+    for name in ("0.weight", "5.weight"):
+        huge[name] *= 1e30
+    model.load_state_dict(huge)
+    found = InvertingGradients(iterations=5, restarts=2)(
+        dataclasses.replace(leak, model=model), known, generator=draws()
+    )
+    assert found.status is Status.NOT_CONVERGED
+    assert found.reason == "the objective wasn't finite at any of 4 starts"
+    assert found.images is None
+
+
+def test_the_feature_term_pulls_towards_the_recovered_feature(
+    make_model: Build, make_label: Build, make_victim: Build
+) -> None:
+    label = make_label(10, "label-smoothing", np.random.default_rng(1))
+    seen = make_victim(make_model(10, bias=False), label)
+    labels = SoftLabelRecovery()(seen.leak, generator=draws())
+    assert labels.features is not None
+    off = []
+    for weight in (0.0, 10.0):
+        found = FeatureMatching(iterations=60, feature_weight=weight)(
+            seen.leak, labels, generator=draws()
+        )
+        assert found.images is not None
+        with torch.no_grad():
+            feature = seen.leak.model[:-1](found.images.float()).double()  # type: ignore[index]
+        off.append(float((feature - labels.features).norm()))
+    assert off[1] < off[0]
+
+
+def test_auto_takes_the_exact_attack_where_one_applies_and_names_it(
+    make_model: Build, make_label: Build, make_victim: Build
+) -> None:
+    label = make_label(10, "label-smoothing", np.random.default_rng(1))
+    leak = make_victim(make_model(10, bias=False), label).leak
+    labels = SoftLabelRecovery()(leak, generator=draws())
+    found = Auto(iterations=2)(leak, labels, generator=draws())
+    assert (found.status, found.method) == (Status.RECOVERED, "analytic")
+    assert found.gradient_evaluations is None
+
+
+@pytest.mark.parametrize(
+    ("has_features", "method"), [(False, "inverting-gradients"), (True, "feature-matching")]
+)
+def test_auto_searches_where_none_does(has_features: bool, method: str) -> None:
+    leak, _, known = victim()
+    if has_features:
+        known = SoftLabelRecovery()(leak, generator=draws())
+        assert known.features is not None
+    found = Auto(iterations=3)(leak, known, generator=draws())
+    assert (found.status, found.method) == (Status.NOT_CONVERGED, method)
+    assert found.gradient_evaluations == 3
+    assert all(name in IMAGE_ATTACKS for name in EXACT)
