@@ -128,6 +128,15 @@ class MaskEquation:
         return self.left * self.values
 
     @cached_property
+    def outputs(self) -> Array:
+        """(n, D): from the layer's whitened inputs, as V's rows, to its live units' outputs."""
+        return np.ascontiguousarray((self.source.weight * self.columns).T)
+
+    def within(self, basis: Array) -> MaskEquation:
+        """Return the equations of those q alone that are `basis` (R, k) times k numbers."""
+        return dataclasses.replace(self, left=self.left @ basis)
+
+    @cached_property
     def always_on(self) -> AlwaysOn | None:
         """The units that are on for all examples, where there are enough to show it."""
         return AlwaysOn.of(self.left, self.targets, self.low)
