@@ -29,7 +29,7 @@ from attacks.answers import LabelRecovery, Status
 from attacks.batch.recover import split_batch
 from attacks.batch.second_example import one_example, without_second_example
 from attacks.facts import LABELS, Fact, GaussianMechanism
-from attacks.masks.recover import split_by_masks
+from attacks.masks.recover import answer_by_masks
 from attacks.one_example.bars import Unknown, unknowns
 from attacks.one_example.factor import scaled_roots
 from attacks.one_example.fit import Fit, Root, fit_label, label_at
@@ -163,13 +163,11 @@ class SoftLabelRecovery(LabelAttack):
         except NotApplicable as reason:
             answer, no_rays = None, str(reason)
         try:
-            masks = split_by_masks(leak, network, generator)
+            other = answer_by_masks(leak, network, generator, solve, self.tolerance)
         except NotApplicable as no_masks:
             if answer is not None:
                 return answer
             raise NotApplicable(f"{no_rays}; {no_masks}") from no_masks
-        problems = masks.problems(network)
-        other = masks.answer([solve(part) for part in problems], self.tolerance)
         if answer is None or _recovered(other) > _recovered(answer):
             return other
         return answer

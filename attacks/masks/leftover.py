@@ -28,6 +28,15 @@ from attacks.victim.gradients import Array
 def leftover_space(equation: MaskEquation, found: Sequence[Pair], kept: float) -> Array:
     """Return an orthonormal basis (R, R − n) of about the space that the missing q lie in.
 
+    Arguments: those of `rough_duals`.
+    """
+    duals = rough_duals(equation, found, kept)
+    return np.asarray(np.linalg.qr(duals.T, mode="complete")[0][:, len(found) :])
+
+
+def rough_duals(equation: MaskEquation, found: Sequence[Pair], kept: float) -> Array:
+    """Return about the vectors d_b (n, R) of which `d_bᵀ S V` are the inputs of examples found.
+
     Args:
         equation: of the layer.
         found: n pairs, fewer than R and linearly independent.
@@ -40,7 +49,7 @@ def leftover_space(equation: MaskEquation, found: Sequence[Pair], kept: float) -
     for own, pair in zip(known, found, strict=True):
         told = pair.is_on if kept < 1 else np.ones_like(pair.is_on)
         duals.append(_within_mask(own, free, outputs[:, told], pair.is_on[told]))
-    return np.asarray(np.linalg.qr(np.array(duals).T, mode="complete")[0][:, len(found) :])
+    return np.array(duals)
 
 
 def _within_mask(known: Array, free: Array, outputs: Array, is_on: NDArray[np.bool_]) -> Array:

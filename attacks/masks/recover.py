@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ from attacks.masks.common_label import CommonLabels, common_labels
 from attacks.masks.equation import MaskEquation
 from attacks.masks.examples import WRONG_SHARE, Examples, examples_of
 from attacks.masks.find import find_pairs
+from attacks.masks.partial import partial_answer
 from attacks.masks.polish import Pair
 from attacks.numerics.softmax import softmax
 from attacks.one_example.problem import OWN_EPS, Problem
@@ -26,6 +27,7 @@ from attacks.victim.network import Network
 
 SAME_FACTOR = 1e-2
 """By how much the factors on the gradient that examples show may differ."""
+NONE_FOUND = "the masks of layer {!r} show none of {} examples"
 UNSEEN = "its input is another example's, or too near to it: the gradient holds their sum"
 NOT_THEIRS = (
     "the last layer's gradient isn't that of the examples found below it: layers' gradients come "
@@ -49,23 +51,33 @@ OTHER_FACTOR = (
 )
 
 
-def split_by_masks(leak: GradientLeak, network: Network, generator: torch.Generator) -> MaskBatch:
-    """Find all examples in the gradient of a hidden layer, and a problem for each.
+def answer_by_masks(
+    leak: GradientLeak,
+    network: Network,
+    generator: torch.Generator,
+    solve: Callable[[Problem], LabelRecovery],
+    tolerance: float,
+) -> LabelRecovery:
+    """Find examples in the gradient of a hidden layer, and solve the problem of each.
 
-    Layers are tried in the order of their live units for each unknown of a pair.
+    Layers are tried in the order of their live units for each unknown of a pair, until one shows
+    all examples; else the one that shows most answers for these.
 
     Args:
         leak: of one step on a batch; its size may be unknown.
         network: a view of the leak's model.
         generator: draws starts.
+        solve: finds the label of one example.
+        tolerance: L∞ error of a label that RECOVERED stays below.
 
     Raises:
-        NotApplicable: no hidden layer has masks that would tell examples apart, or none shows all.
+        NotApplicable: no hidden layer has masks that would tell examples apart, or none shows any.
     """
     whole = hidden_layers(leak, network)
     if is_of_another_loss(whole.layers[-1].gradient):
         raise NotApplicable(OTHER_LOSS)
-    reasons, best = [], ""
+    reasons: list[str] = []
+    most: tuple[MaskEquation, tuple[Pair, ...], FullyConnected] | None = None
     for index in _in_order(whole, leak.batch_size):
         chain = whole.above_layer(index)
         try:
@@ -73,17 +85,19 @@ def split_by_masks(leak: GradientLeak, network: Network, generator: torch.Genera
             equation = MaskEquation.of(chain, 0, leak.batch_size)
             _require_scale(chain)
             pairs = find_pairs(equation, chain, 0, generator)
+            batch = leak.batch_size or equation.size
             if len(pairs) == equation.size:
-                batch = leak.batch_size or equation.size
                 examples = examples_of(equation, pairs, chain, batch)
-                return MaskBatch(equation, pairs, chain, batch, examples)
-            best = best or (
-                f"by the masks of layer {equation.source.name!r}, {len(pairs)} of {equation.size} "
-                "examples were found, and only all of them give inputs and labels"
-            )
+                found = MaskBatch(equation, pairs, chain, batch, examples)
+                return found.answer([solve(part) for part in found.problems(network)], tolerance)
+            if len(pairs) > (len(most[1]) if most else 0):
+                most = equation, pairs, chain
+            reasons.append(NONE_FOUND.format(equation.source.name, equation.size))
         except NotApplicable as reason:
             reasons.append(str(reason))
-    raise NotApplicable(best or reasons[0])
+    if most is None:
+        raise NotApplicable(reasons[0])
+    return partial_answer(*most, leak.batch_size or most[0].size)
 
 
 def hidden_layers(leak: GradientLeak, network: Network) -> FullyConnected:
