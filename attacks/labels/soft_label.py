@@ -29,6 +29,7 @@ from attacks.answers import LabelRecovery, Status
 from attacks.batch.recover import split_batch
 from attacks.batch.second_example import one_example, without_second_example
 from attacks.facts import LABELS, Fact, GaussianMechanism
+from attacks.masks.common_factor import Solve
 from attacks.masks.recover import answer_by_masks
 from attacks.one_example.bars import Unknown, unknowns
 from attacks.one_example.factor import scaled_roots
@@ -120,11 +121,11 @@ class SoftLabelRecovery(LabelAttack):
         if leak.local_steps > 1:
             return labels_of_steps(replay(leak, network), self.tolerance)
 
-        def solve(problem: Problem) -> LabelRecovery:
+        def solve(problem: Problem, *, is_scale_known: bool = False) -> LabelRecovery:
             return solve_one(
                 problem,
                 models=models,
-                unknown=unknown,
+                unknown=unknown - {Unknown.GRADIENT_SCALE} if is_scale_known else unknown,
                 tolerance=self.tolerance,
                 is_nonnegative=network.has_nonnegative_features,
             )
@@ -147,7 +148,7 @@ class SoftLabelRecovery(LabelAttack):
         leak: GradientLeak,
         network: Network,
         generator: torch.Generator,
-        solve: Callable[[Problem], LabelRecovery],
+        solve: Solve,
     ) -> LabelRecovery:
         """Try the last layer's rays, and where they don't show all examples, hidden layers' masks.
 

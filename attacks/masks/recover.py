@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 
 from attacks.answers import Augmentation, ExampleLabel, LabelRecovery, Status, known, without_claim
 from attacks.dense.network import FullyConnected
+from attacks.masks.common_factor import Solve, common_factor, solve_under
 from attacks.masks.common_label import CommonLabels, common_labels
 from attacks.masks.equation import MaskEquation
 from attacks.masks.examples import WRONG_SHARE, Examples, examples_of
@@ -55,7 +56,7 @@ def answer_by_masks(
     leak: GradientLeak,
     network: Network,
     generator: torch.Generator,
-    solve: Callable[[Problem], LabelRecovery],
+    solve: Solve,
     tolerance: float,
 ) -> LabelRecovery:
     """Find examples in the gradient of a hidden layer, and solve the problem of each.
@@ -67,7 +68,7 @@ def answer_by_masks(
         leak: of one step on a batch; its size may be unknown.
         network: a view of the leak's model.
         generator: draws starts.
-        solve: finds the label of one example.
+        solve: finds the label of one example; with a factor of 1 on the gradient, or any.
         tolerance: L∞ error of a label that RECOVERED stays below.
 
     Raises:
@@ -89,9 +90,10 @@ def answer_by_masks(
             if len(pairs) == equation.size:
                 examples = examples_of(equation, pairs, chain, batch)
                 found = MaskBatch(equation, pairs, chain, batch, examples)
-                return found.answer([solve(part) for part in found.problems(network)], tolerance)
-            if len(pairs) > (len(most[1]) if most else 0):
-                most = equation, pairs, chain
+                return found.answer(network, solve, tolerance)
+            clear = tuple(pair for pair in pairs if pair.is_clear)
+            if len(clear) > (len(most[1]) if most else 0):
+                most = equation, clear, chain
             reasons.append(NONE_FOUND.format(equation.source.name, equation.size))
         except NotApplicable as reason:
             reasons.append(str(reason))
@@ -199,13 +201,16 @@ class MaskBatch:
             head.is_coarse,
         )
 
-    def answer(self, solved: Sequence[LabelRecovery], tolerance: float) -> LabelRecovery:
-        """Put the answers to the problems together, the recovered ones first.
+    def answer(self, network: Network, solve: Solve, tolerance: float) -> LabelRecovery:
+        """Solve each example's problem, and put the answers together, the recovered ones first.
 
         Args:
-            solved: of the problems, in their order.
+            network: a view of the leak's model.
+            solve: see `answer_by_masks`.
             tolerance: L∞ error of a label that RECOVERED stays below.
         """
+        problems = self.problems(network)
+        solved = [solve(problem) for problem in problems]
         rows = [
             self._with_feature(*each) for each in zip(self.examples.features, solved, strict=True)
         ]
@@ -214,6 +219,13 @@ class MaskBatch:
         if common is not None and not all(row.status is Status.RECOVERED for row in rows):
             rows = [_relabelled(*each, common) for each in zip(rows, common.labels, strict=True)]
             factors = [common.factor] * len(rows)
+        elif self.has_scale and (shared := common_factor(problems, solved)) is not None:
+            for number, row in enumerate(rows):
+                if row.status is not Status.RECOVERED:
+                    again = solve_under(shared, problems[number], row, solve, tolerance)
+                    if again is not None:
+                        rows[number] = again
+                        factors[number] = factors[number] or shared.value
         factor = _common_factor(factors)
         checked = [
             self._checked(number, row, own, factor)

@@ -21,7 +21,7 @@ SUITES = {
         "label_batches",
         "label_mass",
     ),
-    "images": ("image_batches", "image_masks", "image_convolutions"),
+    "images": ("image_batches", "image_masks", "image_batch_features", "image_convolutions"),
     "simulator": ("audit_overhead", "costs", "engines", "leakage", "leakage_noise", "privacy"),
 }
 """Suite -> its benchmarks, modules of `fl_sim.bench` with `TITLE`, `NOTES` and `rows`."""
