@@ -77,7 +77,7 @@ def _measure(problem: Problem, answer: LabelRecovery) -> tuple[float, float] | N
     if problem.is_noisy or label is None or feature is None or kind is None:
         return None
     direction = problem.g[: problem.width]
-    λ = float(feature.numpy() @ direction / max(direction @ direction, 1e-300))
+    λ = float(feature.numpy() @ direction) / max(float(direction @ direction), 1e-300)
     factor = answer.gradient_scale or 1.0
     y = label.numpy()
     a, b = np.argsort(-y)[:2].tolist()
