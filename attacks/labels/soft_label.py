@@ -29,6 +29,7 @@ from attacks.answers import LabelRecovery, Status
 from attacks.batch.recover import split_batch
 from attacks.batch.second_example import one_example, without_second_example
 from attacks.facts import LABELS, Fact, GaussianMechanism
+from attacks.masks.all_layers import with_all_layers
 from attacks.masks.common_factor import Solve
 from attacks.masks.recover import answer_by_masks
 from attacks.one_example.bars import Unknown, unknowns
@@ -140,6 +141,9 @@ class SoftLabelRecovery(LabelAttack):
             rounded = solve(coarser) if coarser.eps != problem.eps else answer
             answer = rounded if rounded.status is Status.RECOVERED else answer
         if answer.status is not Status.RECOVERED:
+            whole = with_all_layers(problem, leak, network)
+            answer = answer if whole is None else _better(solve(whole), answer)
+        if answer.status is not Status.RECOVERED:
             return answer
         return without_second_example(answer, leak, network)
 
@@ -172,6 +176,10 @@ class SoftLabelRecovery(LabelAttack):
         if answer is None or _recovered(other) > _recovered(answer):
             return other
         return answer
+
+
+def _better(one: LabelRecovery, other: LabelRecovery) -> LabelRecovery:
+    return one if one.status is Status.RECOVERED else other
 
 
 def _recovered(answer: LabelRecovery) -> int:
