@@ -97,7 +97,7 @@ def _from(chain: FullyConnected, u: Array) -> tuple[float, Array, Array, Array]:
         normal += (j.T * ((1 / variance) @ a**2)) @ j
         target += j.T @ ((gradient / variance) @ a)
         parts.append((gradient, variance, j, a))
-    covariance = np.linalg.pinv(normal, hermitian=True)
-    κ = covariance @ target
+    covariance = np.asarray(np.linalg.pinv(normal, hermitian=True), dtype=np.float64)
+    κ = np.asarray(covariance @ target, dtype=np.float64)
     misfits = [np.sqrt(np.mean((g - np.outer(j @ κ, a)) ** 2 / v)) for g, v, j, a in parts]
     return float(max(misfits)), κ, covariance, values[-2][0]

@@ -56,7 +56,7 @@ def find_pairs(
         kind = Kind(int(torch.multinomial(torch.from_numpy(expected), 1, generator=generator)))
         if found and fruitless == STALLED:
             leftover = equation.within(leftover_space(equation, found, starts.kept))
-        if before == equation.size - 1 and not fruitless:
+        if found and before == equation.size - 1 and not fruitless:
             ends = expected_pairs(equation, starts.of_last(found))
         elif fruitless < STALLED or leftover is None or fruitless % 2 == 0:
             ends = anneal(
@@ -106,7 +106,8 @@ def _polished(equation: MaskEquation, q: Array, t: Array) -> Iterator[Pair]:
     for one in np.argsort(misfit, kind="stable"):
         if misfit[one] > max(ROUGH_MISFIT, 2 * equation.precision):
             return
-        yield from polish(equation, q[one], t[one])
+        if q[one].any():  # of a mask that is off everywhere, nothing is left
+            yield from polish(equation, q[one], t[one])
 
 
 def _accept(found: list[Pair], shared: list[Pair], candidates: Iterator[Pair]) -> None:
