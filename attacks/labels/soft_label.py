@@ -48,7 +48,6 @@ from attacks.victim.gradients import Array
 from attacks.victim.network import Network
 from attacks.victim.require import require_values
 
-
 WIDEST_BAR = 0.2
 """Error bar of a label by the last layer alone beyond which other layers don't settle it: they tell
 α better, and nothing of a softmax that is saturated."""
