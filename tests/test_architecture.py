@@ -88,7 +88,7 @@ ROOMS = {
     "batch": {"", "numerics", "victim", "one_example"},
     "counts": {"", "numerics", "victim"},
     "dense": {"", "numerics", "victim"},
-    "convolution": {"", "numerics", "victim"},
+    "convolution": {"", "numerics", "victim", "dense"},
     "masks": {"", "numerics", "victim", "one_example", "batch", "dense"},
     "unrolled": {"", "numerics", "victim", "batch", "dense", "masks"},
     "matching": {"", "numerics", "victim"},

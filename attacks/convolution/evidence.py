@@ -30,6 +30,7 @@ class Evidence:
         scale_bar: relative error bar of x's scale, and of 1/δ's.
         noise: standard deviation of what was added to the gradients beside rounding.
         eps: unit roundoff of the precision that the client computed in.
+        is_shared: whether the gradients are a batch's, and say nothing of one example.
     """
 
     leak: GradientLeak = field(repr=False)
@@ -39,6 +40,15 @@ class Evidence:
     scale_bar: float
     noise: float
     eps: float
+    is_shared: bool = False
+
+    @classmethod
+    def of_one_in_batch(cls, leak: GradientLeak, feature: Tensor, head: Stage) -> Evidence:
+        """Take one example's feature (D,), which the whole batch's gradients gave."""
+        nothing = torch.zeros_like(feature)
+        delta = torch.zeros(head.output_shape[0], dtype=torch.float64)
+        eps = _eps(leak, head)
+        return cls(leak, feature, nothing, delta, 0.0, 0.0, eps, is_shared=True)
 
     @classmethod
     def of(cls, leak: GradientLeak, labels: LabelRecovery, head: Stage) -> Evidence:
@@ -80,10 +90,12 @@ class Evidence:
         return _gradient(self.leak, stage)
 
     def gradient_std(self, stage: Stage) -> Tensor:
-        """Return the standard deviations of its entries, above 0.
+        """Return the standard deviations of its entries, above 0; infinite where it is a batch's.
 
         To the rounding of the result comes that of the sum behind it, relative to the whole.
         """
+        if self.is_shared:
+            return torch.full_like(stage.weight, torch.inf)
         summed = 2 * self.eps * rms(self.gradient(stage))
         rounding = self.leak.rounding(_name(stage)).reshape(stage.weight.shape)
         return (rounding.square() + summed**2 + self.noise**2).sqrt()

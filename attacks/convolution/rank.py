@@ -55,9 +55,9 @@ class LayerRank:
         )
 
 
-def recursion_ranks(stages: Iterable[Stage]) -> tuple[LayerRank, ...]:
-    """Count for each stage, from shapes alone."""
-    return tuple(LayerRank.of(stage) for stage in stages)
+def recursion_ranks(stages: Iterable[Stage], *, is_shared: bool) -> tuple[LayerRank, ...]:
+    """Count for each stage, from shapes alone; gradients not at all where a batch shares them."""
+    return tuple(LayerRank.of(stage, rows=0 if is_shared else None) for stage in stages)
 
 
 def image_rank(

@@ -61,7 +61,8 @@ def invert_batch(
     a, noise = invert_chain(network, directions[kept], generator)
     scales, bars = np.ones(len(kept)), np.full(len(kept), np.nan)
     labelled = [row for row in kept if row < len(known)]
-    if len(features) > 1 and labelled and network.is_homogeneous:
+    is_whole = not network.kept or min(network.kept) == 1
+    if len(features) > 1 and labelled and network.is_homogeneous and is_whole:
         scales, bars = image_scales(network, a, labels[known[labelled]], len(features))
     missing = np.setdiff1d(np.arange(len(features)), known)
     sizes = np.linalg.norm(directions, axis=1)

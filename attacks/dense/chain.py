@@ -58,7 +58,7 @@ def invert_chain(
     for index in range(len(network.layers) - 2, -1, -1):
         layer = network.layers[index]
         space = column_space(layer.gradient, len(features), generator)
-        d = delta @ network.layers[index + 1].weights
+        d = delta @ network.layers[index + 1].weights / (network.kept[index] if network.kept else 1)
         delta = fit_rows(space, d, a, network.activations[index])
         a, noise = layer_inputs(layer, delta)
     return a, noise

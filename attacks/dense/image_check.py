@@ -26,6 +26,7 @@ from torch import Tensor
 
 from attacks.answers import Status
 from attacks.dense.chain import column_space
+from attacks.dense.dropout import Dropped
 from attacks.types import GradientLeak
 from attacks.victim.gradients import has_layer_gradient
 from attacks.victim.network import Network, parameter_name
@@ -67,6 +68,7 @@ def check_images(
     a: Tensor,
     features: Tensor,
     statuses: Sequence[Status],
+    dropped: Dropped | None = None,
 ) -> ImageTest:
     """Send images forward, and wrong ones beside them.
 
@@ -77,16 +79,21 @@ def check_images(
         a: (B, n), the first layer's inputs, NaN where there is none.
         features: (B, D), the last layer's inputs, NaN where they aren't known.
         statuses: of the labels.
+        dropped: the way forward, where the client's dropout left units out.
     """
     known = torch.tensor([s is Status.RECOVERED for s in statuses]) & features.isfinite().all(dim=1)
     judge = _Judge.of(leak, network, features, known)
-    given = judge.inputs(inverse.pixels(a))
+
+    def inputs_of(a: Tensor) -> dict[str, Tensor]:
+        return judge.inputs(inverse.pixels(a)) if dropped is None else dropped.inputs_of(a)
+
+    given = inputs_of(a)
     found = judge.residual(given)
     least = found.clamp(min=torch.finfo(network.dtype).eps)
     error = torch.where(judge.equations(given) < LEAST_EQUATIONS, torch.inf, found * 0)
     for wrong, applies in _wrong_inputs(a, known):
         off = (wrong - a).norm(dim=1) / a.norm(dim=1)
-        residual = judge.residual(judge.inputs(inverse.pixels(wrong)))
+        residual = judge.residual(inputs_of(wrong))
         bound = torch.where(residual > TELLS * least, off * least / residual, torch.inf)
         error = torch.where(applies & (off > 0), torch.maximum(error, bound), error)
     error = torch.where(error.isnan(), torch.inf, error)

@@ -32,6 +32,7 @@ from attacks.answers import ExampleImage, LabelRecovery, Reconstruction, Status,
 from attacks.batch.second_example import second_example
 from attacks.dense.batch import invert_batch
 from attacks.dense.completion import completed
+from attacks.dense.dropout import Dropped, is_behind_first_layer
 from attacks.dense.image_check import check_images
 from attacks.dense.inputs import Inputs
 from attacks.dense.network import FullyConnected
@@ -67,6 +68,7 @@ class AnalyticInversion(ImageAttack):
 
     ReLU and leaky ReLU networks of any depth; sigmoid, tanh, softplus and ELU where the label
     recovery gives features of such. One example with a bias in the first layer: any network above.
+    Dropout in train mode is no obstacle behind the first layer's ReLU.
 
     Args:
         tolerance: root mean square error in pixels, relative to their range, that RECOVERED stays
@@ -101,9 +103,11 @@ class AnalyticInversion(ImageAttack):
     ) -> Reconstruction:
         """Recover the first layer's inputs and undo what stands before it."""
         require_values(leak)
-        require_known_layers(leak)
         leak = completed(leak)
         network = Network.of(leak)
+        drops = is_behind_first_layer(leak, network)
+        if not drops:
+            require_known_layers(leak)
         if leak.local_steps > 1:
             return images_of_steps(leak, network, labels, tolerance=self.tolerance)
         first = network.executed[0]
@@ -111,12 +115,13 @@ class AnalyticInversion(ImageAttack):
         batch = leak.batch_size or labels.batch_size or 1
         if batch > 1 and self.route == "shortcut":
             raise NotApplicable(f"the shortcut is for one example, found {batch}")
-        if batch == 1 and self._takes_shortcut(network, first, inverse):
+        if batch == 1 and not drops and self._takes_shortcut(network, first, inverse):
             found = _shortcut(leak, network, first, inverse, labels)
         else:
             found = _chain(leak, network, batch, labels, generator)
         statuses = _statuses(labels, batch)
-        test = check_images(leak, network, inverse, found.a, found.features, statuses)
+        dropped = _dropped(leak, network, found, labels, generator) if drops else None
+        test = check_images(leak, network, inverse, found.a, found.features, statuses, dropped)
         size = row_rms(found.a) * inverse.worth
         factor = 1.0 if batch == 1 else SAFETY
         errors = torch.stack(
@@ -248,6 +253,21 @@ def _chain(
         reasons = tuple(a or b for a, b in zip(reasons, own, strict=True))
         bar = torch.where(bar.isnan(), _scale_bars(labels, batch, default=UNKNOWN_SCALE), bar)
     return dataclasses.replace(found, scale_bar=bar.nan_to_num(0.0), reasons=reasons)
+
+
+def _dropped(
+    leak: GradientLeak,
+    network: Network,
+    found: Inputs,
+    labels: LabelRecovery,
+    generator: torch.Generator,
+) -> Dropped:
+    """Return the way forward through what the client's dropout left."""
+    assert labels.features is not None
+    assert labels.labels is not None
+    layers = FullyConnected.of(leak, network).rescaled(labels.gradient_scale or 1.0)
+    features, soft = labels.features.double().numpy(), labels.labels.double().numpy()
+    return Dropped.of(layers, found, features, soft, generator)
 
 
 def _uncertain(labels: LabelRecovery, batch: int) -> tuple[str | None, ...]:

@@ -36,7 +36,9 @@ class RGAP(ChainInversion):
         too, where there are outputs enough.
     """
 
-    reach: ClassVar[str] = "one local step of one example, convolutions with invertible activations"
+    reach: ClassVar[str] = (
+        "one local step of one example or a batch, convolutions with invertible activations"
+    )
 
     def invert(self, known: Convolutions, generator: torch.Generator) -> Estimate:
         """Go down the convolutions."""
@@ -47,7 +49,7 @@ class RGAP(ChainInversion):
                 f"the ReLU after layer {hidden.name!r} hides what goes into it, and the recursion "
                 "needs it; relu-fit takes such networks"
             )
-        ranks = recursion_ranks(stages)
+        ranks = recursion_ranks(stages, is_shared=known.evidence.is_shared)
         if self.respects_rank:
             require_rank(ranks)
         counts = self.respects_rank

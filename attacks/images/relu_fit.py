@@ -36,7 +36,9 @@ class ReLUFit(ChainInversion):
         ValueError: a value is out of its range.
     """
 
-    reach: ClassVar[str] = "one local step of one example, convolutions with ReLU or leaky ReLU"
+    reach: ClassVar[str] = (
+        "one local step of one example or a batch, convolutions with ReLU or leaky ReLU"
+    )
     iterations: int = 60
     starts: int = 3
 

@@ -30,7 +30,9 @@ from attacks.batch.recover import split_batch
 from attacks.batch.second_example import one_example, without_second_example
 from attacks.dense.completion import completed
 from attacks.facts import LABELS, LOSSES, SIZES, Fact
-from attacks.masks.recover import split_by_masks
+from attacks.masks.all_layers import with_all_layers
+from attacks.masks.common_factor import Solve
+from attacks.masks.recover import answer_by_masks
 from attacks.one_example.bars import Unknown, unknowns
 from attacks.one_example.factor import scaled_roots
 from attacks.one_example.fit import Fit, Root, fit_label, label_at
@@ -46,6 +48,10 @@ from attacks.unrolled.replay import replay
 from attacks.victim.gradients import Array
 from attacks.victim.network import Network
 from attacks.victim.require import require_values
+
+WIDEST_BAR = 0.2
+"""Error bar of a label by the last layer alone beyond which other layers don't settle it: they tell
+α better, and nothing of a softmax that is saturated."""
 
 
 def ŷ(problem: Problem | View, λ: Array) -> Array:
@@ -122,11 +128,11 @@ class SoftLabelRecovery(LabelAttack):
         if leak.local_steps > 1:
             return labels_of_steps(replay(leak, network), self.tolerance)
 
-        def solve(problem: Problem) -> LabelRecovery:
+        def solve(problem: Problem, *, is_scale_known: bool = False) -> LabelRecovery:
             return solve_one(
                 problem,
                 models=models,
-                unknown=unknown,
+                unknown=unknown - {Unknown.GRADIENT_SCALE} if is_scale_known else unknown,
                 tolerance=self.tolerance,
                 is_nonnegative=network.has_nonnegative_features,
             )
@@ -141,6 +147,9 @@ class SoftLabelRecovery(LabelAttack):
             rounded = solve(coarser) if coarser.eps != problem.eps else answer
             answer = rounded if rounded.status is Status.RECOVERED else answer
         if answer.status is not Status.RECOVERED:
+            whole = with_all_layers(problem, leak, network)
+            answer = answer if whole is None else _better(solve(whole), answer)
+        if answer.status is not Status.RECOVERED:
             return answer
         return without_second_example(answer, leak, network)
 
@@ -149,7 +158,7 @@ class SoftLabelRecovery(LabelAttack):
         leak: GradientLeak,
         network: Network,
         generator: torch.Generator,
-        solve: Callable[[Problem], LabelRecovery],
+        solve: Solve,
     ) -> LabelRecovery:
         """Try the last layer's rays, and where they don't show all examples, hidden layers' masks.
 
@@ -165,16 +174,23 @@ class SoftLabelRecovery(LabelAttack):
         except NotApplicable as reason:
             answer, no_rays = None, str(reason)
         try:
-            masks = split_by_masks(leak, network, generator)
+            other = answer_by_masks(leak, network, generator, solve, self.tolerance)
         except NotApplicable as no_masks:
             if answer is not None:
                 return answer
             raise NotApplicable(f"{no_rays}; {no_masks}") from no_masks
-        problems = masks.problems(network)
-        other = masks.answer([solve(part) for part in problems], self.tolerance)
         if answer is None or _recovered(other) > _recovered(answer):
             return other
         return answer
+
+
+def _better(one: LabelRecovery, other: LabelRecovery) -> LabelRecovery:
+    """Return an answer that is RECOVERED, if it lies within the bar of one that is too wide."""
+    new, old = one.examples[0], other.examples[0]
+    if one.status is not Status.RECOVERED or new.label is None or old.label is None:
+        return other
+    away, bar = float((new.label - old.label).abs().max()), old.label_bar or 0.0
+    return one if away <= bar <= WIDEST_BAR else other
 
 
 def _recovered(answer: LabelRecovery) -> int:

@@ -16,8 +16,9 @@ from attacks.victim.gradients import Array
 
 REWEIGHTED, POWER = 100, 1.5
 """Rounds of reweighting, by the residual's inverse to that power: many units are outliers."""
-INLIER = 1e-3
-"""Residual, relative to u_i, up to which a unit obeys the map."""
+INLIER, INLIER_ERRORS = (1e-3, 1e-2), 4.0
+"""Residual, relative to u_i, up to which a unit obeys the map: at least and at most, and between,
+in units of what noise leaves."""
 SPARE_ALWAYS_ON = 4
 """Units that obey it beyond the r that any map fits."""
 
@@ -37,19 +38,21 @@ class AlwaysOn:
     is_off: NDArray[np.bool_]
 
     @classmethod
-    def of(cls, left: Array, targets: Array, low: float) -> AlwaysOn | None:
+    def of(cls, left: Array, targets: Array, low: float, precision: float) -> AlwaysOn | None:
         """Look for the map; None where too few units obey one.
 
         Args:
             left: U, (D, R).
             targets: T, (D, r).
             low: slope below 0; units that are always off obey `low · A`, and there may be more.
+            precision: the worst relative error of what U spans.
         """
         regressed = _robust_map(left, targets)
+        limit = float(np.clip(INLIER_ERRORS * precision, *INLIER))
         needed = targets.shape[1] + SPARE_ALWAYS_ON
         for factor in (1 / low, 1.0) if low else (1.0,):
             a = factor * regressed
-            is_on, is_off = _obey(left, targets, a), _obey(left, targets, low * a)
+            is_on, is_off = (_obey(left, targets, part, limit) for part in (a, low * a))
             if not low:
                 is_off = np.zeros_like(is_on)
             # Of a leaky ReLU both kinds say which of them the map is that of.
@@ -71,6 +74,6 @@ def _robust_map(left: Array, targets: Array) -> Array:
     return np.asarray(a)
 
 
-def _obey(left: Array, targets: Array, a: Array) -> NDArray[np.bool_]:
+def _obey(left: Array, targets: Array, a: Array, limit: float) -> NDArray[np.bool_]:
     off = np.linalg.norm(left - targets @ a, axis=1)
-    return np.asarray(off <= INLIER * np.linalg.norm(left, axis=1))
+    return np.asarray(off <= limit * np.linalg.norm(left, axis=1))

@@ -19,8 +19,12 @@ from attacks.victim.gradients import Array
 
 WARM, COLD = np.geomspace(0.5, 0.02, 40), np.geomspace(0.1, 0.02, 16)
 """τ, in root mean squares of w: from masks that are guessed, and from nearly right ones."""
+HOT, LUKEWARM = WARM[:16], WARM[16:]
+"""The first's halves: in a part of the space, and from there in all of it."""
 GRAM_RIDGE = 1e-9
 """Added to `TᵀPT`, which a mask of few units leaves singular."""
+SQUARINGS = 6
+"""Of a matrix whose largest eigenvector is wanted: its ratio to the next one, to the 64th power."""
 
 
 def anneal(equation: MaskEquation, masks: Array, temperatures: Array) -> tuple[Array, Array]:
@@ -56,8 +60,19 @@ def expected_pairs(equation: MaskEquation, masks: Array) -> tuple[Array, Array]:
     gram += GRAM_RIDGE * np.eye(targets.shape[1])
     shared = equation.left.T @ (cross[:, :, None] * targets)
     half = np.linalg.solve(np.linalg.cholesky(gram), shared.transpose(0, 2, 1))
-    top = np.linalg.eigh(half @ half.transpose(0, 2, 1))[1][:, :, -1]
+    top = _largest(half @ half.transpose(0, 2, 1))
     q = np.einsum("nrb,nr->nb", half, top)
     q /= np.maximum(np.linalg.norm(q, axis=1, keepdims=True), 1e-300)
     along = np.einsum("nbr,nb->nr", shared, q)
     return q, np.linalg.solve(gram, along[:, :, None])[:, :, 0]
+
+
+def _largest(matrices: Array) -> Array:
+    """Return about the largest eigenvectors (N, r) of positive matrices (N, r, r), by squaring."""
+    for _ in range(SQUARINGS):
+        matrices = matrices @ matrices
+        matrices = (
+            matrices / np.maximum(np.trace(matrices, axis1=1, axis2=2), 1e-300)[:, None, None]
+        )
+    longest = np.argmax(np.diagonal(matrices, axis1=1, axis2=2), axis=1)
+    return np.asarray(matrices[np.arange(len(matrices)), longest])

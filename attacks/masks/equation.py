@@ -128,9 +128,24 @@ class MaskEquation:
         return self.left * self.values
 
     @cached_property
+    def outputs(self) -> Array:
+        """(n, D): from the layer's whitened inputs, as V's rows, to its live units' outputs."""
+        return np.ascontiguousarray((self.source.weight * self.columns).T)
+
+    def within(self, basis: Array) -> MaskEquation:
+        """Return the equations of those q alone that are `basis` (R, k) times k numbers."""
+        return dataclasses.replace(self, left=self.left @ basis)
+
+    @cached_property
     def always_on(self) -> AlwaysOn | None:
         """The units that are on for all examples, where there are enough to show it."""
-        return AlwaysOn.of(self.left, self.targets, self.low)
+        return AlwaysOn.of(self.left, self.targets, self.low, self.precision)
+
+    @property
+    def mixed(self) -> int:
+        """How many live units may differ between examples; no others tell them apart."""
+        known = self.always_on
+        return len(self.left) - (0 if known is None else int((known.is_on | known.is_off).sum()))
 
     def with_known(self, masks: Array) -> Array:
         """Return masks (N, D) with those of units that are the same for all examples."""
@@ -156,10 +171,20 @@ class MaskEquation:
                 f"noise and rounding leave the parts of {self.size} examples in the gradient of "
                 f"layer {name!r} uncertain by {self.precision:.0%}, more than {WORST_PART:.0%}"
             )
+        if not self.target_error <= WORST_PART:
+            raise NotApplicable(
+                f"noise and rounding hide in which space the layer above {name!r} hands down what "
+                f"{self.size} examples give; in units of its smallest part: {self.target_error:.2g}"
+            )
         if units < SPARE_UNITS * self.unknowns:
             raise NotApplicable(
                 f"layer {name!r} has {units} live units for the {self.unknowns} unknowns of each "
                 f"of {self.size} examples; their masks take {SPARE_UNITS:g} times as many"
+            )
+        if self.mixed < self.size:
+            raise NotApplicable(
+                f"of the {units} live units of layer {name!r}, only {self.mixed} aren't on for all "
+                f"{self.size} examples: too few to tell them apart"
             )
 
 

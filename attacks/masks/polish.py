@@ -12,6 +12,7 @@ stays.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,6 +58,12 @@ class Pair:
     def is_example(self) -> bool:
         """Whether it is taken for one, or where its mask is another's, too, for part of both."""
         return self.misfit <= self.limit
+
+
+def beside(pairs: Sequence[Pair]) -> Array:
+    """Return an orthonormal basis (R, R − n) of what is orthogonal to the q of n pairs."""
+    q = np.array([pair.q for pair in pairs])
+    return np.asarray(np.linalg.qr(q.T, mode="complete")[0][:, len(pairs) :])
 
 
 def polish(equation: MaskEquation, q: Array, t: Array | None = None) -> list[Pair]:

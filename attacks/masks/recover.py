@@ -12,10 +12,12 @@ import torch
 
 from attacks.answers import Augmentation, ExampleLabel, LabelRecovery, Status, known, without_claim
 from attacks.dense.network import FullyConnected
+from attacks.masks.common_factor import Solve, common_factor, solve_under
 from attacks.masks.common_label import CommonLabels, common_labels
 from attacks.masks.equation import MaskEquation
 from attacks.masks.examples import WRONG_SHARE, Examples, examples_of
 from attacks.masks.find import find_pairs
+from attacks.masks.partial import partial_answer
 from attacks.masks.polish import Pair
 from attacks.numerics.softmax import softmax
 from attacks.one_example.problem import OWN_EPS, Problem
@@ -26,6 +28,7 @@ from attacks.victim.network import Network
 
 SAME_FACTOR = 1e-2
 """By how much the factors on the gradient that examples show may differ."""
+NONE_FOUND = "the masks of layer {!r} show none of {} examples"
 UNSEEN = "its input is another example's, or too near to it: the gradient holds their sum"
 NOT_THEIRS = (
     "the last layer's gradient isn't that of the examples found below it: layers' gradients come "
@@ -49,23 +52,33 @@ OTHER_FACTOR = (
 )
 
 
-def split_by_masks(leak: GradientLeak, network: Network, generator: torch.Generator) -> MaskBatch:
-    """Find all examples in the gradient of a hidden layer, and a problem for each.
+def answer_by_masks(
+    leak: GradientLeak,
+    network: Network,
+    generator: torch.Generator,
+    solve: Solve,
+    tolerance: float,
+) -> LabelRecovery:
+    """Find examples in the gradient of a hidden layer, and solve the problem of each.
 
-    Layers are tried in the order of their live units for each unknown of a pair.
+    Layers are tried in the order of their live units for each unknown of a pair, until one shows
+    all examples; else the one that shows most answers for these.
 
     Args:
         leak: of one step on a batch; its size may be unknown.
         network: a view of the leak's model.
         generator: draws starts.
+        solve: finds the label of one example; with a factor of 1 on the gradient, or any.
+        tolerance: L∞ error of a label that RECOVERED stays below.
 
     Raises:
-        NotApplicable: no hidden layer has masks that would tell examples apart, or none shows all.
+        NotApplicable: no hidden layer has masks that would tell examples apart, or none shows any.
     """
     whole = hidden_layers(leak, network)
     if is_of_another_loss(whole.layers[-1].gradient):
         raise NotApplicable(OTHER_LOSS)
-    reasons, best = [], ""
+    reasons: list[str] = []
+    most: tuple[MaskEquation, tuple[Pair, ...], FullyConnected] | None = None
     for index in _in_order(whole, leak.batch_size):
         chain = whole.above_layer(index)
         try:
@@ -73,17 +86,20 @@ def split_by_masks(leak: GradientLeak, network: Network, generator: torch.Genera
             equation = MaskEquation.of(chain, 0, leak.batch_size)
             _require_scale(chain)
             pairs = find_pairs(equation, chain, 0, generator)
+            batch = leak.batch_size or equation.size
             if len(pairs) == equation.size:
-                batch = leak.batch_size or equation.size
                 examples = examples_of(equation, pairs, chain, batch)
-                return MaskBatch(equation, pairs, chain, batch, examples)
-            best = best or (
-                f"by the masks of layer {equation.source.name!r}, {len(pairs)} of {equation.size} "
-                "examples were found, and only all of them give inputs and labels"
-            )
+                found = MaskBatch(equation, pairs, chain, batch, examples)
+                return found.answer(network, solve, tolerance)
+            clear = tuple(pair for pair in pairs if pair.is_clear)
+            if len(clear) > (len(most[1]) if most else 0):
+                most = equation, clear, chain
+            reasons.append(NONE_FOUND.format(equation.source.name, equation.size))
         except NotApplicable as reason:
             reasons.append(str(reason))
-    raise NotApplicable(best or reasons[0])
+    if most is None:
+        raise NotApplicable(reasons[0])
+    return partial_answer(*most, leak.batch_size or most[0].size)
 
 
 def hidden_layers(leak: GradientLeak, network: Network) -> FullyConnected:
@@ -185,13 +201,16 @@ class MaskBatch:
             head.is_coarse,
         )
 
-    def answer(self, solved: Sequence[LabelRecovery], tolerance: float) -> LabelRecovery:
-        """Put the answers to the problems together, the recovered ones first.
+    def answer(self, network: Network, solve: Solve, tolerance: float) -> LabelRecovery:
+        """Solve each example's problem, and put the answers together, the recovered ones first.
 
         Args:
-            solved: of the problems, in their order.
+            network: a view of the leak's model.
+            solve: see `answer_by_masks`.
             tolerance: L∞ error of a label that RECOVERED stays below.
         """
+        problems = self.problems(network)
+        solved = [solve(problem) for problem in problems]
         rows = [
             self._with_feature(*each) for each in zip(self.examples.features, solved, strict=True)
         ]
@@ -200,6 +219,13 @@ class MaskBatch:
         if common is not None and not all(row.status is Status.RECOVERED for row in rows):
             rows = [_relabelled(*each, common) for each in zip(rows, common.labels, strict=True)]
             factors = [common.factor] * len(rows)
+        elif self.has_scale and (shared := common_factor(problems, solved)) is not None:
+            for number, row in enumerate(rows):
+                if row.status is not Status.RECOVERED:
+                    again = solve_under(shared, problems[number], row, solve, tolerance)
+                    if again is not None:
+                        rows[number] = again
+                        factors[number] = factors[number] or shared.value
         factor = _common_factor(factors)
         checked = [
             self._checked(number, row, own, factor)

@@ -16,9 +16,9 @@ import torch
 from attacks.dense.network import FullyConnected
 from attacks.masks.annealed import WARM, anneal
 from attacks.masks.equation import MaskEquation
-from attacks.masks.find import Kind, Starts
 from attacks.masks.lifted import lifted_directions
 from attacks.masks.polish import Pair
+from attacks.masks.starts import Kind, Starts
 from attacks.victim.gradients import Array
 
 ROBUST_ROUNDS = 15

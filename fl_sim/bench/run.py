@@ -22,7 +22,13 @@ SUITES = {
         "label_mass",
     ),
     "defenses": ("defense_strengths", "defense_mixes"),
-    "images": ("image_batches", "image_masks", "image_convolutions", "image_matching"),
+    "images": (
+        "image_batches",
+        "image_masks",
+        "image_batch_features",
+        "image_convolutions",
+        "image_matching",
+    ),
     "simulator": ("audit_overhead", "costs", "engines", "leakage", "leakage_noise", "privacy"),
 }
 """Suite -> its benchmarks, modules of `fl_sim.bench` with `TITLE`, `NOTES` and `rows`."""

@@ -50,7 +50,8 @@ def trained(
     if file.exists():
         model.load_state_dict(load_file(file))
         return model, accuracy(model, data)
-    reached = _train(model, data, augmentation, RATES.get(network, 1e-3), seed)
+    rate = RATES.get(network, 1e-3)
+    reached = train(model, data, augmentation, learning_rate=rate, seed=seed)
     if reached < TARGET:
         raise RuntimeError(
             f"{network} on {data_name} with {augmentation} reached an accuracy of {reached:.3f} in "
@@ -71,9 +72,25 @@ def accuracy(model: nn.Module, data: Dataset) -> float:
     return float((torch.cat(guesses).argmax(dim=1) == labels).double().mean())
 
 
-def _train(
-    model: nn.Module, data: Dataset, augmentation: str, learning_rate: float, seed: int
+def train(
+    model: nn.Module,
+    data: Dataset,
+    augmentation: str,
+    *,
+    learning_rate: float = 1e-3,
+    seed: int,
+    target: float = TARGET,
 ) -> float:
+    """Train a network in place by Adam on batches of 64; return its accuracy.
+
+    Args:
+        model: the network.
+        data: gives the images.
+        augmentation: one of `fl_sim.bench.victims.AUGMENTATIONS`.
+        learning_rate: Adam's.
+        seed: of the draws.
+        target: accuracy at which it ends, or else after `MOST_STEPS` steps.
+    """
     draws = numpy_generator(seed, "training", augmentation)
     parameters = list(model.parameters())
     optimizer = torch.optim.Adam(parameters, lr=learning_rate)
@@ -89,7 +106,7 @@ def _train(
         optimizer.step()
         if step % CHECK_EVERY == 0:
             reached = accuracy(model, data)
-            if reached >= TARGET:
+            if reached >= target:
                 break
     return reached
 

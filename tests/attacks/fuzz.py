@@ -271,11 +271,42 @@ CHANGES: dict[str, Change] = {
 }  # fmt: skip
 
 
+ODDITIES = (
+    "equal examples",
+    "nearly parallel images",
+    "one class",
+    "dead units",
+    "wrong size",
+    "other weights",
+)
+"""What may be odd about a crowd beside what is done to its gradient."""
+
+
+def odd(draw: Draw, oddity: str, model: nn.Module, inputs: Inputs) -> Inputs:
+    """Make a batch odd in place of what it was; dead units are made in the model."""
+    images, labels = inputs.images.clone(), inputs.labels.clone()
+    if oddity == "equal examples":
+        images[1], labels[1] = images[0], labels[0]
+    elif oddity == "nearly parallel images":
+        apart = draw.log(1e-6, 1e-1)
+        images[1] = (1 - apart) * images[0] + apart * images[1]
+    elif oddity == "one class":
+        labels = labels[:1].repeat(len(labels), 1)
+    elif oddity == "dead units":
+        first = next(layer for layer in model if isinstance(layer, nn.Linear))
+        with torch.no_grad():
+            first.weight[: draw.of(2, 3, 4) * len(first.weight) // 5] = -1.0
+            if first.bias is not None:
+                first.bias.clamp_(max=-0.01)
+    return Inputs(images, labels)
+
+
 SINGLE = (1,), (3, 5, 10, 10, 20, 40)
 SIZES = {
     "dense": SINGLE,
     "batch": ((2, 3, 4, 6), (24, 32, 48)),
     "crowd": ((4, 6, 8, 12), (2, 3, 4, 10, 10)),
+    "odd": ((4, 6, 8, 12, 16, 24), (2, 3, 4, 10, 10)),
     "convolutional": SINGLE,
 }
 """How many examples and classes are drawn, by kind."""
@@ -286,28 +317,40 @@ def draw_pair(kind: str, index: int, seed: int) -> tuple[Case, Case]:
 
     Args:
         kind: "dense" (one example), "batch", "crowd" (a batch of about as many examples as classes,
-            or more), or "convolutional" (one example).
+            or more), "odd" (a crowd that has one of `ODDITIES`), or "convolutional" (one example).
         index: which.
         seed: of all.
     """
-    draw = Draw(seed, index, {"dense": 0, "batch": 1, "convolutional": 2, "crowd": 3}[kind])
+    numbers = {"dense": 0, "batch": 1, "convolutional": 2, "crowd": 3, "odd": 4}
+    draw = Draw(seed, index, numbers[kind])
     counts, class_counts = SIZES[kind]
     count, classes = draw.of(*counts), draw.of(*class_counts)
     with torch.random.fork_rng(devices=[]):  # layers draw weights that are then drawn anew
         if kind == "convolutional":
             model = convolutional(draw, classes)
         else:
-            model = dense(draw, classes, batch=kind in ("batch", "crowd"))
+            model = dense(draw, classes, batch=kind in ("batch", "crowd", "odd"))
     images, labels = images_of(draw, count), labels_of(draw, count, classes)
     precision = draw.of(torch.float32, torch.float32, torch.float64)
     model, images = model.to(precision), images.to(precision)
+    oddity = draw.of(*ODDITIES) if kind == "odd" else "none"
+    start = odd(draw, oddity, model, Inputs(images, labels))
+    images, labels = start.images, start.labels
     gradients = gradients_of(model, images, labels)
     change = list(CHANGES)[index % len(CHANGES)]
     inputs = Inputs(images, labels)
     found = CHANGES[change](draw, gradients, model, inputs)
     changed, inputs = found if isinstance(found, tuple) else (found, inputs)
     lr = draw.of(None, 0.1, 1.0)
-    told = {"batch_size": draw.of(count, count, None), "input_shape": SHAPE}
+    size = draw.of(count, count, None)
+    if oddity == "wrong size":
+        size = count + draw.of(-2, -1, 1, 2)
+    told = {"batch_size": size, "input_shape": SHAPE}
+    if oddity == "other weights":
+        with torch.no_grad():
+            for weight in model.parameters():
+                noise = torch.randn(weight.shape, generator=draw.torch).to(weight)
+                weight.add_(draw.log(1e-4, 1e-1) * _rms(weight) * noise)
     clean, other = (
         GradientLeak(model, _sent(model, g, lr), **told, **_as(lr, model))
         for g in (gradients, changed)

@@ -18,7 +18,7 @@ from attacks.convolution.inversion import ChainInversion
 from attacks.images.r_gap import RGAP
 from attacks.images.relu_fit import ReLUFit
 from attacks.labels.soft_label import SoftLabelRecovery
-from fl_sim.testing import check_image_attack, check_no_claim, gradients_of
+from fl_sim.testing import check_image_attack, check_no_claim, draw_label, gradients_of, leak_of
 
 Build = Callable[..., Any]
 GREY, COLOUR = (1, 12, 12), (3, 12, 12)
@@ -378,9 +378,9 @@ def test_saturated_activations_are_not_taken_for_known(
 
 @pytest.mark.parametrize(
     ("fields", "sentence"),
-    [({"local_steps": 2}, "2 local steps"), ({"batch_size": 4}, "4 examples")],
+    [({"local_steps": 2}, "2 local steps"), ({"batch_size": 4}, "found 1")],
 )
-def test_needs_one_step_on_one_example(
+def test_needs_one_step_and_a_feature_for_each_example(
     fields: dict[str, int], sentence: str, make_label: Build, make_victim: Build
 ) -> None:
     leak = a_victim(make_victim, make_label).leak
@@ -389,6 +389,57 @@ def test_needs_one_step_on_one_example(
     found = ReLUFit()(several, labels, generator=torch.Generator())
     assert found.status is Status.NOT_APPLICABLE
     assert sentence in str(found.reason)
+
+
+def a_batch(
+    activation: Any, layers: tuple[tuple[int, int], ...], size: int, classes: int = 10
+) -> tuple[GradientLeak, Tensor]:
+    """Return a leak of a batch of noise images through convolutions and a hidden layer of 128."""
+    model = convolutional(layers, activation, bias=True, classes=classes)
+    flat = next(index for index, layer in enumerate(model) if isinstance(layer, nn.Flatten))
+    width = model[-1].in_features
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = nn.Sequential(
+            *model[: flat + 1], nn.Linear(width, 128), nn.ReLU(), nn.Linear(128, classes)
+        )
+        images = torch.rand(size, *COLOUR)
+    draws = np.random.default_rng(0)
+    labels = torch.cat([draw_label(classes, "label-smoothing", draws) for _ in range(size)])
+    return leak_of(model, images, labels, sent_as="float32"), images
+
+
+def test_a_batch_is_one_image_at_a_time_below_its_dense_layers() -> None:
+    """More examples than classes: features from a hidden layer's masks, images from these alone."""
+    leak, images = a_batch(nn.ReLU, ((16, 1), (32, 1)), 12)
+    labels, found = invert(leak, ReLUFit())
+    assert labels.status is Status.RECOVERED, labels.reason
+    assert found.status is Status.RECOVERED, found.reason
+    assert found.images is not None
+    error = (found.images[:, None] - images.double()).square().flatten(2).mean(2)
+    assert (-10 * error.amin(0).log10()).min() > 100
+    assert sorted(error.argmin(1).tolist()) == list(range(12))
+
+
+def test_a_batch_shares_the_equations_of_its_gradients() -> None:
+    """What one example's gradient makes up for, a batch's doesn't: the count says so."""
+    leak, _ = a_batch(nn.ReLU, ((16, 2), (16, 2)), 6)
+    labels, found = invert(leak, ReLUFit())
+    assert labels.status is Status.RECOVERED, labels.reason
+    assert set(found.statuses) == {Status.NOT_IDENTIFIABLE}
+    assert "0 by its gradient" in (found.reason or "")
+    assert "sum over all examples" in (found.reason or "")
+
+
+def test_a_batch_below_convolutions_of_other_images_is_not_claimed() -> None:
+    leak, _ = a_batch(nn.ReLU, ((16, 1), (32, 1)), 4)
+    other, _ = a_batch(nn.ReLU, ((16, 1), (32, 1)), 5)
+    names = list(leak.gradients)[:2]
+    gradients = {n: other.gradients[n] if n in names else g for n, g in leak.gradients.items()}
+    changed = dataclasses.replace(leak, gradients=gradients)
+    labels, found = invert(changed, ReLUFit())
+    assert labels.status is Status.RECOVERED, labels.reason
+    check_no_claim(found)
 
 
 @pytest.mark.parametrize("layer", [nn.Dropout(0.5), nn.BatchNorm2d(16)])

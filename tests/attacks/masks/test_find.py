@@ -12,11 +12,13 @@ from torch import Tensor, nn
 
 from attacks import NotApplicable
 from attacks.dense.network import FullyConnected
-from attacks.masks.annealed import WARM, anneal
+from attacks.masks.annealed import WARM, anneal, expected_pairs
 from attacks.masks.equation import MaskEquation
 from attacks.masks.find import find_pairs
+from attacks.masks.leftover import leftover_space
 from attacks.masks.lifted import lifted_directions
-from attacks.masks.polish import Pair, polish
+from attacks.masks.polish import Pair, beside, polish
+from attacks.masks.starts import Starts
 from attacks.victim.network import Network
 
 Build = Callable[..., Any]
@@ -38,6 +40,10 @@ def equation_of(victim: Any, index: int = 0) -> MaskEquation:
 
 def pairs_of(victim: Any, index: int = 0) -> tuple[Pair, ...]:
     return find_pairs(equation_of(victim, index), chain_of(victim, index), 0, seeded())
+
+
+def starts_of(victim: Any) -> Starts:
+    return Starts(equation_of(victim), chain_of(victim), 0, seeded())
 
 
 def parts(victim: Any, index: int = 0) -> Tensor:
@@ -168,3 +174,27 @@ def test_refuses_what_it_does_not_cover(
     victim = make_digits(8, **{"widths": (128,), **options})
     with pytest.raises(NotApplicable, match=words):
         MaskEquation.of(chain_of(victim), 0, told)
+
+
+def test_the_last_one_is_found_by_its_own_mask(make_digits: Build) -> None:
+    """Of one that is missing the input follows from the others, however rare it is for starts."""
+    victim = make_digits(8, widths=(128,))
+    equation, starts = equation_of(victim), starts_of(victim)
+    pairs = pairs_of(victim)
+    for row in range(8):
+        others = [*pairs[:row], *pairs[row + 1 :]]
+        q, t = expected_pairs(equation, starts.of_last(others))
+        ends = [end for pair in zip(q, t, strict=True) for end in polish(equation, *pair)]
+        nearest = max(float(abs(end.q @ pairs[row].q)) for end in ends if end.is_example)
+        assert nearest > 1 - 1e-9
+
+
+def test_masks_say_where_the_missing_are(make_digits: Build) -> None:
+    """One-bit measurements: of 256 units, for the 6 unknowns of each input that is found."""
+    victim = make_digits(16, widths=(256,))
+    equation, pairs = equation_of(victim), pairs_of(victim)
+    found, missing = pairs[:10], np.array([pair.q for pair in pairs[10:]])
+    before = np.linalg.norm(missing @ beside(found), axis=1)
+    after = np.linalg.norm(missing @ leftover_space(equation, found, 1.0), axis=1)
+    assert before.min() < 0.7
+    assert after.min() > 0.97  # measured: 0.99

@@ -15,7 +15,14 @@ def test_cells_change_one_factor_and_a_width_with_a_batch() -> None:
     assert len({*CELLS}) == len(CELLS)
     for cell in CELLS[1:]:
         changed = {name for name in vars(BASE) if getattr(cell, name) != getattr(BASE, name)}
-        pairs = ({"batch", "widths"}, {"widths", "init"}, {"classes", "augmentation", "smoothing"})
+        pairs = (
+            {"batch", "widths"},
+            {"widths", "init"},
+            {"classes", "augmentation", "smoothing"},
+            {"dropout", "bias"},
+            {"is_trained", "augmentation"},
+            {"is_trained", "bias"},
+        )
         assert len(changed) == 1 or changed in pairs
 
 
@@ -26,6 +33,13 @@ def test_a_batch_is_attacked_blind_and_scored(cell: Cell) -> None:
     assert outcome.psnr.min() > 115  # the figure asked for
     again = attack(cell, 0)
     assert torch.equal(again.psnr, outcome.psnr)
+
+
+@pytest.mark.parametrize("cell", [Cell(batch=8, dropout=0.5), Cell(batch=8, is_trained=True)])
+def test_dropout_and_training_leave_all(cell: Cell) -> None:
+    outcome = attack(cell, 0)
+    assert (outcome.found, outcome.strict, outcome.false) == (8, 8, 0)
+    assert outcome.psnr.min() > 100  # measured: 139 and 120
 
 
 def test_noise_as_large_as_the_gradient_leaves_nothing_claimed() -> None:
