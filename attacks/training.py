@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+Tensors = tuple[Tensor, ...]
 Named = Literal["full-batch", "epochs", "steps"]
 Batches = tuple[tuple[int, ...], ...]
 Schedule = Named | Batches
@@ -54,6 +57,45 @@ class SGD:
                 "nesterov needs a momentum above 0 and no dampening, found "
                 f"{self.momentum:g} and {self.dampening:g}"
             )
+
+    def step(
+        self, weights: Tensors, gradients: Tensors, buffers: Tensors | None
+    ) -> tuple[Tensors, Tensors | None]:
+        """Take a step, which is linear: of weights, or of what they change by.
+
+        Args:
+            weights: w.
+            gradients: g, of their shapes.
+            buffers: v that the step before returned; None at the first.
+
+        Returns:
+            w', and v' where there is momentum.
+        """
+        if self.weight_decay:
+            pairs = zip(gradients, weights, strict=True)
+            gradients = tuple(g + self.weight_decay * w for g, w in pairs)
+        if not self.momentum:
+            pairs = zip(weights, gradients, strict=True)
+            return tuple(torch.sub(w, g, alpha=self.lr) for w, g in pairs), None
+        if buffers is None:
+            buffers = gradients
+        else:
+            pairs = zip(buffers, gradients, strict=True)
+            buffers = tuple(self.momentum * v + (1 - self.dampening) * g for v, g in pairs)
+        moved = buffers
+        if self.nesterov:
+            pairs = zip(gradients, buffers, strict=True)
+            moved = tuple(g + self.momentum * v for g, v in pairs)
+        pairs = zip(weights, moved, strict=True)
+        return tuple(torch.sub(w, m, alpha=self.lr) for w, m in pairs), buffers
+
+    def responses(self, steps: int) -> list[float]:
+        """Return what a gradient of 1 in each of S steps alone takes off the weights after all."""
+        weights: Tensors = (torch.zeros(steps, dtype=torch.float64),)
+        buffers: Tensors | None = None
+        for alone in torch.eye(steps, dtype=torch.float64):
+            weights, buffers = self.step(weights, (alone,), buffers)
+        return [-float(moved) for moved in weights[0]]
 
     def linear_map(self, steps: int) -> tuple[float, float]:
         """Return A and B with `w_S = A w − B g`, if all S steps had the gradient g.

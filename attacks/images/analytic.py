@@ -86,7 +86,7 @@ class AnalyticInversion(ImageAttack):
 
     reach: ClassVar[str] = (
         "one local step of a fully connected network, of one example or of a batch, and several "
-        "that each take all examples"
+        "steps or epochs"
     )
     uses: ClassVar[tuple[type[Fact], ...]] = LOSSES
     tolerance: float = 10 ** (-50 / 20)

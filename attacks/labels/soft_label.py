@@ -89,8 +89,9 @@ class SoftLabelRecovery(LabelAttack):
     examples, by the masks of a hidden layer with a ReLU or leaky ReLU behind it, for any number of
     classes: see `attacks.masks`. A reason says what stood in the way of either.
 
-    Several steps of SGD that each take all examples are repeated until they leave the update that
-    was sent: see `attacks.unrolled`. The feature is that at the weights the client started from.
+    Several steps of SGD, of all examples or of epochs in shuffled batches, are repeated until they
+    leave the update that was sent; which step took which example is found: see `attacks.unrolled`.
+    The feature is that at the weights the client started from.
 
     Args:
         tolerance: L∞ error of the label that RECOVERED stays below, in (0, 1).
@@ -111,7 +112,7 @@ class SoftLabelRecovery(LabelAttack):
 
     reach: ClassVar[str] = (
         "one local step, of one example or of a batch whose ReLU layers tell examples apart, and "
-        "several that each take all examples of a fully connected network with ReLU"
+        "several steps or epochs of a fully connected network with ReLU"
     )
     uses: ClassVar[tuple[type[Fact], ...]] = (*LABELS, *SIZES, *LOSSES)
     tolerance: float = 1e-2

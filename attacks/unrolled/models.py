@@ -1,4 +1,4 @@
-"""What of a client's examples is free: inputs in their span, labels of one of two kinds."""
+"""What of a client's examples is free: inputs in their span, labels of one of two kinds, shares."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from torch import Tensor
 from attacks.unrolled.problem import Update
 from attacks.unrolled.refine import Model
 from attacks.unrolled.simulation import Unknowns
+from attacks.unrolled.tangents import Directions
 
 
 def tied_labels(labels: Tensor) -> Tensor:
@@ -18,13 +19,23 @@ def tied_labels(labels: Tensor) -> Tensor:
     return made + (1 - made.sum(dim=1, keepdim=True)) / labels.shape[1]
 
 
-def model_of(update: Update, start: Unknowns, *, is_tied: bool) -> Model:
+def model_of(
+    update: Update,
+    start: Unknowns,
+    *,
+    is_tied: bool,
+    ways: Tensor | None = None,
+    is_placed: bool = False,
+) -> Model:
     """Return a model around a start.
 
     Args:
         update: whose bias, if it has one, fixes one coordinate of every input.
         start: the unknowns; labels of rows of sum 1.
         is_tied: whether labels are equal in all but the two largest entries.
+        ways: of the shares, (S, n, Q); None where they are fixed.
+        is_placed: whether inputs' directions are fixed: all of them, with a bias, else their scales
+            are free.
     """
     count, size = start.inputs.shape
     frame = torch.eye(size, dtype=torch.float64)
@@ -32,20 +43,34 @@ def model_of(update: Update, start: Unknowns, *, is_tied: bool) -> Model:
     if update.has_bias:
         last = torch.from_numpy(update.span[:, -1].copy())
         inputs = inputs + ((1 - inputs @ last) / (last @ last))[:, None] * last
-        frame = torch.linalg.qr(last[:, None], mode="complete")[0][:, 1:].T
+        frame = torch.linalg.qr(last[:, None], mode="complete")[0][:, 1:]
+    of_inputs = [frame] * count
+    if is_placed:
+        of_inputs = [row[:, None][:, update.has_bias :] for row in inputs]
     labels = tied_labels(start.labels) if is_tied else start.labels
-    start = Unknowns(inputs, labels, start.shares)
-    of_inputs = [(row, way) for row in range(count) for way in frame]
-    of_labels = [(row, way) for row in range(count) for way in _label_ways(labels[row], is_tied)]
-    total = len(of_inputs) + len(of_labels)
-    directions = Unknowns(
-        *(part.new_zeros(total, *part.shape) for part in (start.inputs, labels, start.shares))
+    of_labels = [_label_ways(label, is_tied).T for label in labels]
+    blocks = (
+        _diagonal(of_inputs),
+        _diagonal(of_labels),
+        start.shares.new_zeros(*start.shares.shape, 0) if ways is None else ways,
     )
-    for index, (row, way) in enumerate(of_inputs):
-        directions.inputs[index, row] = way
-    for index, (row, way) in enumerate(of_labels, start=len(of_inputs)):
-        directions.labels[index, row] = way
-    return Model(start, directions)
+    total, before, parts = sum(block.shape[2] for block in blocks), 0, []
+    for block in blocks:
+        part = block.new_zeros(*block.shape[:2], total)
+        part[:, :, before : before + block.shape[2]] = block
+        before += block.shape[2]
+        parts.append(part)
+    return Model(Unknowns(inputs, labels, start.shares), Directions(*parts))
+
+
+def _diagonal(blocks: list[Tensor]) -> Tensor:
+    """Return (n, r, n f) of directions (r, f) of each of n rows alone."""
+    size, before = blocks[0].shape[0], 0
+    found = blocks[0].new_zeros(len(blocks), size, sum(block.shape[1] for block in blocks))
+    for row, block in enumerate(blocks):
+        found[row, :, before : before + block.shape[1]] = block
+        before += block.shape[1]
+    return found
 
 
 def _label_ways(label: Tensor, is_tied: bool) -> Tensor:

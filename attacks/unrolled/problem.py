@@ -19,6 +19,7 @@ from attacks.batch.subspace import noise_of_rows_and_columns, signal_size
 from attacks.dense.network import FullyConnected
 from attacks.training import SGD
 from attacks.types import GradientLeak, NotApplicable
+from attacks.unrolled.schedule import Timetable
 from attacks.unrolled.simulation import Simulation
 from attacks.victim.gradients import Array
 from attacks.victim.network import Network
@@ -34,6 +35,7 @@ class Update:
         steps: S.
         span: V, (n, d), orthonormal rows; with a bias, its input is the last column.
         reach: what all steps together multiply a constant gradient by, lr · S without momentum.
+        timetable: what is told of the steps' batches.
     """
 
     chain: FullyConnected
@@ -41,14 +43,15 @@ class Update:
     steps: int
     span: Array
     reach: float
+    timetable: Timetable
 
     @classmethod
     def of(cls, leak: GradientLeak, network: Network) -> Update:
         """Take a leak of several steps apart.
 
         Raises:
-            NotApplicable: it is none of a fully connected network with two-sloped activations, or
-                the examples' number is neither told nor shown by the rank.
+            NotApplicable: it is none of a fully connected network with two-sloped activations, the
+                examples' number is neither told nor shown by the rank, or batches don't fit it.
         """
         optimizer, steps = leak.optimizer, leak.local_steps
         if leak.lr is None or optimizer is None or leak.update_dtype is None:
@@ -62,8 +65,7 @@ class Update:
         reach = optimizer.linear_map(steps)[1]
         chain = chain.rescaled(reach / leak.lr)
         span = _span_of(chain, leak.steps.distinct)
-        _require_full_batches(leak, len(span))
-        return cls(chain, optimizer, steps, span, reach)
+        return cls(chain, optimizer, steps, span, reach, Timetable.of(leak.steps, len(span)))
 
     @property
     def examples(self) -> int:
@@ -118,31 +120,6 @@ class Update:
             for layer in self.chain.layers
         ]
         return dataclasses.replace(self.chain, layers=tuple(layers))
-
-
-def _require_full_batches(leak: GradientLeak, rank: int) -> None:
-    """Raise unless every step may have taken all examples.
-
-    Raises:
-        NotApplicable: batches are told to differ, or examples share inputs.
-    """
-    told = leak.steps
-    if told.distinct is not None and rank < told.distinct:
-        raise NotApplicable(
-            f"the first layer's update shows {rank} different inputs of {told.distinct} examples"
-        )
-    sizes = told.batch_sizes or (rank,)
-    if any(size != rank for size in sizes):
-        raise NotApplicable(
-            f"only steps that take all examples are repeated, and of {rank} a step took "
-            f"{min(sizes)}"
-        )
-
-
-def full_batches(update: Update) -> Tensor:
-    """Return shares ω (S, n) of steps that take all examples each."""
-    count = update.examples
-    return torch.full((update.steps, count), 1 / count, dtype=torch.float64)
 
 
 def _span_of(chain: FullyConnected, told: int | None) -> Array:

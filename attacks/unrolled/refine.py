@@ -9,16 +9,26 @@ damped (Levenberg, Marquardt). Least squares would stall at such units.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from attacks.unrolled.pairs import ROBUST_SCALE
 from attacks.unrolled.problem import Update
-from attacks.unrolled.simulation import Simulation, Unknowns
+from attacks.unrolled.simulation import Simulation, Unknowns, Weights
+from attacks.unrolled.tangents import Directions, moves_and_tangents
 
 MOST_REFINING = 40
+MOST_COLUMNS = 32
+"""Of a layer between the first and the last, whose equations are taken."""
+MOST_EFFORT = 1e11
+"""Some 20 seconds' on one core; what is found takes 1e9 to 6e10."""
+A_STEP = 4e7
+"""What simulating a step takes, however small it is."""
+TANGENTS = torch.float32
 FIRST_DAMPING, LEAST_DAMPING, MOST_DAMPING = 1e-3, 1e-12, 1e4
 """Added to the normal equations, relative to their diagonal."""
 LEAST_FALL = 1e-3
@@ -31,18 +41,11 @@ class Model:
 
     Args:
         start: to refine.
-        directions: of the parameters, (P, …).
+        directions: of the parameters.
     """
 
     start: Unknowns
-    directions: Unknowns
-
-    def along(self, step: Tensor) -> Unknowns:
-        """Return the change of the unknowns in a step (P,) of the parameters."""
-        d = self.directions
-        return Unknowns(
-            *(torch.tensordot(step, part, 1) for part in (d.inputs, d.labels, d.shares))
-        )
+    directions: Directions
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,15 +81,20 @@ class Refined:
 class Equations:
     """The residuals of live units, and their derivatives.
 
+    Of a layer between the first and the last they are those of a few columns, which say as much
+    as all.
+
     Args:
         simulation: of these units.
-        moves: what is to be met.
+        moves: what is to be met, of these columns.
         rounding: of the layers.
+        columns: of each layer; None for all.
     """
 
     simulation: Simulation
-    moves: tuple[Tensor, ...]
+    moves: Weights
     rounding: tuple[float, ...]
+    columns: tuple[Tensor | None, ...]
 
     @classmethod
     def of(cls, update: Update) -> Equations:
@@ -99,51 +107,97 @@ class Equations:
             if update.simulation.biases[index + 1]:
                 columns = torch.cat([units, torch.tensor([above.shape[1] - 1])])
             moves[index + 1] = above[:, columns]
-        return cls(update.simulation.only(live), tuple(moves), update.rounding)
+        kept: list[Tensor | None] = [None] * len(moves)
+        for index in range(1, len(moves) - 1):
+            width = moves[index].shape[1]
+            kept[index] = torch.linspace(0, width - 1, min(width, MOST_COLUMNS)).round().long()
+        simulation = update.simulation.only(live)
+        return cls(simulation, _chosen(moves, kept), update.rounding, tuple(kept))
 
     @property
     def size(self) -> float:
         """Root mean square of what is to be met, in units of rounding."""
-        return float(self._flat(list(self.moves)).square().mean().sqrt())
+        return float((self._flat(self.moves) * self._scale).square().mean().sqrt())
 
     def residuals(self, client: Unknowns) -> Tensor:
         """Return the residuals (M,)."""
-        return self._flat(
-            [m - d for m, d in zip(self.simulation.moves(client), self.moves, strict=True)]
-        )
+        return self._rest(_chosen(self.simulation.moves(client), self.columns))
 
     def linearised(self, model: Model, client: Unknowns) -> tuple[Tensor, Tensor]:
-        """Return the residuals (M,) and their derivatives (P, M)."""
-        moves, tangents = self.simulation.moves_and_tangents(client, model.directions)
-        rest = self._flat([m - d for m, d in zip(moves, self.moves, strict=True)])
-        return rest, self._flat(list(tangents), 1)
+        """Return the residuals (M,) and their derivatives (M, P)."""
+        directions = model.directions.to(TANGENTS)
+        moves, tangents = moves_and_tangents(self.simulation, client, directions, self.columns)
+        slope = torch.cat([tangent.flatten(0, 1) for tangent in tangents]).double()
+        return self._rest(_chosen(moves, self.columns)), slope.mul_(self._scale[:, None])
 
-    def _flat(self, parts: list[Tensor], start: int = 0) -> Tensor:
-        scaled = [
-            (part / size).flatten(start) for part, size in zip(parts, self.rounding, strict=True)
-        ]
-        return torch.cat(scaled, dim=start)
+    def cost(self, model: Model) -> float:
+        """Return about how many multiplications `linearised` and a step take."""
+        client, directions = model.start, model.directions
+        count = directions.inputs.shape[2]
+        is_used = (client.shares != 0) | directions.shares.any(dim=2)
+        used, weights = float(is_used.sum()), self.simulation.weights
+        products = used * count * sum(4 * w.numel() for w in weights)
+        for w in weights[1:-1]:
+            products += used**2 * count * sum(w.shape)
+        return float(products + len(self._scale) * count**2 + len(client.shares) * A_STEP)
+
+    def _rest(self, moves: Weights) -> Tensor:
+        return (self._flat(moves) - self._flat(self.moves)) * self._scale
+
+    def _flat(self, parts: Weights) -> Tensor:
+        return torch.cat([part.flatten() for part in parts])
+
+    @cached_property
+    def _scale(self) -> Tensor:
+        pairs = zip(self.moves, self.rounding, strict=True)
+        return torch.cat([move.new_full((move.numel(),), 1 / size) for move, size in pairs])
 
 
-def refine(equations: Equations, model: Model, most: int = MOST_REFINING) -> Refined:
+def _chosen(moves: Sequence[Tensor], columns: Sequence[Tensor | None]) -> Weights:
+    pairs = zip(moves, columns, strict=True)
+    return tuple(move if only is None else move[:, only] for move, only in pairs)
+
+
+@dataclass(eq=False)
+class Effort:
+    """Multiplications that may be spent on a leak, counted so that time doesn't decide.
+
+    Args:
+        left: of them.
+    """
+
+    left: float = MOST_EFFORT
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether none are left."""
+        return self.left <= 0
+
+
+def refine(
+    equations: Equations, model: Model, effort: Effort, most: int = MOST_REFINING
+) -> Refined:
     """Take steps until the merit settles.
 
     Args:
         equations: to be met.
         model: what is free, and where to start.
+        effort: that is left; each step spends of it.
         most: steps.
     """
     client, damping, idle = model.start, FIRST_DAMPING, 0
+    cost = equations.cost(model)
+    effort.left -= cost
     rest, slope = equations.linearised(model, client)
     for _ in range(most):
         size = robust_size(rest)
         weight = 1 / (1 + (rest / size) ** 2)
-        normal = (slope * weight) @ slope.T
-        target = slope @ (weight * rest)
+        normal = _normal(slope, weight)
+        target = slope.T @ (weight * rest)
         before = merit(rest, size)
         while True:
             step = _solved(normal, target, damping)
-            moved = client.moved(model.along(-step))
+            moved = client.moved(model.directions.along(-step))
             after = equations.residuals(moved)
             now = merit(after, size)
             if now < before or damping > MOST_DAMPING:
@@ -154,8 +208,9 @@ def refine(equations: Equations, model: Model, most: int = MOST_REFINING) -> Ref
         damping = max(damping / 8, LEAST_DAMPING)
         client = moved
         idle = idle + 1 if now > (1 - LEAST_FALL) * before else 0
-        if idle == 2:
+        if idle == 2 or effort.is_spent:
             break
+        effort.left -= cost
         rest, slope = equations.linearised(model, client)
     spread = _spread(model, rest, slope)
     return Refined(client, equations.residuals(client), spread, equations.size)
@@ -185,11 +240,17 @@ def _solved(normal: Tensor, target: Tensor, damping: float) -> Tensor:
 def _spread(model: Model, rest: Tensor, slope: Tensor) -> Unknowns:
     """Return standard deviations of the unknowns, by the normal equations where steps ended."""
     weight = 1 / (1 + (rest / robust_size(rest)) ** 2)
-    inverse = torch.linalg.pinv((slope * weight) @ slope.T, hermitian=True)
-    parts = []
-    for part in (model.directions.inputs, model.directions.labels, model.directions.shares):
-        rows = part.flatten(1).T
-        parts.append(
-            ((rows @ inverse) * rows).sum(dim=1).clamp(min=0).sqrt().reshape(part.shape[1:])
+    inverse = torch.linalg.pinv(_normal(slope, weight), hermitian=True)
+    d = model.directions
+    return Unknowns(
+        *(
+            ((part @ inverse) * part).sum(dim=2).clamp(min=0).sqrt()
+            for part in (d.inputs, d.labels, d.shares)
         )
-    return Unknowns(*parts)
+    )
+
+
+def _normal(slope: Tensor, weight: Tensor) -> Tensor:
+    """Return `Jᵀ diag(w) J`, (P, P)."""
+    weighted = slope * weight.sqrt()[:, None]
+    return weighted.T @ weighted

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from attacks.types import GradientLeak, NotApplicable
 from attacks.unrolled.problem import Update
-from attacks.unrolled.refine import Refined
+from attacks.unrolled.refine import Effort, Refined
 from attacks.unrolled.simulation import Unknowns
 from attacks.unrolled.solve import MET, solve
 from attacks.unrolled.start import rough_examples
@@ -87,16 +87,22 @@ def replay(leak: GradientLeak, network: Network) -> Replay:
 
 
 def _replay(leak: GradientLeak, network: Network) -> Replay:
+    if isinstance(leak.schedule, tuple):
+        raise NotApplicable(
+            "batches that are told example by example aren't used: which of the examples found has "
+            "which number isn't known"
+        )
     update = Update.of(leak, network)
     start = rough_examples(update, torch.Generator().manual_seed(0))
     starts = start.candidates(update)
+    effort, is_placed = Effort(), not update.simulation.slopes[0]
     if len(update.chain.layers[-1].weight) >= TIED_FROM:
-        found = solve(update, starts, is_tied=True)
+        found = solve(update, starts, effort, is_tied=True, is_placed=is_placed)
         if found.typical < MET:
             return _judged(update, found)
         if found.misfit < math.inf:
             starts = [found.client, *starts]
-    return _judged(update, solve(update, starts, is_tied=False))
+    return _judged(update, solve(update, starts, Effort(), is_tied=False, is_placed=is_placed))
 
 
 def _judged(update: Update, found: Refined) -> Replay:

@@ -1,4 +1,4 @@
-"""SGD on a chain of linear layers, simulated in coordinates of the examples' span, with tangents.
+"""SGD on a chain of linear layers, simulated in coordinates of the examples' span.
 
 Every step moves the first layer by `Σ_b δ_b x_bᵀ`, so with orthonormal rows V that span the
 examples, `x_b = Vᵀ α_b`, its change lies in the span of V, however many steps there are:
@@ -8,13 +8,13 @@ examples, `x_b = Vᵀ α_b`, its change lies in the span of V, however many step
 and nothing of the simulation is as wide as an image. A bias is a further column, whose input is 1.
 `ω_tb` is the weight of example b in step t: 1/B in the steps that take it, 0 in the others.
 
-Tangents go along (forward mode): a handful of directions at once, each one batched product.
-Masks are constant along them, as they are almost everywhere.
+How all this changes with the examples is the matter of `attacks.unrolled.tangents`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -22,15 +22,17 @@ from torch import Tensor
 
 from attacks.training import SGD
 
+Weights = tuple[Tensor, ...]
+
 
 @dataclass(frozen=True, eq=False)
 class Unknowns:
-    """What a client trained on, or directions of it.
+    """What a client trained on.
 
     Args:
-        inputs: α, (n, r), or (P, n, r).
-        labels: y, (n, K), or (P, n, K).
-        shares: ω, (S, n), or (P, S, n).
+        inputs: α, (n, r).
+        labels: y, (n, K).
+        shares: ω, (S, n).
     """
 
     inputs: Tensor
@@ -42,6 +44,43 @@ class Unknowns:
         return Unknowns(
             self.inputs + change.inputs, self.labels + change.labels, self.shares + change.shares
         )
+
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """A step's way forward and back; examples are rows.
+
+    Args:
+        used: indices of the step's examples, (n,).
+        share: their ω, (n,).
+        weights: at which the gradient is taken.
+        values: each layer's inputs, with the bias's 1 behind them, (n, …).
+        slopes: of the activations, (n, …).
+        curves: where an activation is bent, its slope's; else None.
+        logits: (n, K).
+        p: their softmax.
+        errors: `p − y`, (n, K).
+        downs: ω times the loss's derivative by each layer's outputs, (n, …).
+        arriving: the same by each activation's outputs, (n, …).
+    """
+
+    used: Tensor
+    share: Tensor
+    weights: Weights
+    values: Weights
+    slopes: Weights
+    curves: tuple[Tensor | None, ...]
+    logits: Tensor
+    p: Tensor
+    errors: Tensor
+    downs: Weights
+    arriving: Weights
+
+    @property
+    def gradients(self) -> Weights:
+        """Of each layer."""
+        pairs = zip(self.downs, self.values, strict=True)
+        return tuple(down.T @ value for down, value in pairs)
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +98,7 @@ class Simulation:
             masks change with the unknowns; 0 is what clients have.
     """
 
-    weights: tuple[Tensor, ...]
+    weights: Weights
     biases: tuple[bool, ...]
     slopes: tuple[float, ...]
     optimizer: SGD
@@ -82,115 +121,70 @@ class Simulation:
             weights[index + 1] = above[:, units]
         return dataclasses.replace(self, weights=tuple(weights))
 
-    def moves(self, client: Unknowns) -> tuple[Tensor, ...]:
+    def moves(self, client: Unknowns) -> Weights:
         """Return what all steps took off the weights, `A w_0 − w_S`, layer by layer."""
-        return self._train(client, None)[0]
+        *_, (_, after) = self.passes(client)
+        return tuple(self.kept * w - end for w, end in zip(self.weights, after, strict=True))
 
-    def moves_and_tangents(
-        self, client: Unknowns, directions: Unknowns
-    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """Return them, and how they change in P directions, each (P, m, n)."""
-        return self._train(client, directions)
+    def passes(
+        self, client: Unknowns, is_used: Tensor | None = None
+    ) -> Iterator[tuple[Pass, Weights]]:
+        """Train; yield each step, and the weights behind it.
 
-    def _train(
-        self, client: Unknowns, directions: Unknowns | None
-    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        weights = self.weights
-        count = 0 if directions is None else len(directions.inputs)
-        tangents = tuple(w.new_zeros((count, *w.shape)) for w in weights)
-        buffers: tuple[Tensor, ...] | None = None
-        turns: tuple[Tensor, ...] | None = None
-        for step in range(len(client.shares)):
-            gradients, turned = self._gradients(weights, tangents, client, directions, step)
-            weights, buffers = self._step(weights, gradients, buffers)
-            if directions is not None:
-                tangents, turns = self._step(tangents, turned, turns)
-        moves = tuple(self.kept * w - after for w, after in zip(self.weights, weights, strict=True))
-        return moves, tuple(-t for t in tangents)
+        Args:
+            client: what is trained on.
+            is_used: (S, n), examples to follow in each step; None: those of a weight but 0.
+        """
+        weights, buffers = self.weights, None
+        is_used = client.shares != 0 if is_used is None else is_used
+        for used, share in zip(is_used, client.shares, strict=True):
+            step = self.pass_of(weights, client, share, used.nonzero()[:, 0])
+            weights, buffers = self.optimizer.step(weights, step.gradients, buffers)
+            yield step, weights
 
-    def _step(
-        self,
-        weights: tuple[Tensor, ...],
-        gradients: tuple[Tensor, ...],
-        buffers: tuple[Tensor, ...] | None,
-    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...] | None]:
-        """Take a step of PyTorch's SGD, which is linear: of weights, or of tangents."""
-        sgd = self.optimizer
-        if sgd.weight_decay:
-            pairs = zip(gradients, weights, strict=True)
-            gradients = tuple(g + sgd.weight_decay * w for g, w in pairs)
-        if not sgd.momentum:
-            return tuple(w - sgd.lr * g for w, g in zip(weights, gradients, strict=True)), None
-        if buffers is None:
-            buffers = gradients
-        else:
-            pairs = zip(buffers, gradients, strict=True)
-            buffers = tuple(sgd.momentum * v + (1 - sgd.dampening) * g for v, g in pairs)
-        moved = buffers
-        if sgd.nesterov:
-            moved = tuple(g + sgd.momentum * v for g, v in zip(gradients, buffers, strict=True))
-        return tuple(w - sgd.lr * m for w, m in zip(weights, moved, strict=True)), buffers
+    def pass_of(self, weights: Weights, client: Unknowns, share: Tensor, used: Tensor) -> Pass:
+        """Return one step's way forward and back.
 
-    def _gradients(
-        self,
-        weights: tuple[Tensor, ...],
-        tangents: tuple[Tensor, ...],
-        client: Unknowns,
-        directions: Unknowns | None,
-        step: int,
-    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """Return the gradients of one step, and their tangents."""
-        share = client.shares[step]
-        used = (share != 0).nonzero()[:, 0] if directions is None else slice(None)
-        value, label, share = client.inputs[used], client.labels[used], share[used]
-        turn = directions.inputs if directions is not None else None
-        values, turns, slopes, bends = [], [], [], []
+        Args:
+            weights: at the step.
+            client: what is trained on.
+            share: ω of the step, (n,).
+            used: indices of the examples to follow.
+        """
+        value, share = client.inputs[used], share[used]
+        values, slopes, curves = [], [], []
         for index, w in enumerate(weights):
             if index and self.biases[index]:
                 value = torch.cat([value, value.new_ones(len(value), 1)], dim=1)
-                if turn is not None:
-                    turn = torch.cat([turn, turn.new_zeros(*turn.shape[:2], 1)], dim=2)
             values.append(value)
-            turns.append(turn)
-            z = value @ w.T
-            if turn is not None:
-                turn = turn @ w.T + value @ tangents[index].mT
+            value = value @ w.T
             if index < len(self.slopes):
-                z, slope, curve = self._activate(z, self.slopes[index])
+                value, slope, curve = self._activate(value, self.slopes[index])
                 slopes.append(slope)
-                bends.append(None if turn is None or curve is None else turn * curve)
-                turn = None if turn is None else turn.mul_(slope)
-            value = z
+                curves.append(curve)
         p = value.softmax(dim=1)
-        error = p - label
-        down = share[:, None] * error
-        turned = None
-        if directions is not None:
-            assert turn is not None
-            turned = p * turn
-            turned = turned - p * turned.sum(dim=2, keepdim=True) - directions.labels
-            turned = share[:, None] * turned + directions.shares[:, step, :, None] * error
-        found: list[Tensor] = []
-        along: list[Tensor] = []
-        for index in range(len(weights) - 1, -1, -1):
-            found.append(down.T @ values[index])
-            if turned is not None:
-                below = turns[index]
-                assert below is not None
-                along.append(turned.mT @ values[index] + down.T @ below)
-            if not index:
-                break
-            width = weights[index].shape[1] - self.biases[index]
-            w = weights[index][:, :width]
-            if turned is not None:
-                turned = turned @ w + down @ tangents[index][:, :, :width]
-                turned = turned.mul_(slopes[index - 1])
-            down = down @ w
-            bent = bends[index - 1]
-            if turned is not None and bent is not None:
-                turned = turned.add_(bent.mul_(down))
+        errors = p - client.labels[used]
+        down = share[:, None] * errors
+        downs, arriving = [down], []
+        for index in range(len(weights) - 1, 0, -1):
+            w = weights[index]
+            down = down @ w[:, : w.shape[1] - self.biases[index]]
+            arriving.append(down)
             down = down * slopes[index - 1]
-        return tuple(found[::-1]), tuple(along[::-1])
+            downs.append(down)
+        return Pass(
+            used,
+            share,
+            weights,
+            tuple(values),
+            tuple(slopes),
+            tuple(curves),
+            value,
+            p,
+            errors,
+            tuple(downs[::-1]),
+            tuple(arriving[::-1]),
+        )
 
     def _activate(self, z: Tensor, low: float) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return an activation's output, its slope, and where it is bent, the slope's."""

@@ -1,8 +1,10 @@
-"""From a rough start to the examples that leave exactly this update, kinks and all.
+"""From a rough start to the examples that leave exactly this update, kinks and schedule and all.
 
-Where a wrong mask bends what every later step sees, Gauss-Newton ends before the examples are
-reached. Then it starts again with activations that are bent over a width around 0, which shrinks:
-masks change with the unknowns, and the path to the exact activation is without kinks.
+Where each example's direction is known (`attacks.unrolled.pairs`), what is left is a scale at most,
+a label, and which steps took it: first these alone, then everything. Where a wrong mask bends what
+every later step sees, Gauss-Newton ends before the examples are reached. Then it starts again with
+activations that are bent over a width around 0, which shrinks: masks change with the unknowns, and
+the path to the exact activation is without kinks.
 """
 
 from __future__ import annotations
@@ -11,49 +13,101 @@ import dataclasses
 from collections.abc import Sequence
 
 from attacks.unrolled.models import model_of
+from attacks.unrolled.peel import peeled
 from attacks.unrolled.problem import Update
-from attacks.unrolled.refine import Equations, Model, Refined, refine
+from attacks.unrolled.refine import Effort, Equations, Model, Refined, refine
 from attacks.unrolled.simulation import Unknowns
 
-BENDS = ((), (0.03, 0.01, 3e-3, 1e-3, 3e-4), (0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3))
-"""Widths of the bend in turns, relative to the first layer's outputs; first none at all."""
-BENT_STEPS = 4
-"""Gauss-Newton steps at each width."""
-HOPELESS_MISFIT = 0.3
-"""Residuals relative to the update, root mean square, from which a start isn't near."""
+WIDE, NARROW = (0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3), (0.03, 0.01, 3e-3, 1e-3, 3e-4)
+PATHS = ((True, ()), (True, WIDE), (False, NARROW), (False, WIDE))
+"""Whether directions are fixed at first, and widths of the bend in turns, relative to the first
+layer's outputs; none at all: no bend."""
+BENT_STEPS, FREE_STEPS, PLACED_STEPS = 4, 15, 12
+"""Gauss-Newton steps at each width; with the shares free; and with the directions fixed."""
+SCHEDULES_TRIED = 4
+"""Of the shares, each from where the one before ended, while examples differ from what was sent."""
+NEAR_MISFIT = 0.1
+"""Residuals relative to the update, root mean square, from which on all is refined."""
 MET = 10.0
 """Median residual, in units of rounding, at which nothing more is tried."""
 
 
-def solve(update: Update, starts: Sequence[Unknowns], *, is_tied: bool) -> Refined:
+def solve(
+    update: Update, starts: Sequence[Unknowns], effort: Effort, *, is_tied: bool, is_placed: bool
+) -> Refined:
     """Refine starts until an update is the one that was sent, or nothing is left to try.
 
     Args:
         update: as it was sent.
         starts: the likeliest first.
+        effort: that may be spent.
         is_tied: whether labels are equal in all but their two largest entries.
+        is_placed: whether the starts' inputs have the right directions.
     """
-    equations = Equations.of(update)
-    size = _size_of_outputs(update, starts[0])
+    search = _Search(update, Equations.of(update), effort, is_tied)
     best: Refined | None = None
-    for bends in BENDS:
+    for is_fixed, bends in PATHS:
+        if best is not None and not (is_fixed or update.timetable.is_told):
+            break  # which step took what is found with the directions fixed, or not at all
         for start in starts:
-            tried = model_of(update, start, is_tied=is_tied)
-            for bend in bends:
-                bent = dataclasses.replace(equations.simulation, bend=bend * size)
-                smooth = dataclasses.replace(equations, simulation=bent)
-                tried = Model(refine(smooth, tried, BENT_STEPS).client, tried.directions)
-            found = refine(equations, tried)
+            found = search.placed(start, bends) if is_placed and is_fixed else None
+            if found is None or found.misfit < NEAR_MISFIT:
+                found = search.whole(found.client if found else start, () if found else bends)
             if best is None or found.typical < best.typical:
                 best = found
-            if best.typical < MET:
+            if best.typical < MET or effort.is_spent:
                 return best
-        if best is not None and best.misfit > HOPELESS_MISFIT:
-            break
     assert best is not None
     return best
 
 
-def _size_of_outputs(update: Update, start: Unknowns) -> float:
-    """Return the root mean square of what the first layer gives on the examples."""
-    return float((start.inputs @ update.simulation.weights[0].T).square().mean().sqrt())
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Search:
+    update: Update
+    equations: Equations
+    effort: Effort
+    is_tied: bool
+
+    def placed(self, start: Unknowns, bends: Sequence[float]) -> Refined:
+        """Find scales, labels and schedule of inputs whose directions are known."""
+        timetable = self.update.timetable
+        if timetable.is_one_epoch and not bends:
+            start = peeled(self.update, start)
+            found = refine(self.equations, self._model(start, is_placed=True), self.effort)
+            if found.misfit < NEAR_MISFIT:
+                return found
+            start = dataclasses.replace(start, shares=timetable.shares)
+        client = self._bent(start, bends, is_placed=True)
+        if timetable.is_told:
+            return refine(self.equations, self._model(client, is_placed=True), self.effort)
+        reached: Refined | None = None
+        for _ in range(SCHEDULES_TRIED):
+            free = self._model(client, is_placed=True, is_free=True)
+            client = refine(self.equations, free, self.effort, FREE_STEPS).client
+            nearest = timetable.nearest(client.shares).shares
+            rounded = dataclasses.replace(client, shares=nearest)
+            model = self._model(rounded, is_placed=True)
+            reached = refine(self.equations, model, self.effort, PLACED_STEPS)
+            if reached.misfit < NEAR_MISFIT or self.effort.is_spent:
+                break
+            client = dataclasses.replace(reached.client, shares=(nearest + timetable.shares) / 2)
+        assert reached is not None
+        return reached
+
+    def whole(self, start: Unknowns, bends: Sequence[float]) -> Refined:
+        """Refine all that is unknown."""
+        client = self._bent(start, bends, is_placed=False)
+        return refine(self.equations, self._model(client, is_placed=False), self.effort)
+
+    def _bent(self, start: Unknowns, bends: Sequence[float], *, is_placed: bool) -> Unknowns:
+        size = float((start.inputs @ self.update.simulation.weights[0].T).square().mean().sqrt())
+        for bend in bends:
+            bent = dataclasses.replace(self.equations.simulation, bend=bend * size)
+            smooth = dataclasses.replace(self.equations, simulation=bent)
+            model = self._model(start, is_placed=is_placed)
+            start = refine(smooth, model, self.effort, BENT_STEPS).client
+        return start
+
+    def _model(self, start: Unknowns, *, is_placed: bool, is_free: bool = False) -> Model:
+        ways = self.update.timetable.ways() if is_free else None
+        return model_of(self.update, start, is_tied=self.is_tied, ways=ways, is_placed=is_placed)

@@ -21,7 +21,7 @@ from attacks.masks.equation import MaskEquation
 from attacks.masks.polish import Pair
 from attacks.types import NotApplicable
 from attacks.unrolled.pairs import steady_pairs
-from attacks.unrolled.problem import Update, full_batches
+from attacks.unrolled.problem import Update
 from attacks.unrolled.refine import Equations
 from attacks.unrolled.simulation import Unknowns
 from attacks.victim.gradients import Array
@@ -73,14 +73,14 @@ class Start:
         """
         labels = torch.from_numpy(self.labels())
         inputs = torch.from_numpy(self.inputs) @ torch.from_numpy(update.span).T
-        client = Unknowns(inputs, labels, full_batches(update))
+        client = Unknowns(inputs, labels, update.timetable.shares)
         equations = Equations.of(update)
         if update.examples == 1:
             found = list(_of_one_example(update, client))
         elif update.has_bias:
             return [client]
         else:
-            found = [_scaled(update, client, power) for power in (0.5, -0.5)]
+            found = [_scaled(update, client, power) for power in (None, 0.5, -0.5)]
         sizes = [float(equations.residuals(one).abs().median()) for one in found]
         order = sorted(range(len(found)), key=lambda i: (sizes[i] != sizes[i], sizes[i]))
         return [found[i] for i in order[:MOST_STARTS]]
@@ -104,14 +104,14 @@ def _of_one_example(update: Update, client: Unknowns) -> Iterator[Unknowns]:
                 yield dataclasses.replace(client, inputs=inputs, labels=label[None])
 
 
-def _scaled(update: Update, client: Unknowns, power: float) -> Unknowns:
-    """Give inputs of norm 1 the scales that a fixed point ends at."""
+def _scaled(update: Update, client: Unknowns, power: float | None) -> Unknowns:
+    """Give inputs of norm 1 the scales that a fixed point ends at; None: the usual ones."""
     inverse = torch.linalg.pinv(client.inputs)
     sent = update.moves[0] @ inverse
     usual = float(update.chain.layers[0].weight.shape[1]) ** 0.5
     scales = torch.full((len(inverse.T), 1), usual, dtype=torch.float64)
     scaled = client
-    for _ in range(SCALE_ROUNDS):
+    for _ in range(0 if power is None else SCALE_ROUNDS):
         scaled = dataclasses.replace(client, inputs=scales * client.inputs)
         moved = update.simulation.moves(scaled)[0] @ inverse
         ratio = (sent * moved).sum(dim=0) / (moved * moved).sum(dim=0).clamp(min=1e-300)

@@ -70,7 +70,7 @@ def trained(
         loss(local[-1](hidden), labels[used].to(dtype)).backward()  # type: ignore[no-untyped-call]
         stepper.step()
     told = options if optimizer is torch.optim.SGD else {}
-    return Trained(_leak(model, local, examples, steps, lr, told), images.double(), labels)
+    return Trained(_leak(model, local, examples, batches, steps, lr, told), images.double(), labels)
 
 
 def _network(widths: tuple[int, ...], bias: bool) -> nn.Sequential:
@@ -81,7 +81,13 @@ def _network(widths: tuple[int, ...], bias: bool) -> nn.Sequential:
 
 
 def _leak(
-    model: nn.Module, local: nn.Module, examples: int, steps: int, lr: float, told: dict[str, Any]
+    model: nn.Module,
+    local: nn.Module,
+    examples: int,
+    batches: Sequence[Sequence[int]] | None,
+    steps: int,
+    lr: float,
+    told: dict[str, Any],
 ) -> GradientLeak:
     kept, reach = SGD(lr, **told).linear_map(steps)
     sent = {name: p.detach().double() for name, p in local.named_parameters()}
@@ -89,13 +95,13 @@ def _leak(
     return GradientLeak(
         model,
         {name: (kept * w - sent[name]) * steps / reach for name, w in start.items()},
-        batch_size=examples,
+        batch_size=max(map(len, batches)) if batches else examples,
         input_shape=(1, 28, 28),
         local_steps=steps,
         lr=reach / steps,
         update_dtype=next(model.parameters()).dtype,
         examples=examples,
-        schedule="full-batch",
+        schedule=tuple(map(tuple, batches)) if batches else "full-batch",
         optimizer_lr=lr,
         **told,
     )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -14,6 +16,7 @@ from torch.nn.functional import mse_loss
 from attacks import LabelRecovery, Reconstruction, Status
 from attacks.images.analytic import AnalyticInversion
 from attacks.labels.soft_label import SoftLabelRecovery
+from attacks.unrolled.refine import Effort
 
 Train = Callable[..., Any]
 
@@ -91,6 +94,13 @@ def test_rank_says_how_many_examples_there_are(train: Train) -> None:
     assert_exact(dataclasses.replace(victim, leak=leak), least_db=120)
 
 
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets little be spent on what is refused in the end: found are these in less."""
+    monkeypatch.setattr("attacks.unrolled.replay.Effort", functools.partial(Effort, 5e9))
+
+
+@pytest.mark.usefixtures("hurried")
 @pytest.mark.parametrize(
     "changes",
     [
@@ -105,6 +115,7 @@ def test_another_training_is_refused(changes: dict[str, Any], train: Train) -> N
     assert_silent(train(bias=True, **changes).leak)
 
 
+@pytest.mark.usefixtures("hurried")
 @pytest.mark.parametrize(
     "told",
     [
@@ -122,6 +133,7 @@ def test_what_is_told_wrongly_is_refused(told: dict[str, Any], train: Train) -> 
     assert_silent(dataclasses.replace(train().leak, **told))
 
 
+@pytest.mark.usefixtures("hurried")
 def test_other_weights_are_refused(train: Train) -> None:
     leak = train().leak
     with torch.no_grad():
@@ -129,8 +141,49 @@ def test_other_weights_are_refused(train: Train) -> None:
     assert_silent(dataclasses.replace(leak))
 
 
-def test_steps_that_differ_are_named(train: Train) -> None:
-    leak = dataclasses.replace(train().leak, batch_size=2, local_steps=4, schedule="epochs")
-    reason = assert_silent(leak)
-    assert reason.startswith("the update sums 4 local steps; this attack needs the gradient of one")
-    assert "only steps that take all examples are repeated" in reason
+def of_epochs(
+    train: Train, examples: int, size: int, epochs: int, seed: int, **options: Any
+) -> Any:
+    """Train in shuffled batches, of which the leak tells the size alone."""
+    draws = np.random.default_rng(seed + 1)
+    orders = [draws.permutation(examples).tolist() for _ in range(epochs)]
+    batches = [o[at : at + size] for o in orders for at in range(0, examples, size)]
+    victim = train(examples, len(batches), seed=seed, batches=batches, **options)
+    leak = dataclasses.replace(victim.leak, schedule="epochs")
+    return dataclasses.replace(victim, leak=leak)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "options", "least_db"),
+    [
+        ((8, 4, 1), {}, 110),
+        ((8, 3, 1), {"bias": True}, 110),
+        ((8, 4, 2), {"bias": True, "lr": 0.05}, 110),
+        ((8, 4, 1), {"momentum": 0.9, "nesterov": True, "lr": 0.05}, 110),
+    ],
+    ids=str,
+)
+def test_shuffled_batches_whose_order_is_not_told(
+    sizes: tuple[int, int, int], options: dict[str, Any], least_db: float, train: Train
+) -> None:
+    assert_exact(of_epochs(train, *sizes, 0, widths=(512,), **options), least_db=least_db)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("lr", [0.1, 0.01])
+def test_sixteen_in_an_epoch_of_four_batches(lr: float, bias: bool, train: Train) -> None:
+    victim = of_epochs(train, 16, 4, 1, 0, widths=(512,), lr=lr, bias=bias)
+    assert_exact(victim, least_db=105)
+
+
+def test_batches_that_are_told_one_by_one_are_not_used(train: Train) -> None:
+    batches = [(0, 1), (2, 3), (1, 2), (3, 0)]
+    assert "aren't used" in assert_silent(train(4, 4, batches=batches).leak)
+
+
+@pytest.mark.usefixtures("hurried")
+def test_an_epoch_with_a_batch_left_out_is_refused(train: Train) -> None:
+    victim = train(8, 3, batches=[(0, 1, 2), (3, 4, 5), (6, 7)], widths=(256,))
+    told = {"local_steps": 4, "batch_size": 2, "schedule": "epochs"}
+    assert_silent(dataclasses.replace(victim.leak, **told))
