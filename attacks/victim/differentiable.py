@@ -154,7 +154,8 @@ def _require_repeatable(network: Network) -> None:
         NotApplicable: it draws at random, which can't be repeated.
     """
     images = torch.full((1, *network.input_shape), 0.5)
-    if not torch.equal(network.run(images), network.run(images)):
+    one, other = (network.run(images) for _ in range(2))
+    if not torch.allclose(one, other, rtol=0, atol=0, equal_nan=True):
         raise NotApplicable(
             "the network draws at random in eval mode too: the client's draws can't be repeated"
         )
