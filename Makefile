@@ -35,6 +35,7 @@ lint: $(DEVELOP) ## Check format, lint and types only
 bench: $(INSTALLED) ## Run all benchmarks and write their tables: hours
 	$(BIN)/fl-sim bench labels
 	$(BIN)/fl-sim bench images
+	$(BIN)/fl-sim bench defenses
 	$(BIN)/fl-sim bench simulator
 
 clean: ## Remove caches and build outputs; runs/ and .venv stay

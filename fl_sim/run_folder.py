@@ -28,6 +28,7 @@ from fl_sim.errors import UserError
 from fl_sim.leakage.records import append_lines, read_lines, truncate_after
 from fl_sim.origin import AUDIT, REPLAY, when_and_with
 from fl_sim.scenario import Scenario
+from fl_sim.scenario.schema import determining_of
 
 Arrays = dict[str, NDArray[Any]]
 UNSET = object()
@@ -204,7 +205,7 @@ def _same_run(described: Path, scenario: Scenario, *, resume: bool) -> dict[str,
             held = NOT_RUNS[description["kind"]]
             raise UserError(f"{folder} holds {held}, not a run; choose another --out")
         digest, ours = description["digest"], scenario.determining()
-        theirs = {k: v for k, v in description["scenario"].items() if k in ours}
+        theirs = determining_of(description["scenario"])
         different = digest != scenario.digest() and difference(theirs, ours)
         rounds = int(description["scenario"].get("rounds", 0))
     except UserError:

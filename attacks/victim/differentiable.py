@@ -54,6 +54,7 @@ class DifferentiableVictim:
         module = sharing_copy(leak.model)
         if leak.mode == "train":
             _set_train_mode(module)
+        _require_repeatable(network)
         target = {
             name: read_gradient(leak, name, "a layer", may_vanish=True).to(dtype)
             for name, parameter in leak.model.named_parameters()
@@ -144,6 +145,20 @@ class DifferentiableVictim:
 def mean_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Return `mean_b Σ_k y_bk (log Σ_j exp z_bj − z_bk)` of logits and labels (B, K)."""
     return ((logits.logsumexp(dim=1, keepdim=True) - logits) * labels).sum(dim=1).mean()
+
+
+def _require_repeatable(network: Network) -> None:
+    """Raise unless the network gives the same twice, in eval mode.
+
+    Raises:
+        NotApplicable: it draws at random, which can't be repeated.
+    """
+    images = torch.full((1, *network.input_shape), 0.5)
+    one, other = (network.run(images) for _ in range(2))
+    if not torch.allclose(one, other, rtol=0, atol=0, equal_nan=True):
+        raise NotApplicable(
+            "the network draws at random in eval mode too: the client's draws can't be repeated"
+        )
 
 
 def _set_train_mode(module: nn.Module) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -80,5 +79,4 @@ def shown_changes(cell: Any, base: Any) -> str:
 
 
 def _shown(value: object) -> str:
-    is_listed = isinstance(value, Sequence) and not isinstance(value, str)
-    return "-".join(map(str, value)) if is_listed else str(value)
+    return "-".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -39,6 +39,24 @@ _NOT_IN_RECORDS: dict[str, Any] = {
 """What changes no record: of more rounds, the first ones are those of fewer."""
 
 
+def determining_of(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what determines the records, of a scenario as it was written down."""
+    return {
+        key: _without(part, _NOT_IN_RECORDS.get(key, ()))
+        for key, part in values.items()
+        if _NOT_IN_RECORDS.get(key) is not True
+    }
+
+
+def _without(part: Any, left_out: Any) -> Any:
+    if isinstance(part, list):
+        own = left_out["__all__"] if left_out else ()
+        return [_without(one, own) for one in part]
+    if isinstance(part, dict):
+        return {key: value for key, value in part.items() if key not in left_out}
+    return part
+
+
 class Scenario(Section):
     """A whole run. Build one with `load`, or from keyword arguments."""
 

@@ -131,9 +131,9 @@ def test_defenses_say_what_they_take() -> None:
     with pytest.raises(ValueError, match=r"^defense 'mixup': unknown option 'beta'; known: alpha$"):
         DEFENSES.build("mixup", beta=1.0)
     with pytest.raises(
-        ValueError, match=r"^defense 'dp-noise': clipping_norm and noise_multiplier are required$"
+        ValueError, match=r"^defense 'dp-sgd': clipping_norm and noise_multiplier are required$"
     ):
-        DEFENSES.build("dp-noise")
+        DEFENSES.build("dp-sgd")
 
 
 def test_a_bug_inside_an_entry_stays_a_type_error() -> None:

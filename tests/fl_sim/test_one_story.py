@@ -28,7 +28,7 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
         "baseline",
         {"client.batch_size": 32, "data.clients": 10, "attack": COUNTS},
     ),
-    "nothing applies": ("baseline", {"client.local_steps": 3}),
+    "nothing applies": ("baseline", {"client.local_steps": 3, "model.name": "convnet"}),
     "a batch with partial success": ("batch", {"attack.0.label": "third_party:HalfSure"}),
 }
 

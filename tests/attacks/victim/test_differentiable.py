@@ -108,3 +108,21 @@ def test_the_loss_is_that_of_the_clients_where_labels_do_not_sum_to_one() -> Non
     found, _ = DifferentiableVictim.of(leak).gradient(images, 0.9 * labels)
     for one, other in zip(found.values(), expected, strict=True):
         torch.testing.assert_close(one, other)
+
+
+class Drawing(nn.Flatten):
+    """Adds noise, as PRECODE does."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(images + torch.randn_like(images))
+
+
+def test_a_network_that_draws_in_eval_mode_too_is_refused() -> None:
+    draws = torch.Generator().manual_seed(0)
+    images, labels = torch.rand(1, *SHAPE, generator=draws), torch.eye(4)[:1]
+    with (
+        torch.random.fork_rng(),
+        pytest.raises(NotApplicable, match="the network draws at random in eval mode too"),
+    ):
+        model = build_seeded(lambda: nn.Sequential(Drawing(), nn.Linear(36, 4)))
+        DifferentiableVictim.of(leak_of(model, images, labels))

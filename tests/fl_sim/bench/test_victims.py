@@ -63,7 +63,7 @@ def test_a_network_is_trained_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("FL_SIM_DATA", str(tmp_path))
     model, accuracy = trained("fcn4", "mnist-5k", "mixup")
     assert accuracy >= training.TARGET
-    monkeypatch.setattr(training, "_train", None)  # the second time it is read
+    monkeypatch.setattr(training, "train", None)  # the second time it is read
     again, same = trained("fcn4", "mnist-5k", "mixup")
     assert same == accuracy
     assert all(map(torch.equal, model.parameters(), again.parameters()))

@@ -332,4 +332,4 @@ def test_an_unknown_name_and_a_wrong_option_fail(fails: Fails) -> None:
     fails(check_label_attack, "soft-lable", rule="importable", words="did you mean 'soft-label'?")
     fails(check_label_attack, "soft-label", rule="buildable", words="(0, 1), found 2", tolerance=2)
     fails(check_label_attack, Custom(row_sum), rule="buildable", words="found ['how']", how=row_sum)
-    fails(check_defense, "dp-noise", rule="buildable", words="clipping_norm")
+    fails(check_defense, "dp-sgd", rule="buildable", words="clipping_norm")
