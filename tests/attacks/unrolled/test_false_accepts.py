@@ -46,12 +46,13 @@ def drawn(seed: int, train: Train) -> tuple[Any, Any]:
     examples = size * count - int(draws.integers(min(size, 2)))
     orders = [draws.permutation(examples).tolist() for _ in range(epochs)]
     batches = [order[at : at + size] for order in orders for at in range(0, examples, size)]
-    told = {"batch_size": size, "examples": examples, "schedule": "epochs"}
+    told: dict[str, Any] = {"batch_size": size, "examples": examples, "schedule": "epochs"}
     if draws.random() < 0.4:  # full batches
         batches = [list(range(examples))] * int(draws.integers(2, 7))
         told |= {"batch_size": examples, "schedule": "full-batch"}
     steps, lr = len(batches), float(10 ** draws.uniform(-2, -0.8))
-    sgd, training = {"lr": lr}, {"lr": lr}
+    sgd: dict[str, Any] = {"lr": lr}
+    training: dict[str, Any] = {"lr": lr}
     factor = float(draws.choice([0.5, 0.9, 0.99, 0.999, 1.0001, 1.001, 1.01, 1.1, 2.0]))
     if otherwise == "steps":
         steps += 1 if steps < 3 else int(draws.choice([-1, 1]))
