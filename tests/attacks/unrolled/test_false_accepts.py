@@ -56,7 +56,7 @@ def drawn(seed: int, train: Train) -> tuple[Any, Any]:
     factor = float(draws.choice([0.5, 0.9, 0.99, 0.999, 1.0001, 1.001, 1.01, 1.1, 2.0]))
     if otherwise == "steps":
         steps += 1 if steps < 3 else int(draws.choice([-1, 1]))
-        told["schedule"] = draws.choice(["full-batch", None]) if told["batch_size"] else None
+        told["schedule"] = "full-batch" if draws.random() < 0.5 else None
         told["batch_size"] = examples
     elif otherwise == "lr":
         sgd["lr"] *= factor
