@@ -28,7 +28,11 @@ MOST_EFFORT = 1e11
 """Some 20 seconds' on one core; what is found takes 1e9 to 6e10."""
 A_STEP = 4e7
 """What simulating a step takes, however small it is."""
-TANGENTS = torch.float32
+TANGENTS, TANGENTS_NOISE = torch.float32, 1e-12
+"""What derivatives are computed in, and what their rounding does to eigenvalues of the normal
+equations, relative to the diagonal: below it nothing is told."""
+LEAST_TOLD = 2e-16
+"""Eigenvalue in place of those: less would spill over into what is told, by rounding."""
 FIRST_DAMPING, LEAST_DAMPING, MOST_DAMPING = 1e-3, 1e-12, 1e4
 """Added to the normal equations, relative to their diagonal."""
 LEAST_FALL = 1e-3
@@ -238,16 +242,19 @@ def _solved(normal: Tensor, target: Tensor, damping: float) -> Tensor:
 
 
 def _spread(model: Model, rest: Tensor, slope: Tensor) -> Unknowns:
-    """Return standard deviations of the unknowns, by the normal equations where steps ended."""
+    """Return standard deviations of the unknowns, by the normal equations where steps ended.
+
+    What the equations don't tell is large here, not left out: where a softmax is saturated in the
+    only step that takes an example, its label's distance from one-hot times its scale is all that
+    shows.
+    """
     weight = 1 / (1 + (rest / robust_size(rest)) ** 2)
-    inverse = torch.linalg.pinv(_normal(slope, weight), hermitian=True)
+    normal = _normal(slope, weight)
+    size = normal.diagonal().clamp(min=1e-300).sqrt()
+    values, ways = torch.linalg.eigh(normal / size / size[:, None])
+    root = ways / (values - TANGENTS_NOISE).clamp(min=LEAST_TOLD).sqrt() / size[:, None]
     d = model.directions
-    return Unknowns(
-        *(
-            ((part @ inverse) * part).sum(dim=2).clamp(min=0).sqrt()
-            for part in (d.inputs, d.labels, d.shares)
-        )
-    )
+    return Unknowns(*((part @ root).norm(dim=2) for part in (d.inputs, d.labels, d.shares)))
 
 
 def _normal(slope: Tensor, weight: Tensor) -> Tensor:

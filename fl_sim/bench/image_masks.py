@@ -10,19 +10,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from attacks import IMAGE_ATTACKS, LABEL_ATTACKS, GradientLeak, Reconstruction, Status
+from attacks import IMAGE_ATTACKS, LABEL_ATTACKS, GradientLeak
 from defenses.label_smoothing import smooth_labels
 from fl_sim.bench.image_batches import draw_pairs
+from fl_sim.bench.scores import Scores, score_batch, shown_changes, shown_median
 from fl_sim.bench.training import train
 from fl_sim.bench.victims import dataset, draw_batch, linear_chain
-from fl_sim.leakage.judge import Truth, pair_examples, psnr_db
 from fl_sim.seeds import seeded_layers, torch_generator
 from fl_sim.testing.leaks import SentAs, build_seeded, gradients_of, leak_of
 
@@ -40,7 +40,6 @@ NOTES = (
 SEEDS, SEEDS_OF_LONG_ROWS = 5, 3
 LONG_SECONDS = 20.0
 """A batch that takes longer is measured with fewer seeds."""
-TOLERANCE, STRICT, CLAIM_DB = 1e-2, 1e-3, 50.0
 LEARNING_RATE = 0.1
 TRAINED = 0.93
 """Accuracy on the test images of a trained network."""
@@ -121,22 +120,12 @@ class Outcome:
     """What came of one batch.
 
     Args:
-        found: examples whose label is called RECOVERED.
-        strict: examples whose label is off by less than 1e-3.
-        false: claims that aren't so, of labels and images.
-        images: (B, C, H, W), in the order of the truth, NaN without an image.
-        label_error: (B,), L∞, infinite without a label.
-        psnr: (B,), in dB, minus infinity without an image.
-        seconds: of both attacks, on one thread.
+        scores: of the attacks.
+        seconds: of both, on one thread.
         reason: of the label attack.
     """
 
-    found: int
-    strict: int
-    false: int
-    images: Tensor
-    label_error: Tensor
-    psnr: Tensor
+    scores: Scores
     seconds: float
     reason: str
 
@@ -176,30 +165,11 @@ def attack(cell: Cell, seed: int) -> Outcome:
     leak = _leak(cell, model, images, labels, seed)
     started = time.process_time()
     recovery = LABEL_ATTACKS.build("soft-label")(leak, generator=torch_generator(seed, "attack"))
-    found: Reconstruction = IMAGE_ATTACKS.build("analytic")(
+    found = IMAGE_ATTACKS.build("analytic")(
         leak, recovery, generator=torch_generator(seed, "attack")
     )
     seconds = time.process_time() - started
-    truth = Truth(images, labels)
-    pairs = pair_examples(recovery, truth, cell.batch, found.images)
-    error, psnr = torch.full((2, cell.batch), torch.inf).double()
-    psnr, shown = -psnr, torch.full_like(images.double(), torch.nan)
-    claims = false = 0
-    for row, example in enumerate(pairs):
-        if example is None or row >= len(recovery.examples):
-            continue
-        answer = recovery.examples[row]
-        claims += answer.status is Status.RECOVERED
-        if answer.label is not None:
-            error[example] = (answer.label - labels[example]).abs().max()
-        false += answer.status is Status.RECOVERED and bool(error[example] >= TOLERANCE)
-        image = found.examples[row] if found.examples else None
-        if image is not None and image.image is not None:
-            shown[example] = image.image
-            psnr[example] = psnr_db(image.image, images[example])
-            false += image.status is Status.RECOVERED and bool(psnr[example] < CLAIM_DB)
-    strict = int((error < STRICT).sum())
-    return Outcome(claims, strict, false, shown, error, psnr, seconds, recovery.reason or "")
+    return Outcome(score_batch(recovery, found, images, labels), seconds, recovery.reason or "")
 
 
 def gallery(seed: int) -> Figure:
@@ -207,7 +177,7 @@ def gallery(seed: int) -> Figure:
     images, _ = draw_batch(dataset(BASE.source), BASE.batch, BASE.augmentation, seed=seed)
     outcome = attack(BASE, seed)
     title = "16 digits of ten classes, one float32 weight update, PyTorch's initialisation"
-    return draw_pairs(outcome.images, images, outcome.psnr, title)
+    return draw_pairs(outcome.scores.images, images, outcome.scores.psnr, title)
 
 
 def _leak(cell: Cell, model: nn.Module, images: Tensor, labels: Tensor, seed: int) -> GradientLeak:
@@ -237,35 +207,20 @@ def _leak(cell: Cell, model: nn.Module, images: Tensor, labels: Tensor, seed: in
 
 
 def _row(cell: Cell, outcomes: Sequence[Outcome]) -> dict[str, object]:
-    examples = cell.batch * len(outcomes)
-    error = torch.cat([outcome.label_error for outcome in outcomes]).numpy()
-    psnr = torch.cat([outcome.psnr for outcome in outcomes]).numpy()
+    scores = [outcome.scores for outcome in outcomes]
+    error, psnr = (torch.cat([getattr(s, n) for s in scores]) for n in ("label_error", "psnr"))
     reasons = [outcome.reason for outcome in outcomes if outcome.reason]
-    changed = [
-        f"{field.name} {_shown(getattr(cell, field.name))}"
-        for field in fields(cell)
-        if getattr(cell, field.name) != getattr(BASE, field.name)
-    ]
     return {
-        "cell": ", ".join(changed) or "base",
+        "cell": shown_changes(cell, BASE),
         "seeds": len(outcomes),
-        "examples": examples,
-        "found": sum(outcome.found for outcome in outcomes),
-        "labels < 1e-3": sum(outcome.strict for outcome in outcomes),
-        "false": sum(outcome.false for outcome in outcomes),
-        "label_median": f"{np.median(error):.1g}",
+        "examples": cell.batch * len(outcomes),
+        "found": sum(s.found for s in scores),
+        "labels < 1e-3": sum(s.strict for s in scores),
+        "false": sum(s.false for s in scores),
+        "label_median": f"{np.median(error.numpy()):.1g}",
         "label_worst": f"{error.max():.1g}",
-        "psnr_median_db": f"{_quantile(psnr, 0.5):.1f}",
+        "psnr_median_db": f"{shown_median(psnr):.1f}",
         "psnr_worst_db": f"{psnr.min():.1f}",
         "seconds": f"{np.median([outcome.seconds for outcome in outcomes]):.2g}",
         "why not all": reasons[0] if reasons else "–",
     }
-
-
-def _quantile(values: np.ndarray, share: float) -> float:
-    """Return a quantile by the nearest rank, as some may be infinite."""
-    return float(np.sort(values)[max(int(np.ceil(share * len(values))) - 1, 0)])
-
-
-def _shown(value: object) -> str:
-    return "-".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -25,6 +25,7 @@ SUITES = {
     "images": (
         "image_batches",
         "image_masks",
+        "image_steps",
         "image_batch_features",
         "image_convolutions",
         "image_matching",

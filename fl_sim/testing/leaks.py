@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy
 
 from attacks import GradientLeak
 from attacks.facts import Fact, HardLabels, LabelSmoothing, Mixup
+from attacks.training import SGD
 from defenses.label_smoothing import smooth_labels
 from fl_sim.seeds import seeded_layers
 
@@ -125,3 +126,31 @@ def leak_of(
                 sent = sent + noise_std * torch.randn(weight.shape, generator=generator)
             gradients[name] = (weight.double() - sent.double()) / lr
     return GradientLeak(model, gradients, **told | fields)
+
+
+def leak_of_steps(
+    model: nn.Module, local: nn.Module, optimizer: SGD, steps: int, **fields: Any
+) -> GradientLeak:
+    """Return what a server sees of a client that trained several steps of SGD.
+
+    Args:
+        model: as the client received it.
+        local: as the client left it.
+        optimizer: as the server is told.
+        steps: S.
+        fields: of the leak: its batch size, input shape, examples, schedule.
+    """
+    kept, reach = optimizer.linear_map(steps)
+    sent = {name: p.detach().double() for name, p in local.named_parameters()}
+    start = {name: p.detach().double() for name, p in model.named_parameters()}
+    told = {name: value for name, value in vars(optimizer).items() if name != "lr"}
+    return GradientLeak(
+        model,
+        {name: (kept * w - sent[name]) * steps / reach for name, w in start.items()},
+        local_steps=steps,
+        lr=reach / steps,
+        update_dtype=next(model.parameters()).dtype,
+        optimizer_lr=optimizer.lr,
+        **told,
+        **fields,
+    )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from attacks import GradientLeak
 from defenses.label_smoothing import smooth_labels
-from fl_sim.data.embedded import mnist_5k
+from fl_sim.bench.victims import dataset
 from fl_sim.models import Normalize
 from fl_sim.testing import build_seeded, draw_label, leak_of
 
@@ -44,7 +44,7 @@ def digits(
     **options: Any,
 ) -> Digits:
     """Build 784-widths-K and the update of one step; labels smoothed alike, or drawn by a kind."""
-    data = mnist_5k()
+    data = dataset("mnist-5k")
     draws = np.random.default_rng(seed)
     chosen = draws.choice(len(data.images), size, replace=False)
     if images is None:

@@ -16,9 +16,10 @@ from torch.nn.functional import cross_entropy, one_hot
 from attacks import GradientLeak
 from attacks.training import SGD
 from defenses.label_smoothing import smooth_labels
-from fl_sim.data.embedded import mnist_5k
+from fl_sim.bench.victims import dataset
 from fl_sim.models import Normalize
 from fl_sim.testing import build_seeded, draw_label
+from fl_sim.testing.leaks import leak_of_steps
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Trained:
     leak: GradientLeak
     images: Tensor
     labels: Tensor
+    local: nn.Module
 
 
 def trained(
@@ -47,7 +49,7 @@ def trained(
     **options: Any,
 ) -> Trained:
     """Train 784-widths-10 by PyTorch's own SGD, in the precision given, and return the update."""
-    data, draws = mnist_5k(), np.random.default_rng(seed)
+    data, draws = dataset("mnist-5k"), np.random.default_rng(seed)
     chosen = draws.choice(len(data.images), examples, replace=False)
     images = data.images[chosen].to(dtype)
     if kind == "label-smoothing":
@@ -70,7 +72,17 @@ def trained(
         loss(local[-1](hidden), labels[used].to(dtype)).backward()  # type: ignore[no-untyped-call]
         stepper.step()
     told = options if optimizer is torch.optim.SGD else {}
-    return Trained(_leak(model, local, examples, batches, steps, lr, told), images.double(), labels)
+    leak = leak_of_steps(
+        model,
+        local,
+        SGD(lr, **told),
+        steps,
+        batch_size=max(map(len, batches)) if batches else examples,
+        input_shape=(1, 28, 28),
+        examples=examples,
+        schedule=tuple(map(tuple, batches)) if batches else "full-batch",
+    )
+    return Trained(leak, images.double(), labels, local)
 
 
 def _network(widths: tuple[int, ...], bias: bool) -> nn.Sequential:
@@ -78,33 +90,6 @@ def _network(widths: tuple[int, ...], bias: bool) -> nn.Sequential:
     for inputs, outputs in zip((784, *widths), widths, strict=False):
         layers += [nn.Linear(inputs, outputs, bias=bias), nn.ReLU()]
     return nn.Sequential(*layers, nn.Linear(widths[-1], 10, bias=bias))
-
-
-def _leak(
-    model: nn.Module,
-    local: nn.Module,
-    examples: int,
-    batches: Sequence[Sequence[int]] | None,
-    steps: int,
-    lr: float,
-    told: dict[str, Any],
-) -> GradientLeak:
-    kept, reach = SGD(lr, **told).linear_map(steps)
-    sent = {name: p.detach().double() for name, p in local.named_parameters()}
-    start = {name: p.detach().double() for name, p in model.named_parameters()}
-    return GradientLeak(
-        model,
-        {name: (kept * w - sent[name]) * steps / reach for name, w in start.items()},
-        batch_size=max(map(len, batches)) if batches else examples,
-        input_shape=(1, 28, 28),
-        local_steps=steps,
-        lr=reach / steps,
-        update_dtype=next(model.parameters()).dtype,
-        examples=examples,
-        schedule=tuple(map(tuple, batches)) if batches else "full-batch",
-        optimizer_lr=lr,
-        **told,
-    )
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fl_sim.bench.image_masks import BASE, CELLS, Cell, Outcome, _row, attack, gallery, rows
+from fl_sim.bench.scores import Scores
 
 
 def test_cells_change_one_factor_and_a_width_with_a_batch() -> None:
@@ -29,28 +30,29 @@ def test_cells_change_one_factor_and_a_width_with_a_batch() -> None:
 @pytest.mark.parametrize("cell", [Cell(batch=8), Cell(batch=8, bias=False)])
 def test_a_batch_is_attacked_blind_and_scored(cell: Cell) -> None:
     outcome = attack(cell, 0)
-    assert (outcome.found, outcome.strict, outcome.false) == (8, 8, 0)
-    assert outcome.psnr.min() > 115  # the figure asked for
+    assert (outcome.scores.found, outcome.scores.strict, outcome.scores.false) == (8, 8, 0)
+    assert outcome.scores.psnr.min() > 115  # the figure asked for
     again = attack(cell, 0)
-    assert torch.equal(again.psnr, outcome.psnr)
+    assert torch.equal(again.scores.psnr, outcome.scores.psnr)
 
 
 @pytest.mark.parametrize("cell", [Cell(batch=8, dropout=0.5), Cell(batch=8, is_trained=True)])
 def test_dropout_and_training_leave_all(cell: Cell) -> None:
     outcome = attack(cell, 0)
-    assert (outcome.found, outcome.strict, outcome.false) == (8, 8, 0)
-    assert outcome.psnr.min() > 100  # measured: 139 and 120
+    assert (outcome.scores.found, outcome.scores.strict, outcome.scores.false) == (8, 8, 0)
+    assert outcome.scores.psnr.min() > 100  # measured: 139 and 120
 
 
 def test_noise_as_large_as_the_gradient_leaves_nothing_claimed() -> None:
     outcome = attack(replace(BASE, batch=8, noise=3.0), 0)
-    assert (outcome.found, outcome.false) == (0, 0)
+    assert (outcome.scores.found, outcome.scores.false) == (0, 0)
 
 
 def test_a_row_says_what_it_changes_and_counts_the_missing() -> None:
     lost = torch.tensor([-torch.inf, 130.0, 140.0], dtype=torch.float64)
     error = torch.tensor([torch.inf, 1e-6, 1e-7], dtype=torch.float64)
-    outcome = Outcome(2, 2, 0, torch.zeros(3, 1, 2, 2), error, lost, 1.5, "one is missing")
+    scores = Scores(2, 2, 0, torch.zeros(3, 1, 2, 2), error, lost)
+    outcome = Outcome(scores, 1.5, "one is missing")
     row = _row(replace(BASE, batch=3, widths=(64, 32)), [outcome, outcome])
     assert row["cell"] == "batch 3, widths 64-32"
     assert (row["examples"], row["found"]) == (6, 4)
