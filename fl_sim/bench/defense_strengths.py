@@ -27,8 +27,8 @@ NOTES = (
     f"and {CLIENTS[16]} of 16. A flag marks where who knows does significantly worse (95 % "
     "intervals that don't meet).",
     "*False* counts what either vouched for and was wrong. The images of mixing defenses are those "
-    "that the client trained on, mixed. Of `dp-sgd`, which draws its batches, *examples* is how many "
-    "there are on average.",
+    "that the client trained on, mixed. Of `dp-sgd`, which draws its batches, *examples* is how "
+    "many there are on average.",
 )
 DEFENSES: dict[str, tuple[Stage, ...]] = {
     "none": ({},),
