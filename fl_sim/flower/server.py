@@ -89,6 +89,15 @@ class Server:
         self.trackers = build_trackers([(one.name, one.options) for one in scenario.tracker])
         self.strategy = build_strategy(scenario.server.strategy, scenario.server.options)
 
+    @property
+    def is_done(self) -> bool:
+        """Whether its folder holds all rounds, and no attack is owed."""
+        last = self.folder.last_round()
+        return last is not None and last >= self.rounds and not self._is_owed()
+
+    def _is_owed(self) -> bool:
+        return bool(PendingRounds(self.folder.pending).rounds())
+
     def run(self, grid: Grid) -> None:
         """Train from the start, or from where a killed run was."""
         scenario = self.scenario
@@ -97,7 +106,7 @@ class Server:
         ledger = RoundLedger(
             self.folder, defenses=self._defenses(), images=scenario.images, committed=committed
         )
-        is_owed = bool(PendingRounds(self.folder.pending).rounds())
+        is_owed = self._is_owed()
         if offset >= self.rounds and not is_owed:
             return
         feed = Feed(self.trackers, self.folder.path)

@@ -12,9 +12,11 @@ import pytest
 from fl_sim import Scenario, run
 from fl_sim.errors import UserError
 from fl_sim.federation import Federation
+from fl_sim.flower.server import Server
 from fl_sim.privacy.spending import PrivacySpending
 from fl_sim.report.text import notice
 from fl_sim.results.recorded import RecordedRun
+from fl_sim.run_folder import RunFolder
 
 Tiny = Callable[..., Scenario]
 STAGE = {"name": "dp-sgd", "clipping_norm": 1.0, "noise_multiplier": 1.0}
@@ -62,7 +64,10 @@ def test_training_ends_before_epsilon_is_beyond_its_target(tiny: Tiny, tmp_path:
     run(free, tmp_path / "free")
     reached = epsilons(tmp_path / "free")
     target = (reached[3] + reached[4]) / 2
-    run(private(tiny, **{"rounds": 5, "privacy.epsilon_target": target}), tmp_path / "held")
+    held = private(tiny, **{"rounds": 5, "privacy.epsilon_target": target})
+    assert not Server(held, RunFolder(tmp_path / "held")).is_done
+    run(held, tmp_path / "held")
+    assert Server(held, RunFolder(tmp_path / "held")).is_done
     assert epsilons(tmp_path / "held") == reached[:4]
     recorded = RecordedRun.read(tmp_path / "held")
     assert recorded.is_finished

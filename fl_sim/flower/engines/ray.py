@@ -84,7 +84,7 @@ def run_on_ray(
     """
     if find_spec("ray") is None:
         raise UserError("engine 'ray' needs Ray, which isn't installed: pip install ray")
-    Server(scenario, RunFolder(out))  # finds mistakes before anything is started
+    server = Server(scenario, RunFolder(out))  # finds mistakes before anything is started
     port = _free_port()
     with _app_folder() as temporary:
         config = {
@@ -94,14 +94,14 @@ def run_on_ray(
         }
         _write_app(temporary / "app", config)
         with RunFolder.open(out, scenario, resume=resume) as folder:
-            is_done = folder.last_round() == scenario.rounds
+            is_done = server.is_done
         if not is_done:
             log = temporary / "log"
             with stopped_at_exit(temporary, _environment(temporary, port)) as start:
                 # The working folder is empty: Ray's workers import from there before the app.
                 flwr = start(_command(scenario, temporary / "app"), log=log)
-                _follow(flwr, temporary, _Progress(scenario, folder, on_progress))
-                if folder.last_round() != scenario.rounds:
+                _follow(flwr, temporary, _Progress(server, on_progress))
+                if not server.is_done:
                     raise _failure(log.read_text(errors="replace"), folder)
     return Outcome.of(folder)
 
@@ -194,12 +194,12 @@ def _command(scenario: Scenario, app: Path) -> list[str]:
 class _Progress:
     """Tells the rounds that are committed, each once."""
 
-    def __init__(self, scenario: Scenario, folder: RunFolder, tell: OnProgress | None) -> None:
-        self._sampled = Federation.of(scenario).sampled_clients
-        self._rounds = scenario.rounds
-        self._folder = folder
+    def __init__(self, server: Server, tell: OnProgress | None) -> None:
+        self._sampled = server.federation.sampled_clients
+        self._rounds = server.rounds
+        self._folder = server.folder
         self._tell = tell
-        self._told = folder.last_round()
+        self._told = self._folder.last_round()
 
     def update(self) -> None:
         """Read the run folder, and tell what is new."""
