@@ -6,17 +6,15 @@ Localizable Features*, ICCV 2019, arXiv 1905.04899, section 3.1.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from attacks import facts as fact
 from defenses.base import ClientStep, Defense, replace_batch
-from defenses.mixup import mix_halves
+from defenses.mixup import draw_shares, mix_halves, numpy_draws
 from defenses.parameters import require_number
 
 
@@ -78,9 +76,8 @@ class CutMix(Defense):
 
     def on_batch(self, step: ClientStep, generator: torch.Generator) -> ClientStep:
         """Paste a rectangle of example B+i into example i."""
-        draws = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
-        pairs = math.ceil(len(step.images) / 2)
-        share = torch.from_numpy(draws.beta(self.alpha, self.alpha, pairs))
+        draws, pairs = numpy_draws(generator), len(step.images) // 2
+        share = draw_shares(pairs, self.alpha, draws)
         center = torch.from_numpy(draws.random((pairs, 2)))
         images, left = paste_rectangles(step.images, share, center)
         return replace_batch(step, images, mix_halves(step.labels, left))

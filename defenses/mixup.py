@@ -44,6 +44,16 @@ def mix_halves(batch: Tensor, mixing: Tensor) -> Tensor:
     return share * first + (1 - share) * second
 
 
+def numpy_draws(generator: torch.Generator) -> np.random.Generator:
+    """Return a generator of NumPy's, which has the Beta distribution, seeded by one draw."""
+    return np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
+
+
+def draw_shares(count: int, alpha: float, draws: np.random.Generator) -> Tensor:
+    """Draw shares (count,) from Beta(α, α), in float64."""
+    return torch.from_numpy(draws.beta(alpha, alpha, count))
+
+
 @dataclass(frozen=True)
 class Mixup(Defense):
     """Train on mixed pairs, images and labels alike; the shares are drawn from Beta(α, α).
@@ -63,9 +73,8 @@ class Mixup(Defense):
 
     def on_batch(self, step: ClientStep, generator: torch.Generator) -> ClientStep:
         """Mix example i with example B+i."""
-        seed = int(torch.randint(2**62, (), generator=generator))
         pairs = len(step.images) // 2
-        mixing = torch.from_numpy(np.random.default_rng(seed).beta(self.alpha, self.alpha, pairs))
+        mixing = draw_shares(pairs, self.alpha, numpy_draws(generator))
         return replace_batch(step, mix_halves(step.images, mixing), mix_halves(step.labels, mixing))
 
     def facts(self) -> tuple[fact.Fact, ...]:

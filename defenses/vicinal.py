@@ -11,12 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from attacks import facts as fact
 from defenses.base import ClientStep, Defense, replace_batch
+from defenses.mixup import draw_shares, numpy_draws
 from defenses.parameters import require_choice, require_number
 from defenses.privacy import LocalPlan
 
@@ -95,8 +95,7 @@ class Vicinal(Defense):
             left = (width - width // 2) / width
             labels = mix_pairs(step.labels, torch.tensor([left, 1 - left]).repeat(count // 2))
             return replace_batch(step, swap_halves(step.images), labels)
-        draws = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
-        mixing = torch.from_numpy(draws.beta(self.alpha, self.alpha, count))
+        mixing = draw_shares(count, self.alpha, numpy_draws(generator))
         if self.kind == "reverse":
             mixing[1::2] = 1 - mixing[::2]
         return replace_batch(step, mix_pairs(step.images, mixing), mix_pairs(step.labels, mixing))
