@@ -89,7 +89,7 @@ def _context(run: RecordedRun, images: Path) -> dict[str, Any]:
         "notice": text.notice(run),
         "cards": text.cards(summaries, rounds, delta, has_truth=has_truth),
         "delta": delta,
-        "facts": text.facts(described, rounds),
+        "facts": text.facts(run),
         "scenario": json.dumps(scenario, indent=2, ensure_ascii=False),
         "summaries": summaries,
         "measures": text.measures(summaries, has_truth=has_truth),

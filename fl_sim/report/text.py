@@ -57,11 +57,6 @@ def notice(run: RecordedRun) -> str | None:
     return sentence
 
 
-def last_round(rounds: Sequence[Record]) -> int:
-    """Return the last complete round, 0 before the first."""
-    return max((line["round"] for line in rounds), default=0)
-
-
 def cards(
     summaries: Sequence[AttackSummary],
     rounds: Sequence[Record],
@@ -215,9 +210,9 @@ def _right(leak: Leak | None) -> str:
     return f"{share(leak.right)}{level}"
 
 
-def facts(run: Mapping[str, Any], rounds: Sequence[Record]) -> list[tuple[str, list[str]]]:
+def facts(recorded: RecordedRun) -> list[tuple[str, list[str]]]:
     """Describe what ran, as terms with one or more descriptions."""
-    scenario = run["scenario"]
+    run, scenario = recorded.described, recorded.scenario
     data, model, client, server = (
         scenario.get(key) or {} for key in ("data", "model", "client", "server")
     )
@@ -255,7 +250,7 @@ def facts(run: Mapping[str, Any], rounds: Sequence[Record]) -> list[tuple[str, l
             ],
         ),
         ("Server", [f"{server.get('strategy')}{_bracketed(server.get('options'))}"]),
-        ("Rounds", [f"{last_round(rounds)} of {scenario.get('rounds')}"]),
+        ("Rounds", [f"{recorded.last_round} of {scenario.get('rounds')}"]),
         ("Defenses", [_stage(stage) for stage in scenario.get("defense") or []] or ["none"]),
         ("Attacks", [_attack(attack) for attack in scenario.get("attack") or []] or ["none"]),
         ("Seed", [str(scenario.get("seed"))]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -116,6 +117,26 @@ def cells_frame(comparison: Comparison) -> pd.DataFrame:
     frame = pd.DataFrame(rows, columns=names)
     floats = dict.fromkeys(("mean", "median", "low", "high"), "float64")
     return frame.astype({"attack": "Int64", "runs": "Int64", "measure": "string", **floats})
+
+
+class Exported(abc.ABC):
+    """What comes as several data frames, and leaves as one file each."""
+
+    def to_csv(self, folder: str | Path) -> list[Path]:
+        """Write each data frame into a folder, as in `leakage.csv`; return the files."""
+        return write_frames(self._frames(), Path(folder), as_parquet=False)
+
+    def to_parquet(self, folder: str | Path) -> list[Path]:
+        """Write the same as Parquet.
+
+        Raises:
+            UserError: pyarrow isn't installed.
+        """
+        return write_frames(self._frames(), Path(folder), as_parquet=True)
+
+    @abc.abstractmethod
+    def _frames(self) -> dict[str, pd.DataFrame]:
+        """Return the data frames by name."""
 
 
 def write_frames(

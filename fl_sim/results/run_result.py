@@ -12,7 +12,7 @@ import pandas as pd
 from fl_sim.leakage.headline import headline
 from fl_sim.results.comparison import ComparedRun, Comparison
 from fl_sim.results.display import columns_of, formatted, page
-from fl_sim.results.frames import leakage_frame, rounds_frame, runs_frame, write_frames
+from fl_sim.results.frames import Exported, leakage_frame, rounds_frame, runs_frame
 from fl_sim.results.recorded import RecordedRun
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class RunResult:
+class RunResult(Exported):
     """What a run left, as it was when it was loaded, finished or not.
 
     Args:
@@ -75,18 +75,6 @@ class RunResult:
         from fl_sim.report import build_report
 
         return build_report(self.path)
-
-    def to_csv(self, folder: str | Path) -> list[Path]:
-        """Write `leakage.csv`, `rounds.csv` and `attacks.csv` into a folder; return the files."""
-        return write_frames(self._frames(), Path(folder), as_parquet=False)
-
-    def to_parquet(self, folder: str | Path) -> list[Path]:
-        """Write the same as Parquet.
-
-        Raises:
-            UserError: pyarrow isn't installed.
-        """
-        return write_frames(self._frames(), Path(folder), as_parquet=True)
 
     def __repr__(self) -> str:
         """Return the path and the headline."""

@@ -14,13 +14,13 @@ from fl_sim.leakage.leaks import Record
 from fl_sim.results.comparison import Comparison
 from fl_sim.results.display import cell_rows, page
 from fl_sim.results.frames import (
+    Exported,
     cells_frame,
     key_columns,
     leakage_frame,
     rounds_frame,
     runs_frame,
     with_columns,
-    write_frames,
 )
 from fl_sim.results.recorded import RecordedRun
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class SweepResult:
+class SweepResult(Exported):
     """What a sweep left, as it was when it was loaded, finished or not.
 
     Frames hold finished runs alone, but for `runs`, which says what became of each.
@@ -79,18 +79,6 @@ class SweepResult:
         from fl_sim.report.comparison import build_comparison
 
         return build_comparison(self.comparison, self.path)
-
-    def to_csv(self, folder: str | Path) -> list[Path]:
-        """Write `leakage.csv`, `rounds.csv`, `runs.csv` and `cells.csv`; return the files."""
-        return write_frames(self._frames(), Path(folder), as_parquet=False)
-
-    def to_parquet(self, folder: str | Path) -> list[Path]:
-        """Write the same as Parquet.
-
-        Raises:
-            UserError: pyarrow isn't installed.
-        """
-        return write_frames(self._frames(), Path(folder), as_parquet=True)
 
     def __repr__(self) -> str:
         """Return the path and how far the sweep is."""
