@@ -85,6 +85,11 @@ class DPNoise(Defense):
             )
 
     @property
+    def clips(self) -> Literal["update"] | None:
+        """The update, if a norm is told."""
+        return None if self.clipping_norm is None else "update"
+
+    @property
     def std(self) -> float:
         """σ."""
         if self.noise_multiplier is None or self.clipping_norm is None:

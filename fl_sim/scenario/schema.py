@@ -12,6 +12,8 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
+from defenses import DEFENSES
+from defenses.pairs import require_consistent
 from fl_sim import ENGINES
 from fl_sim.errors import UserError
 from fl_sim.scenario.changes import change, make_room, parse_change
@@ -85,6 +87,18 @@ class Scenario(Section):
         if name not in ENGINES:
             raise ValueError(f"must be {_ENGINES}, found {name!r}")
         return name
+
+    @model_validator(mode="after")
+    def _defenses_go_together(self) -> Scenario:
+        """Find a pair that contradicts itself before a sweep has begun."""
+        names = [stage.name for stage in self.defense]
+        if len(names) > 1 and all(name in DEFENSES for name in names):
+            stages = [DEFENSES.build(stage.name, **stage.parameters) for stage in self.defense]
+            try:
+                require_consistent(stages, local_steps=self.client.local_steps)
+            except ValueError as error:
+                raise ValueError(f"defense: {error}") from error
+        return self
 
     @model_validator(mode="after")
     def _attacked_clients_exist(self) -> Scenario:

@@ -70,6 +70,16 @@ MISTAKES = [
     ('defense=[{name="label-smoothing", smoothing=2}]', "smoothing"),
     ('defense=[{name="label-smoothing", smooting=0.1}]', "unknown option 'smooting'; did you mean"),
     ('defense=[{name="dp-noise", clipping_norm=0, noise_multiplier=1}]', "above 0, found 0"),
+    # Defenses that contradict each other
+    ('defense=[{name="gradient-clipping", clipping_norm=1.0}, '
+     '{name="gradient-clipping", clipping_norm=2.0}]',
+     "defense: GradientClipping and GradientClipping both clip each step's gradient, and the"),
+    ('defense=[{name="gradient-clipping", clipping_norm=1.0}, '
+     '{name="dp-noise", clipping_norm=1.0, noise_multiplier=1.0}]',
+     "both clip the one gradient that an update of one local step is"),
+    ('defense=[{name="third_party:Velocity"}, '
+     '{name="dp-sgd", clipping_norm=1.0, noise_multiplier=1.0}]',
+     "DPSGD starts from each example's gradient, so that what Velocity makes of their mean"),
     # Data
     ("data.clients=61", "from 1 to the number of training examples, 60, found 61"),
     ("data.partition=dirichlet\ndata.alpha=0.001\ndata.clients=30",
