@@ -22,6 +22,7 @@ from fl_sim import DATASETS, ENGINES, MODELS, TRACKERS, __version__, run_and_rep
 from fl_sim.errors import EngineError, NothingAccepted, UserError
 from fl_sim.scenario.source import scenario_file, shipped_scenario, shipped_scenarios
 from fl_sim.terminal.attack import attack
+from fl_sim.terminal.audit_dp import audit_dp
 from fl_sim.terminal.capture import capture
 from fl_sim.terminal.command import Command
 from fl_sim.terminal.compare import compare
@@ -174,6 +175,7 @@ def report(
 
 app.command(cls=Command)(sweep)
 app.command(cls=Command)(compare)
+app.command("audit-dp", cls=Command)(audit_dp)
 
 
 @app.command(cls=Command)
