@@ -21,7 +21,7 @@ SUITES = {
         "label_batches",
         "label_mass",
     ),
-    "defenses": ("defense_strengths", "defense_mixes"),
+    "defenses": ("defense_strengths", "defense_mixes", "canaries", "secure_aggregation"),
     "images": (
         "image_batches",
         "image_masks",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +16,13 @@ from fl_sim.replay_judge import ReplayJudge
 from fl_sim.scenario import Attack, Scenario
 
 
-def plan_of(attack: Attack, defenses: Chain) -> AttackPlan:
+def plan_of(attack: Attack, defenses: Chain, canaries: Collection[int] = ()) -> AttackPlan:
     """Build an attack of a scenario.
 
     Args:
         attack: an `[[attack]]`.
         defenses: the clients', of which an aware attacker knows the facts.
+        canaries: clients that hold no data, and aren't attacked.
 
     Raises:
         UserError: it can't be built.
@@ -35,7 +36,7 @@ def plan_of(attack: Attack, defenses: Chain) -> AttackPlan:
             image_options=attack.image_options,
             knowledge=defenses.facts() if aware else (),
             attacker=attack.attacker,
-            covers=attack.covers,
+            covers=lambda at, client: client not in canaries and attack.covers(at, client),
         )
     except ValueError as error:
         raise UserError(str(error)) from error

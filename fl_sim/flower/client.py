@@ -21,6 +21,7 @@ from fl_sim.federation import Federation
 from fl_sim.flower.provenance import code_hash
 from fl_sim.flower.wire import load_tensors, wire_tensors
 from fl_sim.optimizers import build_optimizer
+from fl_sim.privacy.canaries import canary_update
 from fl_sim.scenario import Scenario
 from fl_sim.scenario.source import configured_scenario
 from fl_sim.seeds import seed_for, seeded_layers
@@ -124,7 +125,7 @@ def train_locally(
         model.to(device)
     model.train(settings.mode == "train")
     start = None
-    if federation.defenses.overrides("on_update"):
+    if federation.defenses.overrides("on_update") or client in scenario.canaries:
         start = {name: t.clone() for name, t in wire_tensors(model, settings.mode).items()}
     optimizer = build_optimizer(
         settings.optimizer,
@@ -144,10 +145,13 @@ def train_locally(
     end = wire_tensors(model, settings.mode)
     if start is not None:
         draws = federation.draws_of(client, server_round, steps)
-        update = {name: end[name].double() - start[name].double() for name in end}
+        trained = {name: end[name].double() - start[name].double() for name in end}
+        update: Mapping[str, Tensor] = trained
+        if client in scenario.canaries:
+            update = canary_update(federation, client, trained)
         place = Place(server_round, steps)
         sent, states = federation.defenses.on_update(update, place, states, draws)
-        if sent is not update:
+        if sent is not trained:
             end = {name: (start[name].double() + sent[name]).to(end[name]) for name in end}
     return Trained(end, sum(losses) / len(losses), states)
 

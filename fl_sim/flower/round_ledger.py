@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fl_sim.capture.backlog import Backlog
@@ -23,8 +23,9 @@ class Measured:
         accuracy: on the test images, in [0, 1].
         loss: mean on the test images; it may be infinite or NaN.
         epsilon: ε in nats so far; None without a guarantee.
-        next_epsilon: after one more round; None where ε has no target.
         replies: number of replies that the round was made of.
+        next_epsilon: ε after one more round; None where it has no target.
+        canaries: what they bound from below, as `CanaryScores` names it; empty without any.
     """
 
     accuracy: float
@@ -32,6 +33,7 @@ class Measured:
     epsilon: float | None
     replies: int
     next_epsilon: float | None = None
+    canaries: Mapping[str, float | None] = field(default_factory=dict)
 
 
 class RoundLedger:
@@ -119,6 +121,7 @@ class RoundLedger:
             "replies": measured.replies,
             "quarantined": len(self._left_out),
             "seconds": time.perf_counter() - self._started,
+            **measured.canaries,
         }
         if measured.next_epsilon is not None:
             line["next_epsilon"] = measured.next_epsilon

@@ -101,6 +101,8 @@ def _context(run: RecordedRun, images: Path) -> dict[str, Any]:
         "failures_left": failures[REASONS_SHOWN:],
         "rounds": rounds[::step],
         "rounds_step": step,
+        "canaries": text.canaries(scenario),
+        "delta_read": any(line.get("epsilon") is not None for line in rounds),
         "attack_seconds": sum(summary.total_seconds for summary in summaries),
         "round_seconds": sum(line.get("seconds") or 0.0 for line in rounds),
         "is_audit": False,

@@ -82,12 +82,41 @@ def cards(
         note = f"proven bound after round {last['round']}, at δ = {delta:g}: "
         note += privacy_word(last["epsilon"])
         result.append(Card("Privacy ε", epsilon(last["epsilon"]), note))
+    found = canary_bound(rounds)
+    if found is not None:
+        result.append(Card("ε, by canaries", f"≥ {epsilon(found)}", CANARY_NOTE))
     if any(line["round"] > 0 for line in rounds):
         replies, quarantined = (
             sum(line.get(key) or 0 for line in rounds) for key in ("replies", "quarantined")
         )
         result.append(Card("Replies", number(replies), f"{number(quarantined)} quarantined"))
     return result
+
+
+CANARY_NOTE = "what is found of random vectors that clients sent; 95 % confidence, normal noise"
+
+
+def canary_bound(rounds: Sequence[Record]) -> float | None:
+    """Return the largest of the canaries' bounds on ε after the last round; None without any."""
+    last = rounds[-1] if rounds else {}
+    views = (last.get(f"canary_{view}_epsilon") for view in ("updates", "model"))
+    return max((bound for bound in views if bound is not None), default=None)
+
+
+def canaries(scenario: Mapping[str, Any]) -> str | None:
+    """Say how many clients are canaries, and what that costs; None without any."""
+    number_of = int((scenario.get("audit") or {}).get("canaries") or 0)
+    if not number_of:
+        return None
+    clients = int((scenario.get("data") or {}).get("clients") or 0)
+    verb, each = ("is a canary", "It sends") if number_of == 1 else ("are canaries", "Each sends")
+    return (
+        f"{number_of} of {count(clients, 'client')} {verb}. {each} a random vector of its own in "
+        "place of what it trains, which disturbs training: the model is worse than without. How "
+        "much of the vectors is found bounds ε from below: in the canaries’ own updates, all "
+        "rounds together, which is what the claim speaks of; and in the model, which hides them "
+        "behind all other clients. A claim below such a bound is wrong."
+    )
 
 
 def privacy_word(epsilon: float) -> str:
@@ -253,6 +282,11 @@ def facts(recorded: RecordedRun) -> list[tuple[str, list[str]]]:
         ("Rounds", [f"{recorded.last_round} of {scenario.get('rounds')}"]),
         ("Defenses", [_stage(stage) for stage in scenario.get("defense") or []] or ["none"]),
         ("Attacks", [_attack(attack) for attack in scenario.get("attack") or []] or ["none"]),
+        *(
+            [("Canaries", [f"{audit['canaries']}, the last clients"])]
+            if (audit := scenario.get("audit") or {}).get("canaries")
+            else []
+        ),
         ("Seed", [str(scenario.get("seed"))]),
         ("Engine", [f"{scenario.get('engine')}, on {scenario.get('device')} device"]),
         ("Started", [started, f"digest {run.get('digest', NONE)}"]),

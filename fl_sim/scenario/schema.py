@@ -20,6 +20,7 @@ from fl_sim.scenario.changes import change, make_room, parse_change
 from fl_sim.scenario.errors import validated
 from fl_sim.scenario.sections import (
     Attack,
+    Audit,
     Client,
     Data,
     DefenseStage,
@@ -77,6 +78,7 @@ class Scenario(Section):
     client: Client = Client()
     server: Server = Server()
     privacy: Privacy = Privacy()
+    audit: Audit = Audit()
     defense: list[DefenseStage] = Field([], description="tables, each headed [[defense]]")
     attack: list[Attack] = Field([], description="tables, each headed [[attack]]")
     tracker: list[TrackerStage] = Field([], description="tables, each headed [[tracker]]")
@@ -98,6 +100,28 @@ class Scenario(Section):
                 require_consistent(stages, local_steps=self.client.local_steps)
             except ValueError as error:
                 raise ValueError(f"defense: {error}") from error
+        return self
+
+    @property
+    def canaries(self) -> range:
+        """Numbers of the clients that send random vectors: the last ones."""
+        return range(self.data.clients - self.audit.canaries, self.data.clients)
+
+    @model_validator(mode="after")
+    def _canaries_are_clients(self) -> Scenario:
+        if self.audit.canaries > self.data.clients:
+            raise ValueError(
+                f"audit.canaries: must be at most the clients, {self.data.clients}, found "
+                f"{self.audit.canaries}"
+            )
+        for index, attack in enumerate(self.attack):
+            named = [] if attack.clients == "all" else attack.clients
+            found = [client for client in named if client in self.canaries]
+            if found:
+                raise ValueError(
+                    f"attack.{index}.clients: must be clients that train, found {found[0]}, which "
+                    "is a canary"
+                )
         return self
 
     @model_validator(mode="after")

@@ -21,6 +21,7 @@ from fl_sim import DATASETS, MODELS, TRACKERS
 from fl_sim.optimizers import Name as Optimizer
 
 STRATEGIES = ("fedavg", "fedadam", "krum")
+LEAST_CANARIES = 5
 STEPS_OR_EPOCHS = ("local_steps", "local_epochs")
 
 
@@ -209,6 +210,22 @@ class Privacy(Section):
     epsilon_target: Annotated[float, Field(gt=0)] | None = Field(
         default=None, description="a number above 0"
     )
+
+
+class Audit(Section):
+    """`[audit]`: whether the run's own promise of privacy is looked into."""
+
+    canaries: Annotated[int, Field(ge=0)] = 0
+
+    @field_validator("canaries")
+    @classmethod
+    def _say_something(cls, canaries: int) -> int:
+        if 0 < canaries < LEAST_CANARIES:
+            raise ValueError(
+                f"must be 0 or at least {LEAST_CANARIES}, since fewer bound nothing at 95 % "
+                f"confidence, found {canaries}"
+            )
+        return canaries
 
 
 class Every(Section):

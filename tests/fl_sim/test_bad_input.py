@@ -141,6 +141,14 @@ MISTAKES = [
     ("server.strategy=krum\nserver.options.weighted_by_key=train-loss",
      "server.options.weighted_by_key: must be left out with strategy 'krum', since Krum keeps a "
      "single reply, found 'train-loss'"),
+    # Canaries
+    ("data.clients=5\naudit.canaries=6", "audit.canaries: must be at most the clients, 5, found 6"),
+    ("audit.canaries=3", "audit.canaries: must be 0 or at least 5, since fewer bound nothing"),
+    ("data.clients=8\naudit.canaries=6\nattack.0.clients=[0, 2]",
+     "attack.0.clients: must be clients that train, found 2, which is a canary"),
+    ('data.clients=8\naudit.canaries=6\n'
+     'defense=[{name="dp-sgd", clipping_norm=1.0, noise_multiplier=1.0}]',
+     "audit.canaries send whole updates, and the defenses claim their ε of an example, found 6"),
     # Claims of privacy
     ('defense=[{name="third_party:NoisySteps", noise=-1.0}]',
      "defense 'third_party:NoisySteps': its privacy claim's noise must be a finite number of at"),
