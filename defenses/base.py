@@ -160,6 +160,18 @@ class Defense:
         """Return what an aware attacker knows, one fact as a rule: the parameters, never a draw."""
         return ()
 
+    def facts_of_mean(self, clients: int) -> tuple[Fact, ...]:
+        """Return what of `facts` is true of the mean of several clients' updates.
+
+        Each client changes its own gradient or update in its own way: by default nothing is, of a
+        defense that does.
+
+        Args:
+            clients: n, whose updates are averaged, at least 2.
+        """
+        is_own = overrides(self, "on_gradient") or overrides(self, "on_update")
+        return () if is_own else self.facts()
+
     def privacy(self, plan: LocalPlan) -> Privacy | None:
         """Return the differential privacy of what leaves a client in a round; None claims none."""
         return None
@@ -246,6 +258,10 @@ class Chain:
     def facts(self) -> tuple[Fact, ...]:
         """Return the facts of all stages, in order; see `attacks.facts.Told`."""
         return tuple(fact for stage in self.stages for fact in stage.facts())
+
+    def facts_of_mean(self, clients: int) -> tuple[Fact, ...]:
+        """Return what of them is true of the mean of n clients' updates, in order."""
+        return tuple(fact for stage in self.stages for fact in stage.facts_of_mean(clients))
 
 
 def _with(place: Place, states: States, index: int) -> Place:

@@ -110,6 +110,12 @@ class DPNoise(Defense):
             return (LaplaceMechanism(self.clipping_norm, self.std),)
         return (GaussianMechanism(self.clipping_norm, self.std),)
 
+    def facts_of_mean(self, clients: int) -> tuple[Fact, ...]:
+        """Tell the noise, σ/√n; of clipping each by its own length nothing is left to tell."""
+        if self.clipping_norm is not None or self.distribution == "laplace":
+            return ()
+        return (GaussianMechanism(None, self.std / math.sqrt(clients)),)
+
     def privacy(self, plan: LocalPlan) -> Privacy | None:
         """Return that any two updates of norm at most C differ by at most 2C."""
         if self.clipping_norm is None or self.distribution == "laplace":

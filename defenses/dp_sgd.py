@@ -6,6 +6,7 @@ Privacy*, CCS 2016, arXiv 1607.00133, algorithm 1.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -106,6 +107,10 @@ class DPSGD(Defense):
     def facts(self) -> tuple[Fact, ...]:
         """Tell the norm and the noise."""
         return (ClippedExamples(self.clipping_norm, self.noise_multiplier),)
+
+    def facts_of_mean(self, clients: int) -> tuple[Fact, ...]:
+        """Tell those of one sum over all examples, whose noise is √n times as large."""
+        return (ClippedExamples(self.clipping_norm, self.noise_multiplier * math.sqrt(clients)),)
 
     def privacy(self, plan: LocalPlan) -> Privacy:
         """Return that an example, there or not, changes the sum of a step by at most C."""

@@ -87,9 +87,15 @@ class Server:
         self._require_delta_read()
         self.rounds = self._rounds()
         defenses = self.federation.defenses
-        self.plans = [plan_of(attack, defenses, scenario.canaries) for attack in scenario.attack]
+        members = scenario.server.secure_aggregation
+        self.plans = [
+            plan_of(attack, defenses, scenario.canaries, members=members)
+            for attack in scenario.attack
+        ]
         pairs = enumerate(zip(scenario.attack, self.plans, strict=True))
-        self.after = frozenset(i for i, (attack, plan) in pairs if runs_after(attack, plan))
+        self.after = frozenset(
+            i for i, (attack, plan) in pairs if members is None and runs_after(attack, plan)
+        )
         self.trackers = build_trackers([(one.name, one.options) for one in scenario.tracker])
         self.strategy = build_strategy(scenario.server.strategy, scenario.server.options)
 
@@ -197,6 +203,7 @@ class Server:
             seed=self.scenario.seed,
             take_over=take_over if keeps or self.after else None,
             after=self.after,
+            secure_aggregation=self.scenario.server.secure_aggregation,
         )
 
     def _backlog(self, ledger: RoundLedger) -> Backlog:

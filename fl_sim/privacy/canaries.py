@@ -149,6 +149,8 @@ class CanaryScores:
             views["model"].append(score(vector, total))
             if client in present:
                 views["round"].append(score(vector, changes))
+        if self.federation.scenario.server.secure_aggregation is not None:
+            views["updates"] = []  # the server sees none of them
         return {key: value for view, s in views.items() for key, value in self._bounds(view, s)}
 
     def _bounds(self, view: str, scores: Sequence[float]) -> list[tuple[str, float | None]]:

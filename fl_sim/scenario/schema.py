@@ -125,6 +125,35 @@ class Scenario(Section):
         return self
 
     @model_validator(mode="after")
+    def _sums_are_attacked(self) -> Scenario:
+        size = self.server.secure_aggregation
+        if size is None:
+            return self
+        taking_part = max(1, round(self.client.fraction * self.data.clients))
+        if size > taking_part:
+            raise ValueError(
+                "server.secure_aggregation: must be at most the clients of a round, "
+                f"{taking_part}, found {size}"
+            )
+        shows = "server.secure_aggregation shows sums alone"
+        for index, attack in enumerate(self.attack):
+            if attack.clients != "all":
+                raise ValueError(
+                    f'attack.{index}.clients: must be "all", since {shows}, found {attack.clients}'
+                )
+            if attack.when == "after":
+                raise ValueError(
+                    f"attack.{index}.when: must be left out, since {shows}, of which none are kept "
+                    "for later, found 'after'"
+                )
+        if self.attack and self.audit.canaries:
+            raise ValueError(
+                f"audit.canaries: must be 0 beside an attack, since {shows}, and one with a "
+                f"canary's vector in it is no batch's gradient, found {self.audit.canaries}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _attacked_clients_exist(self) -> Scenario:
         last = self.data.clients - 1
         for index, attack in enumerate(self.attack):

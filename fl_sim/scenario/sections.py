@@ -148,6 +148,9 @@ class Server(Section):
     capture: bool = False
     attack_jobs: Positive | None = Field(default=None, description=_COUNT)
     attack_queue: Positive = 1000
+    secure_aggregation: Annotated[int, Field(ge=2)] | None = Field(
+        default=None, description="a whole number of at least 2"
+    )
 
     @field_validator("strategy")
     @classmethod
@@ -155,6 +158,22 @@ class Server(Section):
         if name not in STRATEGIES and ":" not in name:
             raise ValueError(f"unknown strategy {name!r}{nearest(name, list(STRATEGIES))}")
         return name
+
+    @model_validator(mode="after")
+    def _sums_are_enough(self) -> Server:
+        if self.secure_aggregation is None:
+            return self
+        if self.capture:
+            raise ValueError(
+                "capture keeps single updates, which secure_aggregation hides: leave one out, "
+                f"found true and {self.secure_aggregation}"
+            )
+        if self.strategy == "krum":
+            raise ValueError(
+                "strategy 'krum' compares single updates, which secure_aggregation hides: leave "
+                f"one out, found secure_aggregation = {self.secure_aggregation}"
+            )
+        return self
 
 
 class DefenseStage(BaseModel):

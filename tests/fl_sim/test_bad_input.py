@@ -141,6 +141,17 @@ MISTAKES = [
     ("server.strategy=krum\nserver.options.weighted_by_key=train-loss",
      "server.options.weighted_by_key: must be left out with strategy 'krum', since Krum keeps a "
      "single reply, found 'train-loss'"),
+    # Secure aggregation
+    ("server.secure_aggregation=1", "server.secure_aggregation: must be a whole number of at"),
+    ("server.secure_aggregation=4", "must be at most the clients of a round, 3, found 4"),
+    ("server.secure_aggregation=2\nserver.capture=true",
+     "server: capture keeps single updates, which secure_aggregation hides: leave one out"),
+    ("server.secure_aggregation=2\nserver.strategy=krum",
+     "server: strategy 'krum' compares single updates, which secure_aggregation hides"),
+    ("server.secure_aggregation=2\nattack.0.clients=[0]", 'attack.0.clients: must be "all", since'),
+    ("server.secure_aggregation=2\nattack.0.when=after", "attack.0.when: must be left out, since"),
+    ("data.clients=8\naudit.canaries=6\nserver.secure_aggregation=2",
+     "audit.canaries: must be 0 beside an attack, since server.secure_aggregation shows sums"),
     # Canaries
     ("data.clients=5\naudit.canaries=6", "audit.canaries: must be at most the clients, 5, found 6"),
     ("audit.canaries=3", "audit.canaries: must be 0 or at least 5, since fewer bound nothing"),

@@ -273,14 +273,14 @@ def test_what_cannot_be_audited_is_one_sentence(
 @pytest.mark.slow
 @pytest.mark.parametrize("right", [DPNoise(1.0, 1.0), DPSGD(1.0, 2.0)], ids=["update", "example"])
 def test_kept_promises_pass_in_99_of_100_tries(right: Defense) -> None:
-    wrong = sum(not audited(right, draws=1000, seed=seed).holds for seed in range(100))
+    wrong = sum(not audited(right, draws=500, seed=seed).holds for seed in range(100))
     assert wrong <= 1
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("broken", [SensitivityOfOne(10.0), HalfTheNoise(10.0)], ids=["C", "half"])
+@pytest.mark.parametrize("broken", [SensitivityOfOne(4.0), HalfTheNoise(4.0)], ids=["C", "half"])
 def test_a_factor_of_two_is_found_in_much_noise(broken: Defense) -> None:
-    """At z = 10 the claimed μ is 0.1 (0.2 in truth): (ε, δ) at δ = 1e-5 wouldn't show it."""
+    """The claimed μ is 0.25, 0.5 in truth: (ε, δ) at δ = 1e-5 wouldn't show it."""
     found = audited(broken, draws=10_000)
     assert found.mu > found.claimed_mu
     assert found.epsilon < found.claimed_epsilon
