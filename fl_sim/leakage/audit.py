@@ -141,8 +141,9 @@ def _findings(
             pairs = pair_examples(labels, truth, answer.rows, images)
     if labels.mass is not None and judge is not None and baseline is not None:
         with _named("the judge"):
-            masses_of = [judge.label_mass(sender, place.round) for sender in place.senders]
-            true_mass = torch.stack(masses_of).sum(dim=0)
+            true_mass, *others = (judge.label_mass(who, place.round) for who in place.senders)
+            for mass_of_other in others:
+                true_mass = true_mass + mass_of_other
         with _named("scoring"):
             mass = dict(score_mass(labels.mass, true_mass, baseline.mass))
             guess = baseline.mass / baseline.mass.sum() * true_mass.sum()
