@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fl_sim.capture.backlog import Backlog
+from fl_sim.flower.defended import Defended
 from fl_sim.leakage.findings import Finding
 from fl_sim.leakage.landing import land
 from fl_sim.leakage.records import LeakageRecord
@@ -25,6 +26,7 @@ class Measured:
         epsilon: ε in nats so far; None without a guarantee.
         next_epsilon: after one more round; None where ε has no target.
         replies: number of replies that the round was made of.
+        defended: what the defenses of one client changed; None in rounds where it isn't measured.
     """
 
     accuracy: float
@@ -32,6 +34,7 @@ class Measured:
     epsilon: float | None
     replies: int
     next_epsilon: float | None = None
+    defended: Defended | None = None
 
 
 class RoundLedger:
@@ -111,7 +114,7 @@ class RoundLedger:
             self.land(findings)
         else:
             self.backlog.keep(server_round, findings, self._owed)
-        line = {
+        line: dict[str, Any] = {
             "round": server_round,
             "accuracy": measured.accuracy,
             "loss": measured.loss if math.isfinite(measured.loss) else None,
@@ -122,6 +125,11 @@ class RoundLedger:
         }
         if measured.next_epsilon is not None:
             line["next_epsilon"] = measured.next_epsilon
+        if measured.defended is not None:
+            line["update_snr_db"] = measured.defended.snr_db
+            line["update_nonzero"] = measured.defended.nonzero
+            line["update_bytes"] = measured.defended.sent_bytes
+            line["unchanged_by"] = measured.defended.unchanged
         self._folder.commit(line, weights, state)
 
     def land(self, findings: Sequence[Finding]) -> None:
