@@ -112,8 +112,9 @@ def _flags(mine: Sequence[Row], at_once: Sequence[Row]) -> str:
             if place not in places:
                 places.append(place)
     for row in at_once:
-        if row["flag"]:
-            found.setdefault(row["flag"], []).append(f"{row['strength']}, B = {row['B']}")
+        for kind in filter(None, row["flag"].split("; ")):
+            place = f"{row['strength']}, B = {row['B']} (one update)"
+            found.setdefault(kind, []).append(place)
     if not found:
         return "None."
     return "\n".join(
