@@ -13,16 +13,18 @@ from typing import Any
 from defenses import DEFENSES
 from fl_sim.leakage.leaks import IMAGE_LEVELS_DB, TOLERANCE, Record, Share
 from fl_sim.leakage.summary import weighed
+from fl_sim.results.measures import tried
 from fl_sim.wording import count, listing
 
 MOST_NAMED = 4
 UNCHANGED, WORSE, BELOW = "update unchanged", "aware is worse", "below the mean image"
-UNMODELLED, RANDOM = "known, not modelled", "random"
+UNMODELLED, RANDOM, UNTRIED = "known, not modelled", "random", "not attacked"
 MEANINGS = {
     UNCHANGED: "the defense changed no number of what leaves the client, in some round measured",
     WORSE: "who knows the defense gets significantly less than who doesn’t, so the attack is weak",
     BELOW: "an attack’s images are mostly worse than the mean image: it tells nothing of a defense",
     UNMODELLED: "the attacker is told something that no attack makes use of: others may",
+    UNTRIED: "no attack that was run applies: the zero is none of the defense’s making",
     RANDOM: "the defense draws: numbers are averages over the seeds",
 }
 """Each kind of flag, and what it means."""
@@ -65,6 +67,7 @@ class Evidence:
     Args:
         pairs: attacks that both kinds of attackers ran.
         below: attack -> its images, and of them those worse than the mean image, as a share.
+        tried: "label" and "image" -> of the records of attacks on them, those of one that applies.
         unused: facts that no attack of an aware attacker takes into account.
         measured: in how many rounds the defenses were.
         unchanged: defense -> in how many of them it changed nothing.
@@ -73,6 +76,7 @@ class Evidence:
 
     pairs: tuple[Pair, ...] = ()
     below: Mapping[str, Share] | None = None
+    tried: Mapping[str, Share] | None = None
     unused: frozenset[str] = frozenset()
     measured: int = 0
     unchanged: Mapping[str, int] | None = None
@@ -102,6 +106,7 @@ class Evidence:
         return cls(
             tuple(_pairs(groups, scenario.get("attack") or [])),
             {_title(group[0]): _below(group) for group in groups.values() if _below(group).of},
+            _tried(groups),
             _unused(groups),
             len(measured),
             unchanged,
@@ -113,7 +118,7 @@ def flags(found: Sequence[Evidence]) -> list[Flag]:
     """Return the flags of runs that differ in their seed alone; none for none."""
     if not found:
         return []
-    parts = (_of_unchanged, _of_pairs, _of_baselines, _of_facts, _of_draws)
+    parts = (_of_unchanged, _of_untried, _of_pairs, _of_baselines, _of_facts, _of_draws)
     return [flag for part in parts for flag in part(found)]
 
 
@@ -131,6 +136,21 @@ def _of_unchanged(found: Sequence[Evidence]) -> list[Flag]:
         )
         for name, unchanged in times.items()
     ]
+
+
+def _of_untried(found: Sequence[Evidence]) -> list[Flag]:
+    result = []
+    for part in ("label", "image"):
+        shares = [one.tried[part] for one in found if one.tried and part in one.tried]
+        tried, records = sum(one.count for one in shares), sum(one.of for one in shares)
+        if records and 2 * tried <= records:
+            sentence = (
+                f"The best attack on {part}s that was run applies to {tried} of "
+                f"{count(records, 'example')} only: that little is found says nothing of the "
+                "defense."
+            )
+            result.append(Flag(UNTRIED, sentence))
+    return result
 
 
 def _of_pairs(found: Sequence[Evidence]) -> list[Flag]:
@@ -235,6 +255,21 @@ def _below(group: Sequence[Record]) -> Share:
         if record.get("psnr_db") is not None and record.get("baseline_psnr_db") is not None
     ]
     return Share(sum(psnr < baseline for psnr, baseline in known), len(known))
+
+
+def _tried(groups: Mapping[int, Sequence[Record]]) -> dict[str, Share]:
+    """Return of labels and images the share of the attack that applies to most."""
+    result = {}
+    for part in ("label", "image"):
+        shares = [
+            Share(round(tried(group, part) * len(group)), len(group))
+            for group in groups.values()
+            if any(record.get(f"{part}_attack") for record in group)
+            and not any(record.get("mass_tv") is not None for record in group)
+        ]
+        if shares:
+            result[part] = max(shares, key=lambda share: share.value)
+    return result
 
 
 def _unused(groups: Mapping[int, Sequence[Record]]) -> frozenset[str]:

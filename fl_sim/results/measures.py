@@ -59,6 +59,8 @@ OF_ATTACKS = (
         "the own image is the nearest of 1,000 others",
         "examples",
     ),
+    Measure("images_tried", "Images attacked", "share", "by an attack that applies", "examples"),
+    Measure("labels_tried", "Labels attacked", "share", "by an attack that applies", "examples"),
     Measure("labels_right", "Labels right", "share", "L∞ below 0.01", "examples"),
     Measure(
         "classes_right",
@@ -154,6 +156,8 @@ def _values(summary: AttackSummary, group: Sequence[Record]) -> Values:
         "images_close": close,
         "images_identical": identical,
         "images_identified": identified if is_scored else None,
+        "images_tried": tried(group, "image") if image is not None else None,
+        "labels_tried": tried(group, "label"),
         "labels_right": _right(label),
         "classes_right": _right(largest),
         "masses_right": _right(mass),
@@ -168,6 +172,17 @@ def _values(summary: AttackSummary, group: Sequence[Record]) -> Values:
         "mass_tv_chance": summary.mass_tv_chance,
         "attack_seconds": summary.total_seconds,
     }
+
+
+def tried(group: Sequence[Record], part: str) -> float:
+    """Return on which share of an attack's records it applied, and didn't raise.
+
+    Args:
+        group: the records; at least one.
+        part: "label" or "image".
+    """
+    states = [record.get(f"{part}_status") for record in group]
+    return sum(one not in (None, "NOT_APPLICABLE", "FAILED") for one in states) / len(group)
 
 
 def _right(leak: Leak | None) -> float | None:

@@ -18,6 +18,8 @@ HIGHER_IS_WORSE = (
     "labels_right",
     "classes_right",
     "masses_right",
+    "images_tried",
+    "labels_tried",
     "psnr_db",
 )
 """Measures of attacks; of all others, the lower is the worse for the client."""
@@ -54,13 +56,17 @@ def worst(
 
 
 def holds(comparison: Comparison, cell: int) -> bool:
-    """Say whether no attack of a cell gets beyond `BAR`; not so where none was scored."""
+    """Say whether no attack of a cell gets beyond `BAR`.
+
+    Not so where no attack on labels, or none on images, applies to most of the examples: then
+    nothing was tried.
+    """
 
     def mean(name: str) -> float:
         found = worst(comparison, cell, name)
         return 0.0 if found is None else found.mean
 
-    if worst(comparison, cell, "labels_right") is None:
+    if min(mean("labels_tried"), mean("images_tried")) <= 0.5:
         return False
     beyond = [
         top.mean - guess.mean

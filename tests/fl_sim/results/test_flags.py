@@ -6,7 +6,16 @@ from typing import Any
 
 import pytest
 
-from fl_sim.results.flags import BELOW, MEANINGS, RANDOM, UNCHANGED, UNMODELLED, WORSE, flags
+from fl_sim.results.flags import (
+    BELOW,
+    MEANINGS,
+    RANDOM,
+    UNCHANGED,
+    UNMODELLED,
+    UNTRIED,
+    WORSE,
+    flags,
+)
 from fl_sim.results.flags import Evidence as Seen
 
 ATTACKS = [{"label": "soft-label", "attacker": who} for who in ("unaware", "aware")]
@@ -16,7 +25,7 @@ SCENARIO = {"attack": ATTACKS, "defense": [{"name": "sign"}]}
 def line(attack: int, example: int, **values: Any) -> dict[str, Any]:
     who = ATTACKS[attack]["attacker"]
     place = {"round": 1, "client": 0, "attack": attack, "example": example, "attacker": who}
-    return {**place, "label_attack": "soft-label", **values}
+    return {**place, "label_attack": "soft-label", "label_status": "NOT_CONVERGED", **values}
 
 
 def told(right: tuple[int, int], of: int = 20, **values: Any) -> list[dict[str, Any]]:
@@ -68,6 +77,22 @@ def test_images_worse_than_the_mean_image(psnr: float | None, found: list[str]) 
     assert kinds(({"attack": attacks}, told((20, 20), **scores), [])) == found
 
 
+@pytest.mark.parametrize(
+    ("states", "found"),
+    [
+        (("NOT_APPLICABLE", "NOT_APPLICABLE"), [UNTRIED]),
+        (("NOT_APPLICABLE", "FAILED"), [UNTRIED]),
+        (("NOT_APPLICABLE", "NOT_CONVERGED"), []),
+        (("RECOVERED", "NOT_IDENTIFIABLE"), []),
+    ],
+    ids="-".join,
+)
+def test_attacks_that_dont_apply(states: tuple[str, str], found: list[str]) -> None:
+    """One that applies is enough, whatever it comes to."""
+    lines = [line(n, 0, label_status=state) for n, state in enumerate(states)]
+    assert kinds((SCENARIO, lines, [])) == found
+
+
 def test_a_fact_that_every_aware_attack_leaves_unused() -> None:
     unused = [line(1, 0, unused_facts="Bottleneck, Pruned"), line(1, 1)]
     assert kinds((SCENARIO, unused, [])) == [UNMODELLED]
@@ -99,4 +124,4 @@ def test_draws_are_averaged_over_seeds() -> None:
 
 
 def test_every_kind_has_a_meaning() -> None:
-    assert {*MEANINGS} == {UNCHANGED, WORSE, BELOW, UNMODELLED, RANDOM}
+    assert {*MEANINGS} == {UNCHANGED, UNTRIED, WORSE, BELOW, UNMODELLED, RANDOM}
