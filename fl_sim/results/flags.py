@@ -24,7 +24,7 @@ MEANINGS = {
     WORSE: "who knows the defense gets significantly less than who doesn’t, so the attack is weak",
     BELOW: "an attack’s images are mostly worse than the mean image: it tells nothing of a defense",
     UNMODELLED: "the attacker is told something that no attack makes use of: others may",
-    UNTRIED: "no attack that was run applies: the zero is none of the defense’s making",
+    UNTRIED: "of attacks on labels, or on images, none applies: finding nothing is no evidence",
     RANDOM: "the defense draws: numbers are averages over the seeds",
 }
 """Each kind of flag, and what it means."""
@@ -146,7 +146,7 @@ def _of_untried(found: Sequence[Evidence]) -> list[Flag]:
         if records and 2 * tried <= records:
             sentence = (
                 f"The best attack on {part}s that was run applies to {tried} of "
-                f"{count(records, 'example')} only: that little is found says nothing of the "
+                f"{count(records, 'example')}: finding little there is no evidence for the "
                 "defense."
             )
             result.append(Flag(UNTRIED, sentence))
