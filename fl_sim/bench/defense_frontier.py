@@ -22,7 +22,7 @@ def draw_frontier(rows: Sequence[Row]) -> Figure:
     """Draw leakage against accuracy: a panel for each setting and kind, a line for each defense."""
     settings = list(dict.fromkeys(row["setting"] for row in rows))
     names = list(dict.fromkeys(row["defense"] for row in rows))
-    figure = Figure(figsize=(5.2 * len(settings), 8.4), layout="constrained")
+    figure = Figure(figsize=(6.4 * len(settings), 9.0), layout="constrained")
     panels = figure.subplots(len(KINDS), len(settings), squeeze=False, sharey=True)
     for line, (kind, title) in zip(panels, KINDS.items(), strict=True):
         for axes, setting in zip(line, settings, strict=True):
@@ -46,7 +46,9 @@ def draw_frontier(rows: Sequence[Row]) -> Figure:
         for axes in panels.flat
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
-    figure.legend(found.values(), found, loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(
+        found.values(), found, loc="outside lower center", ncols=3 * len(settings), frameon=False
+    )
     return figure
 
 

@@ -157,7 +157,7 @@ def _values(summary: AttackSummary, group: Sequence[Record]) -> Values:
         "images_identical": identical,
         "images_identified": identified if is_scored else None,
         "images_tried": tried(group, "image") if image is not None else None,
-        "labels_tried": tried(group, "label"),
+        "labels_tried": tried(group, "label") if mass is None else None,  # counts are no labels
         "labels_right": _right(label),
         "classes_right": _right(largest),
         "masses_right": _right(mass),
