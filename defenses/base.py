@@ -122,6 +122,11 @@ class Defense:
         """What is scaled down to a norm: each example's gradient, a step's, or the update."""
         return None
 
+    @property
+    def is_random(self) -> bool:
+        """Whether what leaves the client depends on draws of its own, as is assumed unless told."""
+        return True
+
     def on_model(self, model: nn.Module, generator: torch.Generator) -> nn.Module:
         """Change the architecture, before anything is trained: the server's and all clients'."""
         return model

@@ -96,6 +96,11 @@ class DPNoise(Defense):
             return float(self.noise_std or 0.0)
         return self.noise_multiplier * self.clipping_norm
 
+    @property
+    def is_random(self) -> bool:
+        """Whether there is noise."""
+        return self.std > 0
+
     def on_update(self, update: Gradients, place: Place, generator: torch.Generator) -> Gradients:
         """Clip, then add the noise."""
         clipped = update if self.clipping_norm is None else clip(update, self.clipping_norm)

@@ -57,6 +57,11 @@ class GradientClipping(Defense):
         """Each step's gradient."""
         return "gradient"
 
+    @property
+    def is_random(self) -> bool:
+        """Nothing is drawn."""
+        return False
+
     def on_gradient(
         self, step: ClientStep, gradients: Gradients, generator: torch.Generator
     ) -> Gradients:

@@ -185,7 +185,8 @@ def bench(
         bool,
         typer.Option(
             "--quick",
-            help="A small part: up to two minutes a benchmark, two to six a suite.",
+            help="A small part: up to two minutes a benchmark, two to six a suite; of the grid of "
+            "defenses none, smoothing 0.1, pruning 0.95 and dp-noise 0.01, ten rounds, one seed.",
         ),
     ] = False,
     only: Annotated[

@@ -24,6 +24,7 @@ from fl_sim.capture.update import Update
 from fl_sim.errors import NothingAccepted, UserError
 from fl_sim.federation import Federation
 from fl_sim.flower.client import resolve_device, to_arrays
+from fl_sim.flower.defended import Defended, is_measured, measure_defenses
 from fl_sim.flower.provenance import code_hash
 from fl_sim.flower.round_ledger import Measured, RoundLedger
 from fl_sim.flower.strategy import LeakageAudit, ReplyGuard, build_strategy
@@ -149,7 +150,7 @@ class Server:
 
         def finish_round(round_since: int, arrays: ArrayRecord) -> MetricRecord:
             nonlocal before
-            measured = self._measure(offset + round_since, arrays, guard.accepted)
+            measured = self._measure(offset + round_since, arrays, guard.accepted, before)
             weights = {name: array.numpy() for name, array in arrays.items()}
             state = pack_state(self.strategy)
             if round_since > 0:
@@ -222,15 +223,27 @@ class Server:
             on_progress=lambda left: logger.info("%d updates wait for their attacks", left),
         )
 
-    def _measure(self, server_round: int, arrays: ArrayRecord, replies: int) -> Measured:
-        """Evaluate the global model at the end of a round."""
+    def _measure(
+        self, server_round: int, arrays: ArrayRecord, replies: int, sent: ArrayRecord
+    ) -> Measured:
+        """Evaluate the global model at the end of a round, and the defenses of one client in it."""
         seed = seed_for(self.scenario.seed, "evaluation", server_round)
         with seeded_layers(seed, resolve_device(self.scenario.device)):
             accuracy, loss = self._evaluate(arrays)
         epsilon, following = self.privacy.epsilon(server_round), None
         if self.scenario.privacy.epsilon_target is not None:
             following = self.privacy.epsilon(server_round + 1)
-        return Measured(accuracy, loss, epsilon, replies, following)
+        return Measured(
+            accuracy, loss, epsilon, replies, following, self._defended(server_round, sent)
+        )
+
+    def _defended(self, server_round: int, sent: ArrayRecord) -> Defended | None:
+        """Measure the defenses of the round's first client, in some rounds."""
+        if not is_measured(self.scenario, server_round):
+            return None
+        client = self.federation.sampled_clients(server_round)[0]
+        received = sent.to_torch_state_dict()
+        return measure_defenses(self.scenario, client, server_round, received)
 
     def _evaluate(self, arrays: ArrayRecord) -> tuple[float, float]:
         """Return accuracy and mean loss on the server's test images."""

@@ -17,6 +17,7 @@ from fl_sim.report.examples import image_pairs, label_charts, mass_charts
 from fl_sim.report.figures import draw_figures
 from fl_sim.report.meaning import meaning
 from fl_sim.report.template import template
+from fl_sim.results.flags import Evidence, flags
 from fl_sim.results.recorded import RecordedRun
 
 PAIRS_SHOWN, CHARTS_SHOWN, REASONS_SHOWN, ROUNDS_SHOWN = 24, 12, 20, 100
@@ -97,6 +98,7 @@ def _context(run: RecordedRun, images: Path) -> dict[str, Any]:
         "charts": label_charts(images, records, CHARTS_SHOWN),
         "mass_charts": mass_charts(images, records, CHARTS_SHOWN, first=best),
         "meaning": meaning(described, records, summaries, rounds, has_truth=has_truth),
+        "flags": flags([Evidence.of(scenario, records, rounds)]),
         "failures": failures[:REASONS_SHOWN],
         "failures_left": failures[REASONS_SHOWN:],
         "rounds": rounds[::step],

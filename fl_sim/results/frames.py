@@ -36,6 +36,10 @@ _ROUNDS = {
     "replies": "Int64",
     "quarantined": "Int64",
     "seconds": "float64",
+    "update_snr_db": "float64",
+    "update_nonzero": "float64",
+    "update_bytes": "Int64",
+    "unchanged_by": "string",
 }
 
 
