@@ -51,6 +51,7 @@ class Suite(StrEnum):
     LABELS = "labels"
     IMAGES = "images"
     DEFENSES = "defenses"
+    ROUNDS = "rounds"
     SIMULATOR = "simulator"
 
 
@@ -183,7 +184,8 @@ def bench(
         bool,
         typer.Option(
             "--quick",
-            help="A small part: up to two minutes a benchmark, two to six a suite.",
+            help="A small part: up to two minutes a benchmark, two to six a suite; of rounds, the "
+            "first two without a defense and with smoothing, of one seed.",
         ),
     ] = False,
     only: Annotated[

@@ -72,7 +72,8 @@ OF_ATTACKS = (
     Measure("psnr_db", "Median PSNR", "db", guess="baseline_psnr_db"),
     Measure("baseline_psnr_db", "Mean image’s PSNR", "db"),
     Measure("label_linf", "Median L∞ of labels", "error"),
-    Measure("mass_tv", "Class mass off by", "share", "total variation"),
+    Measure("mass_tv", "Class mass off by", "share", "total variation", guess="mass_tv_chance"),
+    Measure("mass_tv_chance", "Guessed class mass off by", "share"),
     Measure("attack_seconds", "Attack’s time", "seconds"),
 )
 """Of each `[[attack]]`; where an example failed, it counts as not right."""
@@ -147,6 +148,7 @@ def _values(summary: AttackSummary, group: Sequence[Record]) -> Values:
         "baseline_psnr_db": summary.baseline_psnr_db,
         "label_linf": summary.median_linf,
         "mass_tv": summary.mass_tv,
+        "mass_tv_chance": summary.mass_tv_chance,
         "attack_seconds": summary.total_seconds,
     }
 
