@@ -61,8 +61,9 @@ NOTES = (
     "and 50 dB or more; *false*: vouched for and wrong. *Mass off*: total variation between the "
     "class mass counted and the client's, beside (*unseen*) that of who knows the test data's "
     "classes alone, dotted in the figure. *Accuracy* is the server's after the round, on 500 test "
-    "images; the round's updates start from the weights before it. Intervals are of 95 %: Student's t over the seeds, for shares of examples "
-    "not narrower than Wilson's over the examples.",
+    "images; the round's updates start from the weights before it. Intervals are of 95 %: "
+    "Student's t over the seeds, for shares of examples not narrower than Wilson's over the "
+    "examples.",
 )
 SHARES = {
     "labels": "labels_right",
