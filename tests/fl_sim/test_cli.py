@@ -74,10 +74,10 @@ def simulation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeSimulatio
             headline=lambda out: "It leaks.",
             notice=lambda out: None,
         ),
-        "fl_sim.leakage.table": SimpleNamespace(table=lambda records: f"{len(records)} records"),
     }
     for name, module in stand_ins.items():
         monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr("fl_sim.leakage.table.table", lambda records: f"{len(records)} records")
     return fake
 
 
