@@ -55,7 +55,8 @@ NOTES = (
     f"{EXACT['mlp', 'B = 16'][1]} at B = 16 and {EXACT['mlp', 'epoch'][1]} of epochs; with `r-gap` "
     f"{EXACT['lenet', 'B = 1'][1]} of `lenet` at B = 1. No exact attack applies to its other rows: "
     "of 16 examples one linear layer with 10 classes shows too little, and several steps are "
-    "repeated through linear layers only. `label-mass` counts the classes of every row, on "
+    "repeated through linear layers only. An epoch comes back as a whole or not at all: three "
+    "updates a row. `label-mass` counts the classes of every row, on "
     f"{COUNTED} clients.",
     f"Shares over the examples of {SEEDS} seeds (`--quick`: 1): labels within 0.01, images of 20 "
     "and 50 dB or more; *false*: vouched for and wrong. *Mass off*: total variation between the "
