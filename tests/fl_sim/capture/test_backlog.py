@@ -19,6 +19,7 @@ import pytest
 from fl_sim import run_folder
 from fl_sim.capture import backlog
 from fl_sim.capture.pending import PendingRounds
+from fl_sim.capture.workers import Workers
 from fl_sim.flower.run import run
 from fl_sim.leakage.records import append_lines, read_lines
 from fl_sim.report import headline
@@ -157,7 +158,7 @@ def test_what_is_owed_is_said_and_how_it_is_worked_off(
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(backlog.Workers, "submit", lambda *arguments: None)
+        patch.setattr(Workers, "submit", lambda *arguments: None)
         patch.setattr(backlog.Backlog, "settle", interrupt)
         broken = fl_sim(*command)
     assert (broken.status, broken.stderr) == (
