@@ -37,6 +37,7 @@ SUITES = {
         "image_convolutions",
         "image_matching",
     ),
+    "rounds": ("rounds",),
     "simulator": ("audit_overhead", "costs", "engines", "leakage", "leakage_noise", "privacy"),
 }
 """Suite -> its benchmarks, modules of `fl_sim.bench` with `TITLE`, `NOTES` and `rows`."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from fl_sim.capture.pending import Left
 from fl_sim.leakage.headline import strongest
 from fl_sim.leakage.leaks import Leak, Record, Share
 from fl_sim.leakage.summary import AttackSummary
@@ -38,8 +40,19 @@ def unattacked(attacks: int, *, is_finished: bool) -> str | None:
     return None if is_finished else "No update has been attacked yet."
 
 
-def notice(run: RecordedRun) -> str | None:
-    """Say what is missing from a run with fewer rounds than planned, or None."""
+def notice(run: RecordedRun, folder: Path) -> str | None:
+    """Say what is missing from a run, and how it goes on; None where nothing is missing.
+
+    Args:
+        run: what was recorded.
+        folder: where, as the command line is told it.
+    """
+    pending = _pending(run.left, folder, is_run="kind" not in run.described)
+    return " ".join(filter(None, [_missing_rounds(run), pending])) or None
+
+
+def _missing_rounds(run: RecordedRun) -> str | None:
+    """Say why there are fewer rounds than planned."""
     done, planned = run.last_round, int(run.scenario.get("rounds") or 0)
     if done >= planned:
         return None
@@ -55,6 +68,22 @@ def notice(run: RecordedRun) -> str | None:
     if beyond:
         sentence += f" The page counts {count(beyond, 'line')} of a round that was interrupted."
     return sentence
+
+
+def _pending(left: Left, folder: Path, *, is_run: bool) -> str | None:
+    """Say which attacks are owed, and how they are worked off."""
+    if not left.rounds:
+        return None
+    missing = f"the records of {count(left.rounds, 'round')} aren’t here yet"
+    if left.updates:
+        verb = "is" if left.updates == 1 else "are"
+        missing = f"{count(left.updates, 'update')} {verb} still to be attacked, and {missing}"
+    again = (
+        f"The same `fl-sim run` with `--resume --out {folder}` works them off."
+        if is_run
+        else "`fl-sim attack` on the same captures, into another folder, makes them all."
+    )
+    return f"Attacks are pending: {missing}. {again}"
 
 
 def cards(
