@@ -34,8 +34,10 @@ NOTES = (
     "One factor at a time around the first row. “found” counts examples whose label is called "
     "RECOVERED, “false” those of them that are off by 1e-2 or more, and images that are claimed "
     "and below 50 dB. An image that wasn't found counts as minus infinity. “psnr_bar_db” is what "
-    "the attack's own error bars vouch for, in the median. “init” is how initial weights are "
-    "drawn: PyTorch's default, or He's with PyTorch's biases.",
+    "the attack's own error bars vouch for, in the median. Examples are paired with the truth by "
+    "their labels first: two whose labels differ by less than noise leaves can be taken for each "
+    "other, and then count with each other's image. “init” is how initial weights are drawn: "
+    "PyTorch's default, or He's with PyTorch's biases.",
     "Published, with a bias and hard labels: SPEAR about 25 examples, at a cost that is "
     "exponential in them (arXiv 2403.03945), SPEAR++ about ten times as many (arXiv 2510.24200). "
     "“published” says which of them covers a row.",
