@@ -36,6 +36,7 @@ bench: $(INSTALLED) ## Run all benchmarks and write their tables: hours
 	$(BIN)/fl-sim bench labels
 	$(BIN)/fl-sim bench images
 	$(BIN)/fl-sim bench defenses
+	$(BIN)/fl-sim bench rounds
 	$(BIN)/fl-sim bench simulator
 
 clean: ## Remove caches and build outputs; runs/ and .venv stay

@@ -90,7 +90,8 @@ class ExampleLabel(Verdict):
         status: RECOVERED claims an L∞ error of the label below the attack's tolerance.
         reason: one sentence, unless RECOVERED.
         label: (K,) float64; None where there is none.
-        feature: (D,) float64, the last layer's input; likewise.
+        feature: (D,) float64, the last layer's input; likewise. A unit vector where its scale is
+            open, as the reason then says.
         augmentation: as detected; None where it isn't.
         label_std: (K,) float64, standard errors of the label's entries if the augmentation is
             right, NaN where unknown; None from attacks that don't know them.

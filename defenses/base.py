@@ -8,12 +8,13 @@ import numbers
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from attacks.facts import Fact
+from defenses.pairs import overrides, require_consistent
 from defenses.privacy import LocalPlan, Privacy
 
 Gradients = Mapping[str, Tensor]
@@ -113,6 +114,18 @@ class Defense:
     """Raw examples that `on_batch` uses up for each training example that it returns."""
     is_poisson: ClassVar[bool] = False
     """Whether each example is drawn on its own at the rate B/n, so that batches vary in size."""
+    starts_from_examples: ClassVar[bool] = False
+    """Whether `on_gradient` takes the examples' own gradients, not what it is given."""
+
+    @property
+    def clips(self) -> Literal["examples", "gradient", "update"] | None:
+        """What is scaled down to a norm: each example's gradient, a step's, or the update."""
+        return None
+
+    @property
+    def is_random(self) -> bool:
+        """Whether what leaves the client depends on draws of its own, as is assumed unless told."""
+        return True
 
     def on_model(self, model: nn.Module, generator: torch.Generator) -> nn.Module:
         """Change the architecture, before anything is trained: the server's and all clients'."""
@@ -152,6 +165,18 @@ class Defense:
         """Return what an aware attacker knows, one fact as a rule: the parameters, never a draw."""
         return ()
 
+    def facts_of_mean(self, clients: int) -> tuple[Fact, ...]:
+        """Return what of `facts` is true of the mean of several clients' updates.
+
+        Each client changes its own gradient or update in its own way: by default nothing is, of a
+        defense that does.
+
+        Args:
+            clients: n, whose updates are averaged, at least 2.
+        """
+        is_own = overrides(self, "on_gradient") or overrides(self, "on_update")
+        return () if is_own else self.facts()
+
     def privacy(self, plan: LocalPlan) -> Privacy | None:
         """Return the differential privacy of what leaves a client in a round; None claims none."""
         return None
@@ -162,14 +187,25 @@ GeneratorFor = Callable[[int, str], torch.Generator]
 
 @dataclass(frozen=True)
 class Chain:
-    """Several defenses, applied in order; each stage and hook has a generator of its own."""
+    """Several defenses, applied in order; each stage and hook has a generator of its own.
+
+    Raises:
+        ValueError: two of them contradict each other.
+    """
 
     stages: Sequence[Defense]
+
+    def __post_init__(self) -> None:
+        require_consistent(self.stages)
 
     @property
     def is_poisson(self) -> bool:
         """Whether a stage asks for Poisson sampling."""
         return any(stage.is_poisson for stage in self.stages)
+
+    def overrides(self, hook: str) -> bool:
+        """Say whether a stage does something in a hook; where none does, it costs nothing."""
+        return any(overrides(stage, hook) for stage in self.stages)
 
     @property
     def draws(self) -> int:
@@ -227,6 +263,10 @@ class Chain:
     def facts(self) -> tuple[Fact, ...]:
         """Return the facts of all stages, in order; see `attacks.facts.Told`."""
         return tuple(fact for stage in self.stages for fact in stage.facts())
+
+    def facts_of_mean(self, clients: int) -> tuple[Fact, ...]:
+        """Return what of them is true of the mean of n clients' updates, in order."""
+        return tuple(fact for stage in self.stages for fact in stage.facts_of_mean(clients))
 
 
 def _with(place: Place, states: States, index: int) -> Place:

@@ -85,11 +85,21 @@ class DPNoise(Defense):
             )
 
     @property
+    def clips(self) -> Literal["update"] | None:
+        """The update, if a norm is told."""
+        return None if self.clipping_norm is None else "update"
+
+    @property
     def std(self) -> float:
         """σ."""
         if self.noise_multiplier is None or self.clipping_norm is None:
             return float(self.noise_std or 0.0)
         return self.noise_multiplier * self.clipping_norm
+
+    @property
+    def is_random(self) -> bool:
+        """Whether there is noise."""
+        return self.std > 0
 
     def on_update(self, update: Gradients, place: Place, generator: torch.Generator) -> Gradients:
         """Clip, then add the noise."""
@@ -104,6 +114,12 @@ class DPNoise(Defense):
         if self.distribution == "laplace":
             return (LaplaceMechanism(self.clipping_norm, self.std),)
         return (GaussianMechanism(self.clipping_norm, self.std),)
+
+    def facts_of_mean(self, clients: int) -> tuple[Fact, ...]:
+        """Tell the noise, σ/√n; of clipping each by its own length nothing is left to tell."""
+        if self.clipping_norm is not None or self.distribution == "laplace":
+            return ()
+        return (GaussianMechanism(None, self.std / math.sqrt(clients)),)
 
     def privacy(self, plan: LocalPlan) -> Privacy | None:
         """Return that any two updates of norm at most C differ by at most 2C."""

@@ -6,8 +6,9 @@ Privacy*, CCS 2016, arXiv 1607.00133, algorithm 1.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -61,10 +62,16 @@ class DPSGD(Defense):
     clipping_norm: float
     noise_multiplier: float
     is_poisson: ClassVar[bool] = True
+    starts_from_examples: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require_number("clipping_norm", self.clipping_norm, "above 0", lambda c: c > 0)
         require_number("noise_multiplier", self.noise_multiplier, "of at least 0", lambda z: z >= 0)
+
+    @property
+    def clips(self) -> Literal["examples"]:
+        """Each example's gradient."""
+        return "examples"
 
     def check(self, model: nn.Module, plan: LocalPlan) -> None:
         """Refuse epochs, and batch norm in train mode."""
@@ -100,6 +107,10 @@ class DPSGD(Defense):
     def facts(self) -> tuple[Fact, ...]:
         """Tell the norm and the noise."""
         return (ClippedExamples(self.clipping_norm, self.noise_multiplier),)
+
+    def facts_of_mean(self, clients: int) -> tuple[Fact, ...]:
+        """Tell those of one sum over all examples, whose noise is √n times as large."""
+        return (ClippedExamples(self.clipping_norm, self.noise_multiplier * math.sqrt(clients)),)
 
     def privacy(self, plan: LocalPlan) -> Privacy:
         """Return that an example, there or not, changes the sum of a step by at most C."""

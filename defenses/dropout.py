@@ -77,6 +77,11 @@ class Dropout(Defense):
     def __post_init__(self) -> None:
         require_number("p", self.p, "in [0, 1)", lambda p: 0 <= p < 1)
 
+    @property
+    def is_random(self) -> bool:
+        """Whether anything is dropped."""
+        return self.p > 0
+
     def check(self, model: nn.Module, plan: LocalPlan) -> None:
         """Refuse eval mode, in which nothing is dropped."""
         if plan.mode != "train":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -50,6 +51,16 @@ class GradientClipping(Defense):
 
     def __post_init__(self) -> None:
         require_number("clipping_norm", self.clipping_norm, "above 0", lambda c: c > 0)
+
+    @property
+    def clips(self) -> Literal["gradient"]:
+        """Each step's gradient."""
+        return "gradient"
+
+    @property
+    def is_random(self) -> bool:
+        """Nothing is drawn."""
+        return False
 
     def on_gradient(
         self, step: ClientStep, gradients: Gradients, generator: torch.Generator

@@ -58,6 +58,11 @@ class LabelSmoothing(Defense):
         if isinstance(found, list):
             object.__setattr__(self, "smoothing", tuple(found))  # frozen means hashable, too
 
+    @property
+    def is_random(self) -> bool:
+        """Whether ε is drawn."""
+        return len({*self._interval()}) > 1
+
     def on_batch(self, step: ClientStep, generator: torch.Generator) -> ClientStep:
         """Smooth the labels."""
         low, high = self._interval()

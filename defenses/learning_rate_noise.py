@@ -35,6 +35,11 @@ class LearningRateNoise(Defense):
         require_number("low", self.low, "above 0", lambda low: low > 0)
         require_number("high", self.high, f"of at least low, {self.low}", lambda h: h >= self.low)
 
+    @property
+    def is_random(self) -> bool:
+        """Whether the factor is drawn."""
+        return self.low < self.high
+
     def on_gradient(
         self, step: ClientStep, gradients: Gradients, generator: torch.Generator
     ) -> Gradients:

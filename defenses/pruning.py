@@ -82,6 +82,11 @@ class Pruning(Defense):
         require_choice("criterion", self.criterion, get_args(Criterion))
         require_choice("scope", self.scope, get_args(Scope))
 
+    @property
+    def is_random(self) -> bool:
+        """Whether it is drawn which entries are left out."""
+        return self.criterion == "random"
+
     def on_update(
         self, update: Gradients, place: Place, generator: torch.Generator
     ) -> Gradients | WithState:

@@ -38,6 +38,11 @@ class Sign(Defense):
 
     error_feedback: bool = False
 
+    @property
+    def is_random(self) -> bool:
+        """Nothing is drawn."""
+        return False
+
     def on_update(
         self, update: Gradients, place: Place, generator: torch.Generator
     ) -> Gradients | WithState:

@@ -69,6 +69,11 @@ class Soteria(Defense):
     def __post_init__(self) -> None:
         require_number("pruning_rate", self.pruning_rate, "in [0, 1)", lambda rate: 0 <= rate < 1)
 
+    @property
+    def is_random(self) -> bool:
+        """Nothing is drawn."""
+        return False
+
     def check(self, model: nn.Module, plan: LocalPlan) -> None:
         """Refuse a network without the layer."""
         self._name(model)

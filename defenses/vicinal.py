@@ -81,6 +81,11 @@ class Vicinal(Defense):
         require_choice("kind", self.kind, get_args(Kind))
         require_number("alpha", self.alpha, "above 0", lambda alpha: alpha > 0)
 
+    @property
+    def is_random(self) -> bool:
+        """Whether shares are drawn."""
+        return self.kind != "recombine"
+
     def check(self, model: nn.Module, plan: LocalPlan) -> None:
         """Refuse batches, the last one of an epoch among them, with an odd number of examples."""
         last = plan.share_size % plan.batch_size if plan.local_epochs is not None else 0

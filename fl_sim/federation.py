@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn.functional import one_hot
 
 from defenses import DEFENSES, Chain, ClientStep, LocalPlan, Place
+from defenses.pairs import require_consistent
 from fl_sim.copies import copy_model
 from fl_sim.data import Dataset, build_dataset
 from fl_sim.data.partition import ALPHA, CLASSES, split
@@ -197,9 +198,10 @@ def _federation(scenario: Scenario) -> Federation:
     shares = _shares(scenario, dataset)
     try:
         stages = [DEFENSES.build(stage.name, **stage.parameters) for stage in scenario.defense]
+        require_consistent(stages, local_steps=scenario.client.local_steps)
+        defenses = Chain(stages)
     except ValueError as error:
         raise UserError(str(error)) from error
-    defenses = Chain(stages)
     _require_batches(scenario, shares, defenses)
     return Federation(scenario, dataset, shares, defenses)
 

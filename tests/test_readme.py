@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +22,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy, one_hot
 from typer.testing import CliRunner
 
+from fl_sim import privacy
 from fl_sim.capture.make import recipe_of
 from fl_sim.cli import app
 from fl_sim.flower.engines.local import LocalGrid
@@ -109,6 +111,10 @@ def write_an_update(folder: Path) -> None:
     torch.save(model.state_dict(), folder / "after.pt")
 
 
+def _with_few_draws(audit: Any, *arguments: Any, **options: Any) -> Any:
+    return audit(*arguments, **options | {"draws": 100})
+
+
 @pytest.mark.usefixtures("here")
 def test_fl_sim_commands_are_accepted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """All of them in order, as a reader would; of the simulation, what keeps captures is run."""
@@ -139,6 +145,8 @@ def test_fl_sim_commands_are_accepted(monkeypatch: pytest.MonkeyPatch, tmp_path:
         "fl_sim.leakage.table": SimpleNamespace(table=lambda records: ""),
     }
     monkeypatch.setattr("fl_sim.sweep.run_sweep", begin)
+    few_draws = partial(_with_few_draws, privacy.audit_mechanism)
+    monkeypatch.setattr("fl_sim.privacy.audit_mechanism", few_draws)
     for name, module in stand_ins.items():
         monkeypatch.setitem(sys.modules, name, module)
     (mine,) = blocks("toml")

@@ -39,7 +39,7 @@ def invert_batch(
     Args:
         network: with its gradients.
         features: (B, D), the last layer's inputs, rows of NaN where they aren't known.
-        labels: (B, K), likewise.
+        labels: (B, K), likewise; where all features are known, they fix scales alone.
         generator: draws the probes of the gradients' column spaces.
 
     Raises:
@@ -52,15 +52,18 @@ def invert_batch(
             f"layer {narrow.name!r} has {len(narrow.weight)} units; to take {len(features)} "
             "examples apart, there must be more"
         )
-    known = np.flatnonzero(
-        np.isfinite(features).all(axis=1) & np.isfinite(labels).all(axis=1) & features.any(axis=1)
-    )
+    has_label = np.asarray(np.isfinite(labels).all(axis=1))
+    has_feature = np.isfinite(features).all(axis=1) & features.any(axis=1)
+    with_label = np.flatnonzero(has_feature & has_label)
+    known = with_label
+    if has_feature.all():  # then nothing is asked of labels
+        known = np.concatenate([with_label, np.flatnonzero(~has_label)])
     directions = _complete(network, features, labels, known, generator)
     twins = parallel_rows(network.layers[-1].augmented(directions))
     kept = [row for row in range(len(directions)) if row not in twins]
     a, noise = invert_chain(network, directions[kept], generator)
     scales, bars = np.ones(len(kept)), np.full(len(kept), np.nan)
-    labelled = [row for row in kept if row < len(known)]
+    labelled = [row for row in kept if row < len(with_label)]
     is_whole = not network.kept or min(network.kept) == 1
     if len(features) > 1 and labelled and network.is_homogeneous and is_whole:
         scales, bars = image_scales(network, a, labels[known[labelled]], len(features))
@@ -104,7 +107,7 @@ def _complete(
     """
     missing = len(features) - len(known)
     if not missing:
-        return features
+        return features[known]
     head = network.layers[-1]
     rest = rest_of_gradient(head, features[known], labels[known], len(features))
     is_relu = bool(network.activations) and network.activations[-1].low == 0

@@ -25,6 +25,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,7 +35,7 @@ from attacks.dense.batch import invert_batch
 from attacks.dense.completion import completed
 from attacks.dense.dropout import Dropped, is_behind_first_layer
 from attacks.dense.image_check import check_images
-from attacks.dense.inputs import Inputs
+from attacks.dense.inputs import UNCERTAIN, Inputs
 from attacks.dense.network import FullyConnected
 from attacks.dense.shortcut import from_bias, from_feature, is_homogeneous
 from attacks.facts import LOSSES, Fact
@@ -119,6 +120,8 @@ class AnalyticInversion(ImageAttack):
             found = _shortcut(leak, network, first, inverse, labels)
         else:
             found = _chain(leak, network, batch, labels, generator)
+        if network.linear[first].bias is None:
+            found = found.within_range(labels.examples, inverse, SAFETY)
         statuses = _statuses(labels, batch)
         dropped = _dropped(leak, network, found, labels, generator) if drops else None
         test = check_images(leak, network, inverse, found.a, found.features, statuses, dropped)
@@ -236,17 +239,20 @@ def _chain(
 ) -> Inputs:
     """Go down layer by layer."""
     layers = FullyConnected.of(leak, network).rescaled(labels.gradient_scale or 1.0)
-    if labels.features is None or labels.labels is None:
+    if labels.features is None:
         raise NotApplicable(
             "the chain starts at the last layer's features, which the label attack didn't recover"
         )
     features = labels.features.double().numpy()
+    soft = np.full((batch, network.head.out_features), np.nan)
+    if labels.labels is not None:
+        soft = labels.labels.double().numpy()
     if features.shape != (batch, network.head.in_features):
         raise NotApplicable(
             f"a batch of {batch} needs features of shape {(batch, network.head.in_features)}, "
             f"found {features.shape}"
         )
-    found = invert_batch(layers, features, labels.labels.double().numpy(), generator)
+    found = invert_batch(layers, features, soft, generator)
     reasons, bar = found.reasons, found.scale_bar
     if not layers.layers[0].has_bias:
         own = _uncertain(labels, batch)
@@ -272,9 +278,8 @@ def _dropped(
 
 def _uncertain(labels: LabelRecovery, batch: int) -> tuple[str | None, ...]:
     """Say of which examples the scale isn't known, because the label isn't."""
-    reason = "without biases the image's scale is as uncertain as the label recovery"
     return tuple(
-        None if status is Status.RECOVERED else reason for status in _statuses(labels, batch)
+        None if status is Status.RECOVERED else UNCERTAIN for status in _statuses(labels, batch)
     )
 
 

@@ -49,32 +49,29 @@ class Factor:
     bar: float
 
 
-def common_factor(problems: Sequence[Problem], solved: Sequence[LabelRecovery]) -> Factor | None:
-    """Average what the examples with a label measure; None where they are too few, or disagree.
+@dataclass(frozen=True)
+class Measure:
+    """What one example says of c.
 
     Args:
-        problems: whose λ a bias gives.
-        solved: their answers.
+        logarithm: ln c.
+        std: its standard deviation.
     """
-    measures = [_measure(*each) for each in zip(problems, solved, strict=True)]
-    found = np.array([measure for measure in measures if measure is not None])
-    if len(found) < LEAST_MEASURES:
-        return None
-    logarithm, std = found.T
-    weight = std**-2
-    mean = float(weight @ logarithm / weight.sum())
-    scatter = float(np.sqrt(np.mean(((logarithm - mean) / std) ** 2)))
-    bar = BAR * max(scatter, 1.0) / float(np.sqrt(weight.sum()))
-    if not (scatter <= DISAGREE and bar <= WORST_FACTOR):
-        return None
-    return Factor(float(np.exp(mean)), bar)
+
+    logarithm: float
+    std: float
 
 
-def _measure(problem: Problem, answer: LabelRecovery) -> tuple[float, float] | None:
-    """Return ln c by one example and its standard deviation, its label's shares free."""
+def measured_factor(problem: Problem, answer: LabelRecovery) -> Measure | None:
+    """Measure c by an example with a label, its shares left free; None where it tells nothing.
+
+    Args:
+        problem: the example's.
+        answer: to it.
+    """
     [example] = answer.examples
     label, feature, kind = example.label, example.feature, example.augmentation
-    if problem.is_noisy or label is None or feature is None or kind is None:
+    if label is None or feature is None or kind is None:
         return None
     direction = problem.g[: problem.width]
     λ = float(feature.numpy() @ direction) / max(float(direction @ direction), 1e-300)
@@ -88,9 +85,27 @@ def _measure(problem: Problem, answer: LabelRecovery) -> tuple[float, float] | N
     wanted = np.zeros(line.design.shape[1])  # ln c = ln (c λ) − ln λ
     wanted[:2] = -1 / λ, 1.0
     rows = wanted @ left_inverse(line.design)
-    std = float(np.linalg.norm(rows))
-    logarithm = float(np.log(factor) + rows @ line.target)
-    return (logarithm, std) if np.isfinite(logarithm) and 0 < std < np.inf else None
+    logarithm, std = float(np.log(factor) + rows @ line.target), float(np.linalg.norm(rows))
+    return Measure(logarithm, std) if np.isfinite(logarithm) and 0 < std < np.inf else None
+
+
+def common_factor(measures: Sequence[Measure | None]) -> Factor | None:
+    """Average what the examples measure; None where they are too few, or disagree.
+
+    Args:
+        measures: of examples whose λ a bias gives.
+    """
+    found = np.array([(one.logarithm, one.std) for one in measures if one is not None])
+    if len(found) < LEAST_MEASURES:
+        return None
+    logarithm, std = found.T
+    weight = std**-2
+    mean = float(weight @ logarithm / weight.sum())
+    scatter = float(np.sqrt(np.mean(((logarithm - mean) / std) ** 2)))
+    bar = BAR * max(scatter, 1.0) / float(np.sqrt(weight.sum()))
+    if not (scatter <= DISAGREE and bar <= WORST_FACTOR):
+        return None
+    return Factor(float(np.exp(mean)), bar)
 
 
 def solve_under(

@@ -83,14 +83,16 @@ def examples_of(
     features = head.augmented(values[-2])
     if not np.isfinite(features).all() or np.linalg.matrix_rank(features) < len(features):
         raise NotApplicable("the examples' last features are linearly dependent")
-    mixtures, spread = coefficients(head, features, batch, equation.noise)
+    mixtures, spread = coefficients(head, features, batch)
+    rest = head.gradient - mixtures.T @ features / batch
+    if equation.noise:  # it may be another in the last layer, which shows its own
+        mixtures, spread = coefficients(head, features, batch, _noise_beside(features, rest))
     # Errors of the features are passed on, too, to first order; they point anywhere.
     inverse = np.linalg.norm(np.linalg.pinv(features), axis=0)
     wrong = errors * np.linalg.norm(features, axis=1) / np.sqrt(features.shape[1])
     spread = np.hypot(spread, np.outer(inverse, wrong @ np.abs(mixtures)))
     off = np.hypot(errors, [pair.misfit for pair in pairs])
     returns = _returns(chain, values, mixtures, delta, equation, off, kept)
-    rest = head.gradient - mixtures.T @ features / batch
     return Examples(
         inputs,
         features,
@@ -170,6 +172,12 @@ def _returns(
     size = np.sqrt(np.mean(delta**2, axis=1))
     limit = np.clip(RETURN_SIGMAS * errors, *RETURN_LIMITS) * size
     return np.asarray((np.abs(down - delta) > limit[:, None]).mean(axis=1))
+
+
+def _noise_beside(features: Array, rest: Array) -> float:
+    """Return the standard deviation of what inputs (R, D) leave of a gradient, (K, D)."""
+    freedom = max(features.shape[1] - len(features), 1)
+    return float(np.sqrt(np.square(rest).sum() / (len(rest) * freedom)))
 
 
 def _is_rounding(rest: Array, gradient: Array, std: Array) -> bool:

@@ -27,6 +27,7 @@ RIVAL = 30.0
 """By how much worse in χ² a second root is no rival: odds of 3 million to one."""
 MAX_CANDIDATES = 16
 """Labels given under NOT_IDENTIFIABLE, the best first."""
+OPEN_FEATURE = "its feature is known up to a positive factor, and given as a unit vector"
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,19 +69,33 @@ def decide(
         certificate=known(certificate),
         candidates=torch.from_numpy(np.array(candidates)) if candidates else None,
     )
-    best = claim.best
+    best, λ = claim.best, _scale(problem, claim)
+    if λ is not None:
+        found["feature"] = torch.from_numpy(λ * problem.g[: problem.width])
     if best is not None:
         found |= {
             "label": torch.from_numpy(_on_simplex(best.label)),
-            "feature": torch.from_numpy(best.λ * problem.g[: problem.width]),
             "augmentation": best.augmentation,
             "label_std": torch.from_numpy(best.std),
             "label_bar": known(claim.label_bar),
             "feature_bar": known(claim.feature_bar),
             "residual": known(best.residual),
         }
-    example = ExampleLabel(status, claim.reason, **found)
+    reason = claim.reason
+    if best is None and λ is not None and problem.bias is None:
+        reason = f"{reason}; {OPEN_FEATURE}"
+    example = ExampleLabel(status, reason, **found)
     return LabelRecovery.of([example], gradient_scale=None if best is None else best.gradient_scale)
+
+
+def _scale(problem: Problem, claim: _Claim) -> float | None:
+    """Return the λ to show: a bias's, the estimate's, or ±1 where it is open; None without."""
+    if problem.bias is not None:
+        return 1 / float(problem.g[-1]) if problem.g[-1] else None
+    if claim.best is not None:
+        return claim.best.λ
+    signs = {float(np.sign(fit.λ)) for fit in claim.candidates}
+    return signs.pop() if len(signs) == 1 else None
 
 
 @dataclass(frozen=True)

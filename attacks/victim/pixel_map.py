@@ -62,6 +62,19 @@ class PixelMap:
         """Return the images (N, C, H, W) whose first-layer inputs are a (N, C·H·W)."""
         return (a.reshape(-1, *self.slope.shape) - self.offset) / self.slope
 
+    def largest_factors(self, a: Tensor, slack: Tensor) -> Tensor:
+        """Return the factors (N,) on inputs (N, C·H·W) up to which their pixels stay in [0, 1].
+
+        Args:
+            a: of any size.
+            slack: (N,), by which each of a's entries may be off.
+        """
+        black = -self.offset / self.slope  # the image at a factor of 0
+        growth = a.reshape(-1, *self.slope.shape) / self.slope
+        sure = (growth.abs() - slack[:, None, None, None] / self.slope.abs()).clamp(min=0)
+        room = torch.where(growth > 0, 1 - black, black).clamp(min=0)
+        return torch.where(sure > 0, room / sure, torch.inf).flatten(1).amin(dim=1)
+
 
 def range_of(images: Tensor) -> tuple[float, float]:
     """Return the least and the largest value of images, at least 1 apart: that of black and white.

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from fl_sim.flower.run import run
-from fl_sim.leakage.leaks import TOLERANCE, Share
-from fl_sim.leakage.records import read_lines
+from fl_sim.leakage.leaks import TOLERANCE, Record, Share
+from fl_sim.results.flags import Evidence, flags
+from fl_sim.results.recorded import RecordedRun
 from fl_sim.scenario import Scenario
 
 Stage = dict[str, Any]
@@ -24,8 +25,7 @@ NOTES = (
     "`mlp` (784-512-512-10) without biases on `mnist-5k`, PyTorch's own initialisation. One round, "
     "one step, lr 0.1, float32 weights; labels are smoothed by 0.1 unless the defense mixes them. "
     f"`soft-label` and `analytic`; {SEEDS} seeds, each with {CLIENTS[1]} clients of one example "
-    f"and {CLIENTS[16]} of 16. A flag marks where who knows does significantly worse (95 % "
-    "intervals that don't meet).",
+    f"and {CLIENTS[16]} of 16. Flags are explained in the cards of `docs/defenses`.",
     "*False* counts what either vouched for and was wrong. The images of mixing defenses are those "
     "that the client trained on, mixed. Of `dp-sgd`, which draws its batches, *examples* is how "
     "many there are on average.",
@@ -59,11 +59,10 @@ def rows(*, quick: bool, seed: int) -> Iterator[dict[str, object]]:
                 if name == "vicinal" and batch == 1:
                     continue  # it mixes pairs within the batch
                 seeds = range(seed, seed + (1 if quick else SEEDS))
-                records = [r for s in seeds for r in _records(name, options, batch, s)]
-                yield _row(name, options, batch, len(seeds), records)
+                yield _row(name, options, batch, [_run(name, options, batch, s) for s in seeds])
 
 
-def _records(name: str, options: Stage, batch: int, seed: int) -> list[dict[str, Any]]:
+def _run(name: str, options: Stage, batch: int, seed: int) -> RecordedRun:
     stages = [] if name == "none" else [{"name": name, **options}]
     if name not in MIXING:
         stages.append({"name": "label-smoothing", "smoothing": 0.1})
@@ -82,13 +81,12 @@ def _records(name: str, options: Stage, batch: int, seed: int) -> list[dict[str,
     )
     with tempfile.TemporaryDirectory() as folder:
         run(scenario, Path(folder) / "run")
-        return read_lines(Path(folder) / "run" / "leakage.jsonl")
+        return RecordedRun.read(Path(folder) / "run")
 
 
-def _row(
-    name: str, options: Stage, batch: int, seeds: int, records: Sequence[dict[str, Any]]
-) -> Stage:
-    examples = seeds * CLIENTS[batch] * batch
+def _row(name: str, options: Stage, batch: int, runs: Sequence[RecordedRun]) -> Stage:
+    records = [record for run in runs for record in run.records]
+    examples = len(runs) * CLIENTS[batch] * batch
     counts: dict[str, list[Share]] = {}
     for key, is_right in _MEASURES.items():
         counts[key] = [
@@ -100,7 +98,7 @@ def _row(
         or (r["image_status"] == "RECOVERED" and (r["psnr_db"] or 0.0) < LEVELS_DB[-1])
         for r in records
     )
-    is_worse = any(unaware.interval[0] > aware.interval[1] for unaware, aware in counts.values())
+    found = flags([Evidence.of(run.scenario, run.records, run.rounds) for run in runs])
     return {
         "defense": name,
         "strength": ", ".join(f"{key} {_short(value)}" for key, value in options.items()) or "–",
@@ -108,15 +106,15 @@ def _row(
         "examples": examples,
         **{key: f"{unaware.count} / {aware.count}" for key, (unaware, aware) in counts.items()},
         "false": false,
-        "flag": "aware is worse" if is_worse else "",
+        "flag": "; ".join(dict.fromkeys(flag.kind for flag in found)),
     }
 
 
-def _is_right(record: dict[str, Any]) -> bool:
+def _is_right(record: Record) -> bool:
     return record["label_linf"] is not None and record["label_linf"] < TOLERANCE
 
 
-def _is_beyond(level: float) -> Callable[[dict[str, Any]], bool]:
+def _is_beyond(level: float) -> Callable[[Record], bool]:
     return lambda record: (record["psnr_db"] or 0.0) > level
 
 

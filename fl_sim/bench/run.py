@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from fl_sim.bench.defense_cards import write_cards
 from fl_sim.bench.table import write_table
 from fl_sim.errors import UserError
 from fl_sim.threads import one_thread
@@ -21,7 +22,13 @@ SUITES = {
         "label_batches",
         "label_mass",
     ),
-    "defenses": ("defense_strengths", "defense_mixes"),
+    "defenses": (
+        "defense_strengths",
+        "defense_mixes",
+        "defense_grid",
+        "canaries",
+        "secure_aggregation",
+    ),
     "images": (
         "image_batches",
         "image_masks",
@@ -30,6 +37,7 @@ SUITES = {
         "image_convolutions",
         "image_matching",
     ),
+    "rounds": ("rounds",),
     "simulator": ("audit_overhead", "costs", "engines", "leakage", "leakage_noise", "privacy"),
 }
 """Suite -> its benchmarks, modules of `fl_sim.bench` with `TITLE`, `NOTES` and `rows`."""
@@ -48,7 +56,7 @@ def run_suite(
         folder: where tables and figures go.
 
     Yields:
-        After each benchmark, its name and its table as Markdown.
+        After each benchmark, its name and its table as Markdown. Of the defenses, cards follow.
 
     Raises:
         UserError: a name in `only` isn't one of the suite's.
@@ -62,11 +70,12 @@ def run_suite(
         with one_thread():
             rows = list(module.rows(quick=quick, seed=seed))
         command = f"fl-sim bench {suite}{' --quick' if quick else ''} --only {name}"
-        text = write_table(
-            name, module.TITLE, command, seed, rows, notes=module.NOTES, folder=folder
-        )
+        notes = [*module.NOTES, *([module.summary(rows)] if hasattr(module, "summary") else ())]
+        text = write_table(name, module.TITLE, command, seed, rows, notes=notes, folder=folder)
         if hasattr(module, "figure"):
             module.figure(rows).savefig(folder / f"{name}.png", dpi=120)
         if hasattr(module, "gallery"):
             module.gallery(seed).savefig(folder / f"{name}_pictures.png", dpi=120)
         yield name, text
+    if suite == "defenses":
+        write_cards(folder)

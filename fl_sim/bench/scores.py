@@ -28,6 +28,8 @@ class Scores:
         images: (B, C, H, W), in the order of the truth, NaN without an image.
         label_error: (B,), L∞, infinite without a label.
         psnr: (B,), in dB, minus infinity without an image.
+        psnr_bar: (B,), the PSNR down to which the attack's own error bar goes; minus infinity
+            without one.
     """
 
     found: int
@@ -36,6 +38,7 @@ class Scores:
     images: Tensor
     label_error: Tensor
     psnr: Tensor
+    psnr_bar: Tensor
 
 
 def score_batch(
@@ -44,8 +47,8 @@ def score_batch(
     """Pair what was recovered with the truth, images (B, C, H, W) and labels (B, K)."""
     count = len(images)
     pairs = pair_examples(recovery, Truth(images, labels), count, found.images)
-    error, psnr = torch.full((2, count), torch.inf).double()
-    psnr, shown = -psnr, torch.full_like(images.double(), torch.nan)
+    error, psnr, bar = torch.full((3, count), torch.inf).double()
+    psnr, bar, shown = -psnr, -bar, torch.full_like(images.double(), torch.nan)
     claims = false = 0
     for row, example in enumerate(pairs):
         if example is None or row >= len(recovery.examples):
@@ -59,8 +62,10 @@ def score_batch(
         if image is not None and image.image is not None:
             shown[example] = image.image
             psnr[example] = psnr_db(image.image, images[example])
+            if image.error is not None:
+                bar[example] = -20 * math.log10(max(image.error, 1e-10))
             false += image.status is Status.RECOVERED and bool(psnr[example] < CLAIM_DB)
-    return Scores(claims, int((error < STRICT).sum()), false, shown, error, psnr)
+    return Scores(claims, int((error < STRICT).sum()), false, shown, error, psnr, bar)
 
 
 def shown_median(values: Tensor) -> float:

@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -26,6 +27,13 @@ FINDINGS, VERSION = "findings", 1
 Owed = Mapping[int, Sequence[int]]
 """Client -> the numbers of the attacks on its update that are left for after the round."""
 _ROUND = re.compile(r"round-(\d+)\.safetensors")
+
+
+class Left(NamedTuple):
+    """Rounds that aren't in the log yet, and updates that are still to be attacked."""
+
+    rounds: int = 0
+    updates: int = 0
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,15 @@ class PendingRounds:
         """
         _, owed = read_findings_file(self._file(server_round))
         return {c: plans for c, plans in owed.items() if not self.answer(server_round, c).exists()}
+
+    def left(self, committed: int) -> Left:
+        """Return what is left to do of the rounds up to a committed one.
+
+        Raises:
+            UserError: a file is damaged.
+        """
+        rounds = [at for at in self.rounds() if 0 < at <= committed]
+        return Left(len(rounds), sum(len(self.owed(at)) for at in rounds))
 
     def answer(self, server_round: int, client: int) -> Path:
         """Return where the findings of a client's attacks go."""

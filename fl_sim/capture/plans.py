@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from attacks.facts import Fact
 from defenses import Chain
 from fl_sim.capture.update import Auditor
 from fl_sim.errors import UserError
@@ -16,26 +17,32 @@ from fl_sim.replay_judge import ReplayJudge
 from fl_sim.scenario import Attack, Scenario
 
 
-def plan_of(attack: Attack, defenses: Chain) -> AttackPlan:
+def plan_of(
+    attack: Attack, defenses: Chain, canaries: Collection[int] = (), *, members: int | None = None
+) -> AttackPlan:
     """Build an attack of a scenario.
 
     Args:
         attack: an `[[attack]]`.
         defenses: the clients', of which an aware attacker knows the facts.
+        canaries: clients that hold no data, and aren't attacked.
+        members: clients whose mean is attacked; None: single clients.
 
     Raises:
         UserError: it can't be built.
     """
-    aware = attack.attacker == "aware"
+    knowledge: tuple[Fact, ...] = ()
+    if attack.attacker == "aware":
+        knowledge = defenses.facts() if members is None else defenses.facts_of_mean(members)
     try:
         return AttackPlan.by_name(
             attack.label,
             attack.image,
             label_options=attack.label_options,
             image_options=attack.image_options,
-            knowledge=defenses.facts() if aware else (),
+            knowledge=knowledge,
             attacker=attack.attacker,
-            covers=attack.covers,
+            covers=lambda at, client: client not in canaries and attack.covers(at, client),
         )
     except ValueError as error:
         raise UserError(str(error)) from error

@@ -102,7 +102,13 @@ class Auditor:
         self._features: tuple[nn.Module, TrueFeatures] | None = None
 
     def audit(
-        self, leak: GradientLeak | str, *, server_round: int, client: int, chosen: Collection[int]
+        self,
+        leak: GradientLeak | str,
+        *,
+        server_round: int,
+        client: int,
+        chosen: Collection[int],
+        members: Sequence[int] = (),
     ) -> list[Finding]:
         """Run some plans on a client's leak; whatever goes wrong costs a record, never a run.
 
@@ -111,13 +117,14 @@ class Auditor:
             server_round: from 1.
             client: whose.
             chosen: numbers of the plans.
+            members: the clients whose mean it is, in place of one client's; empty: it is one's.
 
         Returns:
             Findings by plan, at least one each.
         """
         findings: list[Finding] = []
         for index in sorted(chosen):
-            place = self._place(server_round, client, index)
+            place = self._place(server_round, client, index, members)
             if isinstance(leak, str):
                 findings.append(_without_answer(place, Status.NOT_APPLICABLE, leak))
                 continue
@@ -139,11 +146,14 @@ class Auditor:
         places = [self._place(server_round, client, index) for index in sorted(chosen)]
         return [_without_answer(place, Status.FAILED, reason) for place in places]
 
-    def _place(self, server_round: int, client: int, index: int) -> LeakageRecord:
+    def _place(
+        self, server_round: int, client: int, index: int, members: Sequence[int] = ()
+    ) -> LeakageRecord:
         plan = self.plans[index]
         return LeakageRecord(
             round=server_round,
-            client=client,
+            client=None if members else client,
+            members=" ".join(map(str, members)) or None,
             attack=index,
             defenses=self.defenses,
             attacker=plan.attacker,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.functional import cross_entropy
 
-from defenses import Chain, ClientStep, Defense, Place
+from defenses import ClientStep, Place
 from defenses.base import NOTHING, States
 from fl_sim.client_state import ClientState
 from fl_sim.errors import UserError
@@ -21,6 +21,7 @@ from fl_sim.federation import Federation
 from fl_sim.flower.provenance import code_hash
 from fl_sim.flower.wire import load_tensors, wire_tensors
 from fl_sim.optimizers import build_optimizer
+from fl_sim.privacy.canaries import canary_update
 from fl_sim.scenario import Scenario
 from fl_sim.scenario.source import configured_scenario
 from fl_sim.seeds import seed_for, seeded_layers
@@ -76,7 +77,7 @@ def _state_of(context: Context) -> ClientState:
 
 def _may_keep(scenario: Scenario) -> bool:
     defenses = Federation.of(scenario).defenses
-    return _overrides(defenses, "on_gradient") or _overrides(defenses, "on_update")
+    return defenses.overrides("on_gradient") or defenses.overrides("on_update")
 
 
 def to_arrays(tensors: Mapping[str, Tensor]) -> ArrayRecord:
@@ -124,7 +125,7 @@ def train_locally(
         model.to(device)
     model.train(settings.mode == "train")
     start = None
-    if _overrides(federation.defenses, "on_update"):
+    if federation.defenses.overrides("on_update") or client in scenario.canaries:
         start = {name: t.clone() for name, t in wire_tensors(model, settings.mode).items()}
     optimizer = build_optimizer(
         settings.optimizer,
@@ -144,10 +145,13 @@ def train_locally(
     end = wire_tensors(model, settings.mode)
     if start is not None:
         draws = federation.draws_of(client, server_round, steps)
-        update = {name: end[name].double() - start[name].double() for name in end}
+        trained = {name: end[name].double() - start[name].double() for name in end}
+        update: Mapping[str, Tensor] = trained
+        if client in scenario.canaries:
+            update = canary_update(federation, client, trained)
         place = Place(server_round, steps)
         sent, states = federation.defenses.on_update(update, place, states, draws)
-        if sent is not update:
+        if sent is not trained:
             end = {name: (start[name].double() + sent[name]).to(end[name]) for name in end}
     return Trained(end, sum(losses) / len(losses), states)
 
@@ -179,7 +183,7 @@ def _protected_gradient(
     # A parameter that the loss doesn't reach has a gradient of zero.
     computed = torch.autograd.grad(loss, list(trained.values()), materialize_grads=True)
     gradients: Mapping[str, Tensor] = dict(zip(trained, computed, strict=True))
-    if _overrides(federation.defenses, "on_gradient"):
+    if federation.defenses.overrides("on_gradient"):
         per_example = partial(_per_example_gradients, model, images, labels, seed)
         place = Place(server_round, step)
         expected = federation.scenario.client.batch_size if federation.defenses.is_poisson else None
@@ -188,12 +192,6 @@ def _protected_gradient(
     for name, parameter in trained.items():
         parameter.grad = gradients[name]
     return float(loss.detach()), states
-
-
-def _overrides(defenses: Chain, hook: str) -> bool:
-    """Say whether a defense does something in a hook; where none does, it costs nothing."""
-    own = (getattr(getattr(stage, hook), "__func__", None) for stage in defenses.stages)
-    return any(function is not getattr(Defense, hook) for function in own)
 
 
 def resolve_device(device: str) -> torch.device:

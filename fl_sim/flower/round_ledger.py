@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fl_sim.capture.backlog import Backlog
+from fl_sim.flower.defended import Defended
 from fl_sim.leakage.findings import Finding
 from fl_sim.leakage.landing import land
 from fl_sim.leakage.records import LeakageRecord
@@ -23,8 +24,10 @@ class Measured:
         accuracy: on the test images, in [0, 1].
         loss: mean on the test images; it may be infinite or NaN.
         epsilon: ε in nats so far; None without a guarantee.
-        next_epsilon: after one more round; None where ε has no target.
         replies: number of replies that the round was made of.
+        next_epsilon: ε after one more round; None where it has no target.
+        canaries: what they bound from below, as `CanaryScores` names it; empty without any.
+        defended: what the defenses of one client changed; None in rounds where it isn't measured.
     """
 
     accuracy: float
@@ -32,6 +35,8 @@ class Measured:
     epsilon: float | None
     replies: int
     next_epsilon: float | None = None
+    canaries: Mapping[str, float | None] = field(default_factory=dict)
+    defended: Defended | None = None
 
 
 class RoundLedger:
@@ -111,7 +116,7 @@ class RoundLedger:
             self.land(findings)
         else:
             self.backlog.keep(server_round, findings, self._owed)
-        line = {
+        line: dict[str, Any] = {
             "round": server_round,
             "accuracy": measured.accuracy,
             "loss": measured.loss if math.isfinite(measured.loss) else None,
@@ -119,9 +124,15 @@ class RoundLedger:
             "replies": measured.replies,
             "quarantined": len(self._left_out),
             "seconds": time.perf_counter() - self._started,
+            **measured.canaries,
         }
         if measured.next_epsilon is not None:
             line["next_epsilon"] = measured.next_epsilon
+        if measured.defended is not None:
+            line["update_snr_db"] = measured.defended.snr_db
+            line["update_nonzero"] = measured.defended.nonzero
+            line["update_bytes"] = measured.defended.sent_bytes
+            line["unchanged_by"] = measured.defended.unchanged
         self._folder.commit(line, weights, state)
 
     def land(self, findings: Sequence[Finding]) -> None:

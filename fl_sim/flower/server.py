@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -23,11 +24,14 @@ from fl_sim.capture.update import Update
 from fl_sim.errors import NothingAccepted, UserError
 from fl_sim.federation import Federation
 from fl_sim.flower.client import resolve_device, to_arrays
+from fl_sim.flower.defended import Defended, is_measured, measure_defenses
 from fl_sim.flower.provenance import code_hash
 from fl_sim.flower.round_ledger import Measured, RoundLedger
 from fl_sim.flower.strategy import LeakageAudit, ReplyGuard, build_strategy
+from fl_sim.flower.strategy.canary_watch import CanaryWatch, tensors_of
 from fl_sim.flower.strategy.state import pack_state, restore_state
 from fl_sim.flower.wire import LocalTraining, load_tensors, wire_tensors
+from fl_sim.privacy.canaries import CanaryScores
 from fl_sim.privacy.spending import PrivacySpending
 from fl_sim.replay_judge import ReplayJudge
 from fl_sim.run_folder import RunFolder
@@ -80,12 +84,19 @@ class Server:
         self.federation.build_model()  # raises now what is wrong with it
         resolve_device(scenario.device)  # likewise
         self.privacy = PrivacySpending.of(self.federation)  # likewise
+        self.canaries = CanaryScores(self.federation)  # likewise
         self._require_delta_read()
         self.rounds = self._rounds()
         defenses = self.federation.defenses
-        self.plans = [plan_of(attack, defenses) for attack in scenario.attack]
+        members = scenario.server.secure_aggregation
+        self.plans = [
+            plan_of(attack, defenses, scenario.canaries, members=members)
+            for attack in scenario.attack
+        ]
         pairs = enumerate(zip(scenario.attack, self.plans, strict=True))
-        self.after = frozenset(i for i, (attack, plan) in pairs if runs_after(attack, plan))
+        self.after = frozenset(
+            i for i, (attack, plan) in pairs if members is None and runs_after(attack, plan)
+        )
         self.trackers = build_trackers([(one.name, one.options) for one in scenario.tracker])
         self.strategy = build_strategy(scenario.server.strategy, scenario.server.options)
 
@@ -125,8 +136,9 @@ class Server:
         """Train what is left."""
         scenario, offset = self.scenario, max(committed, 0)
         clients = _identify(grid, scenario.data.clients, committed)
+        canaries = self.canaries
         guard = ReplyGuard(
-            self._audited(clients, ledger),
+            CanaryWatch(self._audited(clients, ledger), canaries, clients),
             clients=clients,
             sample=self.federation.sampled_clients,
             on_quarantine=ledger.add_quarantined,
@@ -134,10 +146,18 @@ class Server:
             accepted_before=self.folder.accepted_replies(),
         )
 
+        before = arrays
+
         def finish_round(round_since: int, arrays: ArrayRecord) -> MetricRecord:
-            measured = self._measure(offset + round_since, arrays, guard.accepted)
+            nonlocal before
+            measured = self._measure(offset + round_since, arrays, guard.accepted, before)
             weights = {name: array.numpy() for name, array in arrays.items()}
             state = pack_state(self.strategy)
+            if round_since > 0:
+                bounds = canaries.end_round(tensors_of(before), tensors_of(arrays))
+                measured = dataclasses.replace(measured, canaries=bounds)
+            state["canaries"] = canaries.to_plain()
+            before = arrays
             ledger.commit(offset + round_since, measured, weights, state)
             feed.committed()
             return MetricRecord({"accuracy": measured.accuracy, "loss": measured.loss})
@@ -153,6 +173,7 @@ class Server:
             return -1, to_arrays(wire_tensors(model, self.scenario.client.mode))
         if checkpoint.server_round < self.scenario.rounds:
             restore_state(self.strategy, checkpoint.state)
+            self.canaries.restore(checkpoint.state["canaries"])
         weights = {name: Array(array) for name, array in checkpoint.weights.items()}
         return checkpoint.server_round, ArrayRecord(weights)
 
@@ -183,6 +204,7 @@ class Server:
             seed=self.scenario.seed,
             take_over=take_over if keeps or self.after else None,
             after=self.after,
+            secure_aggregation=self.scenario.server.secure_aggregation,
         )
 
     def _backlog(self, ledger: RoundLedger) -> Backlog:
@@ -201,15 +223,27 @@ class Server:
             on_progress=lambda left: logger.info("%d updates wait for their attacks", left),
         )
 
-    def _measure(self, server_round: int, arrays: ArrayRecord, replies: int) -> Measured:
-        """Evaluate the global model at the end of a round."""
+    def _measure(
+        self, server_round: int, arrays: ArrayRecord, replies: int, sent: ArrayRecord
+    ) -> Measured:
+        """Evaluate the global model at the end of a round, and the defenses of one client in it."""
         seed = seed_for(self.scenario.seed, "evaluation", server_round)
         with seeded_layers(seed, resolve_device(self.scenario.device)):
             accuracy, loss = self._evaluate(arrays)
         epsilon, following = self.privacy.epsilon(server_round), None
         if self.scenario.privacy.epsilon_target is not None:
             following = self.privacy.epsilon(server_round + 1)
-        return Measured(accuracy, loss, epsilon, replies, following)
+        return Measured(
+            accuracy, loss, epsilon, replies, following, self._defended(server_round, sent)
+        )
+
+    def _defended(self, server_round: int, sent: ArrayRecord) -> Defended | None:
+        """Measure the defenses of the round's first client, in some rounds."""
+        if not is_measured(self.scenario, server_round):
+            return None
+        client = self.federation.sampled_clients(server_round)[0]
+        received = sent.to_torch_state_dict()
+        return measure_defenses(self.scenario, client, server_round, received)
 
     def _evaluate(self, arrays: ArrayRecord) -> tuple[float, float]:
         """Return accuracy and mean loss on the server's test images."""
@@ -260,7 +294,8 @@ class Server:
 
     def _require_delta_read(self) -> None:
         delta = self.scenario.privacy.delta
-        if delta != Privacy().delta and not any(self.privacy.claims):
+        is_read = any(self.privacy.claims) or self.scenario.audit.canaries
+        if delta != Privacy().delta and not is_read:
             raise UserError(
                 "privacy: delta belongs to a defense that guarantees an ε, "
                 f"found {delta:g} without one"

@@ -49,7 +49,7 @@ def audit_leak(
     Returns:
         One finding for each example, or a single one where the attack gives no rows.
     """
-    client, attack = str(place.client), str(place.attack)
+    client, attack = " ".join(map(str, place.senders)) or "None", str(place.attack)
     layers = seed_for(seed, "audit layers", place.round, client, attack)
     parameter = next(leak.model.parameters(), None)
     device = torch.device("cpu") if parameter is None else parameter.device
@@ -66,7 +66,7 @@ def _audited(
     judge: Judge | None,
     true_features: TrueFeatures | None,
 ) -> list[Finding]:
-    if place.client is None:
+    if not place.senders:
         judge = None
     truth, problem = None, None
     try:
@@ -101,8 +101,10 @@ def _named(step: str) -> Iterator[None]:
 
 
 def _truth(judge: Judge, place: LeakageRecord) -> Truth:
-    assert place.client is not None
-    truth = judge.truth(place.client, place.round)
+    return Truth.joined([_checked(judge.truth(sender, place.round)) for sender in place.senders])
+
+
+def _checked(truth: object) -> Truth:
     if not isinstance(truth, Truth):
         raise TypeError(f"the truth must be a Truth, found {type(truth).__name__}")
     images, labels = truth.images, truth.labels
@@ -138,9 +140,10 @@ def _findings(
             images = None if image is None else image.images
             pairs = pair_examples(labels, truth, answer.rows, images)
     if labels.mass is not None and judge is not None and baseline is not None:
-        assert place.client is not None
         with _named("the judge"):
-            true_mass = judge.label_mass(place.client, place.round)
+            true_mass, *others = (judge.label_mass(who, place.round) for who in place.senders)
+            for mass_of_other in others:
+                true_mass = true_mass + mass_of_other
         with _named("scoring"):
             mass = dict(score_mass(labels.mass, true_mass, baseline.mass))
             guess = baseline.mass / baseline.mass.sum() * true_mass.sum()

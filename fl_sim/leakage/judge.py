@@ -77,6 +77,28 @@ class Truth:
                     f"shape {like}, found shapes {shapes}"
                 )
 
+    @classmethod
+    def joined(cls, truths: Sequence[Truth]) -> Truth:
+        """Return the truth of several clients together, in their order; that of one as it is."""
+        if len(truths) == 1:
+            return truths[0]
+        several, mixed = (
+            any(getattr(truth, name) is not None for truth in truths)
+            for name in ("all_labels", "originals")
+        )
+        originals = [
+            rows
+            for t in truths
+            for rows in (t.images[:, None] if t.originals is None else t.originals)
+        ]
+        labels = [t.labels_of(i) for t in truths for i in range(len(t.labels))]
+        return cls(
+            torch.cat([truth.images for truth in truths]),
+            torch.cat([truth.labels for truth in truths]),
+            tuple(labels) if several else None,
+            tuple(originals) if mixed else None,
+        )
+
     def labels_of(self, example: int) -> Tensor:
         """Return all different labels (N, K) of an example."""
         if self.all_labels is None:

@@ -30,7 +30,8 @@ def keep_tensors(
         return
     r = finding.record
     example = "" if r.example is None else f"-e{r.example}"
-    np.savez(folder / f"r{r.round:04d}-c{r.client:04d}-a{r.attack}{example}.npz", **arrays)
+    client = r.senders[0]  # no two means have a member in common
+    np.savez(folder / f"r{r.round:04d}-c{client:04d}-a{r.attack}{example}.npz", **arrays)
 
 
 def keep_some(
@@ -56,10 +57,10 @@ def keep_some(
 def from_all_clients(findings: Iterable[Finding]) -> list[Finding]:
     """Order findings so that the first few come from as many clients as there are."""
     findings = list(findings)
-    places: Counter[tuple[int | None, int | None]] = Counter()
+    places: Counter[tuple[tuple[int, ...], int | None]] = Counter()
     turns = []
     for finding in findings:
-        whose = finding.record.client, finding.record.attack
+        whose = finding.record.senders, finding.record.attack
         turns.append(places[whose])
         places[whose] += 1
     order = sorted(range(len(findings)), key=turns.__getitem__)  # it is stable

@@ -29,7 +29,7 @@ def land(
         keep_tensors(images, finding)
 
 
-def _place(record: LeakageRecord) -> tuple[int, int, bool, int]:
+def _place(record: LeakageRecord) -> tuple[tuple[int, ...], int, bool, int]:
     """Return what orders the records of a round; rows without an example come last."""
     example = record.example
-    return record.client or 0, record.attack or 0, example is None, example or 0
+    return record.senders, record.attack or 0, example is None, example or 0

@@ -13,6 +13,8 @@ from typing import Any
 
 from scipy.stats import binomtest
 
+from fl_sim.leakage.records import senders
+
 Record = Mapping[str, Any]
 
 TOLERANCE = 1e-2
@@ -86,7 +88,7 @@ def leaks_of(group: Sequence[Record]) -> list[Leak]:
         group: its records, a line once for each example that it stands for.
     """
     if any(record.get("mass_tv") is not None for record in group):
-        updates = {(record.get("round"), record.get("client")): record for record in group}
+        updates = {(record.get("round"), senders(record)): record for record in group}
         return [_mass(list(updates.values()))]
     kinds = [_image(group)] if any(record.get("image_attack") for record in group) else []
     return [*kinds, _label(group), _class(group)]

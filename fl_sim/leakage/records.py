@@ -6,7 +6,7 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,13 +44,15 @@ class LeakageRecord:
     of the images that the client's example was mixed from. The line of a count attack stands for
     all examples of an update, each as often as it was used: `mass_tv` is the total variation
     distance in [0, 1] between the recovered and the true class shares (lower is better),
-    `mass_irec` the share of instances recovered (higher is
-    better). `unused_facts` names what an aware attacker knows of the defenses and its attacks don't
-    take into account.
+    `mass_irec` the share of instances recovered (higher is better). Under secure aggregation
+    `client` is None, and `members` lists the numbers of those whose mean was attacked, with spaces
+    between them. `unused_facts` names what an aware attacker knows of the defenses and its attacks
+    don't take into account.
     """
 
     round: int
     client: int | None
+    members: str | None = None
     attack: int | None = None
     example: int | None = None
     batch_size: int | None = None
@@ -110,10 +112,27 @@ class LeakageRecord:
     gradient_evaluations: int | None = None
     schema: int = SCHEMA
 
+    @property
+    def senders(self) -> tuple[int, ...]:
+        """Who sent what was attacked: the client, or all members; nobody where neither is told."""
+        return senders(vars(self))
+
     def to_json(self) -> str:
         """Return the record as one line of JSON; NaN and infinities become null."""
         values = {name: _plain(value) for name, value in vars(self).items()}
         return json.dumps(values, allow_nan=False)
+
+
+def senders(record: Mapping[str, Any]) -> tuple[int, ...]:
+    """Return who sent what a line of `leakage.jsonl` is about.
+
+    Example:
+        >>> senders({"client": 3}), senders({"client": None, "members": "0 4"})
+        ((3,), (0, 4))
+    """
+    if record.get("client") is not None:
+        return (int(record["client"]),)
+    return tuple(map(int, (record.get("members") or "").split()))
 
 
 def _plain(value: Any) -> Any:

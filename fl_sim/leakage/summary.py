@@ -14,6 +14,7 @@ from statistics import median
 from typing import Any
 
 from fl_sim.leakage.leaks import Leak, Record, leaks_of
+from fl_sim.leakage.records import senders
 
 STRICT_TOLERANCE = 1e-3
 """Least L∞ error of a label that isn't strictly right."""
@@ -118,7 +119,7 @@ def weighed(records: Iterable[Record]) -> Iterator[tuple[Record, int]]:
 
 
 def _update(record: Record) -> tuple[Any, ...]:
-    return tuple(record.get(key) for key in ("round", "client", "attack"))
+    return record.get("round"), senders(record), record.get("attack")
 
 
 def _grouped(records: Iterable[Record], *keys: str) -> dict[tuple[Any, ...], list[Record]]:
@@ -206,5 +207,5 @@ def _known_median(group: Sequence[Record], key: str) -> float | None:
 
 def _seconds(group: Sequence[Record], key: str) -> list[float]:
     """Return one time for each attacked update: every example's line repeats it."""
-    times = {(record["round"], record["client"]): record.get(key) for record in group}
+    times = {(record["round"], senders(record)): record.get(key) for record in group}
     return [seconds for seconds in times.values() if seconds is not None]

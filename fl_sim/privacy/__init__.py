@@ -6,5 +6,6 @@ which that client took part, also where later updates depend on earlier ones.
 """
 
 from fl_sim.privacy.accountant import epsilon, spent_epsilon
+from fl_sim.privacy.mechanism_audit import MechanismAudit, audit_mechanism
 
-__all__ = ["epsilon", "spent_epsilon"]
+__all__ = ["MechanismAudit", "audit_mechanism", "epsilon", "spent_epsilon"]

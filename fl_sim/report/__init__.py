@@ -17,6 +17,7 @@ from fl_sim.report.examples import image_pairs, label_charts, mass_charts
 from fl_sim.report.figures import draw_figures
 from fl_sim.report.meaning import meaning
 from fl_sim.report.template import template
+from fl_sim.results.flags import Evidence, flags
 from fl_sim.results.recorded import RecordedRun
 
 PAIRS_SHOWN, CHARTS_SHOWN, REASONS_SHOWN, ROUNDS_SHOWN = 24, 12, 20, 100
@@ -48,12 +49,21 @@ def build_report(directory: Path) -> Path:
     for drawing in drawings:
         (figures / f"{drawing.name}.png").write_bytes(drawing.png)
     page = template("report.html.md").render(
-        _context(run, directory / "images"),
+        _context(run, directory),
         figures={drawing.name: drawing for drawing in drawings},
     )
     path = directory / "report.html"
     path.write_text(page, encoding="utf-8")
     return path
+
+
+def notice(directory: Path) -> str | None:
+    """Return what a run folder's page says is missing from it, and how to go on; None if nothing.
+
+    Raises:
+        UserError: as of `build_report`.
+    """
+    return text.notice(RecordedRun.read(directory), directory)
 
 
 def headline(directory: Path) -> str:
@@ -74,9 +84,10 @@ def _outcome(run: RecordedRun) -> str:
     return headline_of(run.records, run.summaries, has_truth=run.has_truth)
 
 
-def _context(run: RecordedRun, images: Path) -> dict[str, Any]:
+def _context(run: RecordedRun, directory: Path) -> dict[str, Any]:
     """Gather what the page shows, figures apart."""
-    described, records, rounds, summaries = run
+    images = directory / "images"
+    described, records, rounds, summaries, _ = run
     scenario, has_truth = run.scenario, run.has_truth
     failures = reasons(records)
     delta = float((scenario.get("privacy") or {}).get("delta", 1e-5))
@@ -86,7 +97,7 @@ def _context(run: RecordedRun, images: Path) -> dict[str, Any]:
         "name": scenario.get("name", "scenario"),
         "outcome": _outcome(run),
         "setting": text.setting(scenario),
-        "notice": text.notice(run),
+        "notice": text.notice(run, directory),
         "cards": text.cards(summaries, rounds, delta, has_truth=has_truth),
         "delta": delta,
         "facts": text.facts(run),
@@ -97,10 +108,13 @@ def _context(run: RecordedRun, images: Path) -> dict[str, Any]:
         "charts": label_charts(images, records, CHARTS_SHOWN),
         "mass_charts": mass_charts(images, records, CHARTS_SHOWN, first=best),
         "meaning": meaning(described, records, summaries, rounds, has_truth=has_truth),
+        "flags": flags([Evidence.of(scenario, records, rounds)]),
         "failures": failures[:REASONS_SHOWN],
         "failures_left": failures[REASONS_SHOWN:],
         "rounds": rounds[::step],
         "rounds_step": step,
+        "canaries": text.canaries(scenario),
+        "delta_read": any(line.get("epsilon") is not None for line in rounds),
         "attack_seconds": sum(summary.total_seconds for summary in summaries),
         "round_seconds": sum(line.get("seconds") or 0.0 for line in rounds),
         "is_audit": False,

@@ -19,6 +19,7 @@ from fl_sim.results.frames import runs_frame, write_frames
 from fl_sim.results.measures import Measure
 from fl_sim.results.recorded import RecordedRun
 from fl_sim.results.varied import described, short_names, shown
+from fl_sim.results.worst import BAR, recommendations
 from fl_sim.wording import count
 
 PICTURED_CELLS, PAIRS_OF_A_CELL = 36, 4
@@ -86,6 +87,13 @@ def _context(comparison: Comparison) -> dict[str, Any]:
         "headings": [heading(comparison, *column) for column in columns],
         "notes": dict.fromkeys(f"{m.title}: {m.note}" for _, m in columns if m.note),
         "lines": [_line(comparison, cell) for cell in range(len(comparison.cells))],
+        "flags": [
+            (described(values) or "all runs", found)
+            for cell, values in enumerate(comparison.cells)
+            if (found := comparison.flags(cell))
+        ],
+        "recommended": recommendations(comparison),
+        "bar": BAR,
         "maps": heat_maps(comparison, columns),
         "pictures": pictures(comparison),
         "failed": failed,

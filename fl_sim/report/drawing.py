@@ -58,7 +58,7 @@ def share_axis(axes: Axes) -> None:
 
 
 def plot(
-    axes: Axes, index: int, points: Sequence[tuple[int, float | None]], label: str | None
+    axes: Axes, index: int, points: Sequence[tuple[float, float | None]], label: str | None
 ) -> None:
     """Draw a line that differs from those of other indices in colour, dashes and marker."""
     known = [(x, y) for x, y in points if y is not None]

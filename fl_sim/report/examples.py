@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fl_sim.leakage.leaks import TOLERANCE, Record
+from fl_sim.leakage.records import senders
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -227,8 +228,9 @@ def _records_of(records: Iterable[Record], keys: Iterable[Key]) -> dict[Key, Rec
     wanted: set[tuple[Any, ...]] = set(keys)
     found: dict[Key, Record] = {}
     for record in records:
-        *place, example = (record.get(name) for name in Key._fields)
-        key = (*place, -1 if example is None else example)
+        *place, example = (record.get(name) for name in ("round", "attack", "example"))
+        sender = senders(record)[:1]
+        key = (*place, *sender, -1 if example is None else example)
         if key in wanted:
             found[Key(*key)] = record
     return found

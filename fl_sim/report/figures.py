@@ -35,14 +35,25 @@ def draw_figures(
         drawings.append(_label_success(with_labels, names))
     if with_images:
         drawings.append(_psnr(with_images, names))
-    for name, title, key in (
-        ("accuracy", "Accuracy on the server's test examples", "accuracy"),
-        ("epsilon", "Privacy ε", "epsilon"),
-    ):
-        points = [(line["round"], line[key]) for line in rounds if line.get(key) is not None]
-        if points:
-            drawings.append(_training(name, title, points))
+    accuracy = _points(rounds, "accuracy")
+    if accuracy:
+        drawings.append(_accuracy(accuracy))
+    bounds = {name: _points(rounds, key) for key, name in EPSILONS.items()}
+    if any(bounds.values()):
+        drawings.append(_epsilon({name: points for name, points in bounds.items() if points}))
     return drawings
+
+
+EPSILONS = {
+    "epsilon": "claimed: at most",
+    "canary_updates_epsilon": "canaries in their updates: at least",
+    "canary_model_epsilon": "canaries in the model: at least",
+}
+"""Key of a line in `rounds.jsonl` -> what ε it is."""
+
+
+def _points(rounds: Sequence[Record], key: str) -> list[tuple[int, float]]:
+    return [(line["round"], line[key]) for line in rounds if line.get(key) is not None]
 
 
 def _name(summary: AttackSummary, summaries: Sequence[AttackSummary]) -> str:
@@ -84,18 +95,30 @@ def _psnr(series: dict[int, list[RoundLeakage]], names: dict[int, str]) -> Drawi
     return drawn("psnr", "Image quality: median, 10–90 % band", alt, figure, axes)
 
 
-def _training(name: str, title: str, points: list[tuple[int, float]]) -> Drawing:
-    figure, axes = new_axes("accuracy" if name == "accuracy" else "ε")
+def _accuracy(points: list[tuple[int, float]]) -> Drawing:
+    figure, axes = new_axes("accuracy")
     plot(axes, 0, points, None)
-    if name == "accuracy":
-        share_axis(axes)
-    else:
-        axes.set_ylim(bottom=0.0)
-        axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: format_epsilon(value)))
+    share_axis(axes)
+    title = "Accuracy on the server's test examples"
+    return drawn("accuracy", title, f"{title}: {_from_to(points)}.", figure, axes)
+
+
+def _epsilon(lines: dict[str, list[tuple[int, float]]]) -> Drawing:
+    figure, axes = new_axes("ε")
+    for index, (name, points) in enumerate(lines.items()):
+        plot(axes, index, points, name if len(lines) > 1 else None)
+    axes.set_ylim(bottom=0.0)
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: format_epsilon(value)))
+    told = "; ".join(f"{name}, {_from_to(points)}" for name, points in lines.items())
+    if len(lines) == 1 and EPSILONS["epsilon"] in lines:
+        told = _from_to(lines[EPSILONS["epsilon"]])
+    return drawn("epsilon", "Privacy ε", f"Privacy ε: {told}.", figure, axes)
+
+
+def _from_to(points: list[tuple[int, float]]) -> str:
     (first, start), (last, end) = points[0], points[-1]
-    alt = f"{title}: {start:.3g} at round {first}, {end:.3g} at round {last}."
-    return drawn(name, title, alt, figure, axes)
+    return f"{start:.3g} at round {first}, {end:.3g} at round {last}"
 
 
 def _band(line: RoundLeakage) -> tuple[float | None, float | None]:

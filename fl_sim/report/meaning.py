@@ -10,6 +10,7 @@ from typing import Any
 from attacks import IMAGE_ATTACKS, LABEL_ATTACKS
 from fl_sim.leakage.headline import strongest
 from fl_sim.leakage.leaks import Record
+from fl_sim.leakage.records import senders
 from fl_sim.leakage.summary import AttackSummary
 from fl_sim.report.text import privacy_word
 from fl_sim.results.recorded import is_audit_of
@@ -60,7 +61,8 @@ def meaning(
 
 def _held(best: AttackSummary, records: Sequence[Record]) -> str:
     """Say what a curious server holds of each client, by its own knowledge."""
-    clients = max(len({record.get("client") for record in records}), 1)
+    groups = {senders(record) for record in records}
+    clients = max(len(groups), 1)
     parts = []
     for certainty, words in (("vouched", "for certain"), ("likely", "as its best estimate")):
         held = [
@@ -72,6 +74,8 @@ def _held(best: AttackSummary, records: Sequence[Record]) -> str:
             parts.append(f"{words}, {' and '.join(shown)}")
     each = count(round(len(records) / clients), "example")
     of_each = f"Of {each} of each of {count(clients, 'client')}"
+    if any(len(group) > 1 for group in groups):
+        of_each = f"Of {each} behind each of {count(clients, 'sum')} of clients’ updates"
     if parts:
         return f"{of_each}, a curious server holds on average, {'; and '.join(parts)}."
     if best.mass_tv is not None:

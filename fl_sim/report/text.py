@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from fl_sim.capture.pending import Left
 from fl_sim.leakage.headline import strongest
 from fl_sim.leakage.leaks import Leak, Record, Share
 from fl_sim.leakage.summary import AttackSummary
@@ -38,8 +40,19 @@ def unattacked(attacks: int, *, is_finished: bool) -> str | None:
     return None if is_finished else "No update has been attacked yet."
 
 
-def notice(run: RecordedRun) -> str | None:
-    """Say what is missing from a run with fewer rounds than planned, or None."""
+def notice(run: RecordedRun, folder: Path) -> str | None:
+    """Say what is missing from a run, and how it goes on; None where nothing is missing.
+
+    Args:
+        run: what was recorded.
+        folder: where, as the command line is told it.
+    """
+    pending = _pending(run.left, folder, is_run="kind" not in run.described)
+    return " ".join(filter(None, [_missing_rounds(run), pending])) or None
+
+
+def _missing_rounds(run: RecordedRun) -> str | None:
+    """Say why there are fewer rounds than planned."""
     done, planned = run.last_round, int(run.scenario.get("rounds") or 0)
     if done >= planned:
         return None
@@ -55,6 +68,22 @@ def notice(run: RecordedRun) -> str | None:
     if beyond:
         sentence += f" The page counts {count(beyond, 'line')} of a round that was interrupted."
     return sentence
+
+
+def _pending(left: Left, folder: Path, *, is_run: bool) -> str | None:
+    """Say which attacks are owed, and how they are worked off."""
+    if not left.rounds:
+        return None
+    missing = f"the records of {count(left.rounds, 'round')} aren’t here yet"
+    if left.updates:
+        verb = "is" if left.updates == 1 else "are"
+        missing = f"{count(left.updates, 'update')} {verb} still to be attacked, and {missing}"
+    again = (
+        f"The same `fl-sim run` with `--resume --out {folder}` works them off."
+        if is_run
+        else "`fl-sim attack` on the same captures, into another folder, makes them all."
+    )
+    return f"Attacks are pending: {missing}. {again}"
 
 
 def cards(
@@ -82,12 +111,41 @@ def cards(
         note = f"proven bound after round {last['round']}, at δ = {delta:g}: "
         note += privacy_word(last["epsilon"])
         result.append(Card("Privacy ε", epsilon(last["epsilon"]), note))
+    found = canary_bound(rounds)
+    if found is not None:
+        result.append(Card("ε, by canaries", f"≥ {epsilon(found)}", CANARY_NOTE))
     if any(line["round"] > 0 for line in rounds):
         replies, quarantined = (
             sum(line.get(key) or 0 for line in rounds) for key in ("replies", "quarantined")
         )
         result.append(Card("Replies", number(replies), f"{number(quarantined)} quarantined"))
     return result
+
+
+CANARY_NOTE = "what is found of random vectors that clients sent; 95 % confidence, normal noise"
+
+
+def canary_bound(rounds: Sequence[Record]) -> float | None:
+    """Return the largest of the canaries' bounds on ε after the last round; None without any."""
+    last = rounds[-1] if rounds else {}
+    views = (last.get(f"canary_{view}_epsilon") for view in ("updates", "model"))
+    return max((bound for bound in views if bound is not None), default=None)
+
+
+def canaries(scenario: Mapping[str, Any]) -> str | None:
+    """Say how many clients are canaries, and what that costs; None without any."""
+    number_of = int((scenario.get("audit") or {}).get("canaries") or 0)
+    if not number_of:
+        return None
+    clients = int((scenario.get("data") or {}).get("clients") or 0)
+    verb, each = ("is a canary", "It sends") if number_of == 1 else ("are canaries", "Each sends")
+    return (
+        f"{number_of} of {count(clients, 'client')} {verb}. {each} a random vector of its own in "
+        "place of what it trains, which disturbs training: the model is worse than without. How "
+        "much of the vectors is found bounds ε from below: in the canaries’ own updates, all "
+        "rounds together, which is what the claim speaks of; and in the model, which hides them "
+        "behind all other clients. A claim below such a bound is wrong."
+    )
 
 
 def privacy_word(epsilon: float) -> str:
@@ -253,6 +311,11 @@ def facts(recorded: RecordedRun) -> list[tuple[str, list[str]]]:
         ("Rounds", [f"{recorded.last_round} of {scenario.get('rounds')}"]),
         ("Defenses", [_stage(stage) for stage in scenario.get("defense") or []] or ["none"]),
         ("Attacks", [_attack(attack) for attack in scenario.get("attack") or []] or ["none"]),
+        *(
+            [("Canaries", [f"{audit['canaries']}, the last clients"])]
+            if (audit := scenario.get("audit") or {}).get("canaries")
+            else []
+        ),
         ("Seed", [str(scenario.get("seed"))]),
         ("Engine", [f"{scenario.get('engine')}, on {scenario.get('device')} device"]),
         ("Started", [started, f"digest {run.get('digest', NONE)}"]),

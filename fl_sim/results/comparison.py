@@ -14,6 +14,7 @@ from typing import Any
 
 from fl_sim.errors import UserError
 from fl_sim.leakage.leaks import Record
+from fl_sim.results.flags import Evidence, Flag, flags
 from fl_sim.results.measures import (
     OF_ATTACKS,
     OF_RUNS,
@@ -49,6 +50,8 @@ class ComparedRun:
         numbers: of the run.
         rounds: (attack, round) -> numbers.
         training: lines of `rounds.jsonl`.
+        defense: the names of its defenses, "" for none.
+        evidence: of what has to be said beside the numbers.
     """
 
     name: str
@@ -63,6 +66,8 @@ class ComparedRun:
     numbers: Values = field(default_factory=dict)
     rounds: Mapping[tuple[int, int], Values] = field(default_factory=dict)
     training: Sequence[Record] = ()
+    defense: str = ""
+    evidence: Evidence = field(default_factory=Evidence)
 
     @property
     def has_failed(self) -> bool:
@@ -80,6 +85,8 @@ class ComparedRun:
             numbers=of_run(recorded.rounds),
             rounds=by_round(recorded.records),
             training=recorded.rounds,
+            defense=" + ".join(s["name"] for s in recorded.scenario.get("defense") or ()),
+            evidence=Evidence.of(recorded.scenario, recorded.records, recorded.rounds),
             **more,
         )
 
@@ -210,6 +217,10 @@ class Comparison:
         rounds = sorted({at for one in told for at in one})
         found = {at: _spread([one.get(at, {}) for one in told], measure) for at in rounds}
         return {at: one for at, one in found.items() if one is not None}
+
+    def flags(self, cell: int) -> list[Flag]:
+        """Return what has to be said beside a cell's numbers."""
+        return flags([run.evidence for run in self.of_cell(cell)])
 
     def has(self, attack: int | None, measure: Measure) -> bool:
         """Say whether any run has a number."""

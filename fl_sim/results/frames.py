@@ -28,9 +28,18 @@ _ROUNDS = {
     "accuracy": "float64",
     "loss": "float64",
     "epsilon": "float64",
+    **{
+        f"canary_{view}_{what}": "float64"
+        for view in ("updates", "round", "model")
+        for what in ("mu", "epsilon")
+    },
     "replies": "Int64",
     "quarantined": "Int64",
     "seconds": "float64",
+    "update_snr_db": "float64",
+    "update_nonzero": "float64",
+    "update_bytes": "Int64",
+    "unchanged_by": "string",
 }
 
 

@@ -43,12 +43,24 @@ OF_ATTACKS = (
         "images_recognisable", "Images recognisable", "share", "PSNR of 20 dB or more", "examples"
     ),
     Measure(
+        "images_close", "Images hardly different", "share", "PSNR of 30 dB or more", "examples"
+    ),
+    Measure(
         "images_identical",
         "Images identical to the eye",
         "share",
         "PSNR of 50 dB or more",
         "examples",
     ),
+    Measure(
+        "images_identified",
+        "Images identified",
+        "share",
+        "the own image is the nearest of 1,000 others",
+        "examples",
+    ),
+    Measure("images_tried", "Images attacked", "share", "by an attack that applies", "examples"),
+    Measure("labels_tried", "Labels attacked", "share", "by an attack that applies", "examples"),
     Measure("labels_right", "Labels right", "share", "L∞ below 0.01", "examples"),
     Measure(
         "classes_right",
@@ -72,7 +84,8 @@ OF_ATTACKS = (
     Measure("psnr_db", "Median PSNR", "db", guess="baseline_psnr_db"),
     Measure("baseline_psnr_db", "Mean image’s PSNR", "db"),
     Measure("label_linf", "Median L∞ of labels", "error"),
-    Measure("mass_tv", "Class mass off by", "share", "total variation"),
+    Measure("mass_tv", "Class mass off by", "share", "total variation", guess="mass_tv_chance"),
+    Measure("mass_tv_chance", "Guessed class mass off by", "share"),
     Measure("attack_seconds", "Attack’s time", "seconds"),
 )
 """Of each `[[attack]]`; where an example failed, it counts as not right."""
@@ -81,6 +94,9 @@ OF_RUNS = (
     Measure("accuracy", "Accuracy", "share", "on the server’s test images, after the last round"),
     Measure("loss", "Loss", "error"),
     Measure("epsilon", "Privacy ε", "epsilon"),
+    Measure("update_snr_db", "Update over what defenses change", "db", "mean over rounds measured"),
+    Measure("update_nonzero", "Entries sent that aren’t zero", "share"),
+    Measure("update_bytes", "Bytes that a client sends", "count", "in a round, dense weights"),
     Measure("rounds", "Rounds", "count"),
     Measure("replies", "Replies", "count"),
     Measure("quarantined", "Replies left out", "count"),
@@ -121,21 +137,27 @@ def of_run(rounds: Sequence[Record]) -> Values:
     last = rounds[-1]
     sums = {key: _sum(rounds, key) for key in ("replies", "quarantined", "seconds")}
     of_last = {key: last.get(key) for key in ("accuracy", "loss", "epsilon")}
-    return {**of_last, "rounds": last["round"], **sums}
+    means = {key: _mean(rounds, key) for key in _MEASURED}
+    return {**of_last, **means, "rounds": last["round"], **sums}
 
 
 def _values(summary: AttackSummary, group: Sequence[Record]) -> Values:
     image, label, largest, mass = map(summary.leak, ("image", "label", "class", "mass"))
-    recognisable, identical = (
-        _share_from(group, level) if image is not None and image.right is not None else None
-        for level in (IMAGE_LEVELS_DB[-1], IMAGE_LEVELS_DB[0])
+    is_scored = image is not None and image.right is not None
+    identical, close, recognisable = (
+        _share_from(group, level) if is_scored else None for level in IMAGE_LEVELS_DB
     )
+    identified = sum(record.get("identified") is True for record in group) / len(group)
     claims = [leak for leak in (image, label) if leak is not None]
     return {
         "examples": summary.examples,
         "updates": len({(record["round"], record["client"]) for record in group}),
         "images_recognisable": recognisable,
+        "images_close": close,
         "images_identical": identical,
+        "images_identified": identified if is_scored else None,
+        "images_tried": tried(group, "image") if image is not None else None,
+        "labels_tried": tried(group, "label") if mass is None else None,  # counts are no labels
         "labels_right": _right(label),
         "classes_right": _right(largest),
         "masses_right": _right(mass),
@@ -147,8 +169,20 @@ def _values(summary: AttackSummary, group: Sequence[Record]) -> Values:
         "baseline_psnr_db": summary.baseline_psnr_db,
         "label_linf": summary.median_linf,
         "mass_tv": summary.mass_tv,
+        "mass_tv_chance": summary.mass_tv_chance,
         "attack_seconds": summary.total_seconds,
     }
+
+
+def tried(group: Sequence[Record], part: str) -> float:
+    """Return on which share of an attack's records it applied, and didn't raise.
+
+    Args:
+        group: the records; at least one.
+        part: "label" or "image".
+    """
+    states = [record.get(f"{part}_status") for record in group]
+    return sum(one not in (None, "NOT_APPLICABLE", "FAILED") for one in states) / len(group)
 
 
 def _right(leak: Leak | None) -> float | None:
@@ -161,3 +195,11 @@ def _share_from(group: Sequence[Record], level_db: float) -> float:
 
 def _sum(rounds: Sequence[Record], key: str) -> float:
     return math.fsum(line.get(key) or 0 for line in rounds)
+
+
+_MEASURED = ("update_snr_db", "update_nonzero", "update_bytes")
+
+
+def _mean(rounds: Sequence[Record], key: str) -> float | None:
+    known = [line[key] for line in rounds if line.get(key) is not None]
+    return math.fsum(known) / len(known) if known else None

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fl_sim.capture.pending import Left, PendingRounds
 from fl_sim.errors import UserError
 from fl_sim.leakage.leaks import Record
 from fl_sim.leakage.records import LeakageRecord, read_lines
@@ -15,12 +16,13 @@ from fl_sim.origin import AUDIT
 
 
 class RecordedRun(NamedTuple):
-    """What a run folder holds, images apart."""
+    """What a run folder holds, images apart; `left` is what its attacks still owe."""
 
     described: dict[str, Any]
     records: list[Record]
     rounds: list[Record]
     summaries: list[AttackSummary]
+    left: Left = Left()
 
     @classmethod
     def read(cls, directory: Path) -> RecordedRun:
@@ -30,7 +32,10 @@ class RecordedRun(NamedTuple):
             UserError: it has no `scenario.json`, or one of its files isn't what it should be.
         """
         described, records = _described(directory), _records(directory)
-        return cls(described, records, _lines(directory / "rounds.jsonl"), summarize(records))
+        rounds = _lines(directory / "rounds.jsonl")
+        last = max((line["round"] for line in rounds), default=0)
+        left = PendingRounds(directory / "pending").left(last)
+        return cls(described, records, rounds, summarize(records), left)
 
     @property
     def scenario(self) -> dict[str, Any]:
@@ -57,8 +62,10 @@ class RecordedRun(NamedTuple):
 
     @property
     def is_finished(self) -> bool:
-        """Whether no round is left; an audit of one's own app has no planned end."""
+        """Whether no round and no attack is left; an audit of an app has no planned end."""
         planned = int(self.scenario.get("rounds") or 0)
+        if self.left.rounds:
+            return False
         return self.is_audit or self.last_round >= planned or self.ended_by_target
 
     @property

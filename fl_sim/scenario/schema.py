@@ -12,12 +12,15 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
+from defenses import DEFENSES
+from defenses.pairs import require_consistent
 from fl_sim import ENGINES
 from fl_sim.errors import UserError
 from fl_sim.scenario.changes import change, make_room, parse_change
 from fl_sim.scenario.errors import validated
 from fl_sim.scenario.sections import (
     Attack,
+    Audit,
     Client,
     Data,
     DefenseStage,
@@ -75,6 +78,7 @@ class Scenario(Section):
     client: Client = Client()
     server: Server = Server()
     privacy: Privacy = Privacy()
+    audit: Audit = Audit()
     defense: list[DefenseStage] = Field([], description="tables, each headed [[defense]]")
     attack: list[Attack] = Field([], description="tables, each headed [[attack]]")
     tracker: list[TrackerStage] = Field([], description="tables, each headed [[tracker]]")
@@ -85,6 +89,69 @@ class Scenario(Section):
         if name not in ENGINES:
             raise ValueError(f"must be {_ENGINES}, found {name!r}")
         return name
+
+    @model_validator(mode="after")
+    def _defenses_go_together(self) -> Scenario:
+        """Find a pair that contradicts itself before a sweep has begun."""
+        names = [stage.name for stage in self.defense]
+        if len(names) > 1 and all(name in DEFENSES for name in names):
+            stages = [DEFENSES.build(stage.name, **stage.parameters) for stage in self.defense]
+            try:
+                require_consistent(stages, local_steps=self.client.local_steps)
+            except ValueError as error:
+                raise ValueError(f"defense: {error}") from error
+        return self
+
+    @property
+    def canaries(self) -> range:
+        """Numbers of the clients that send random vectors: the last ones."""
+        return range(self.data.clients - self.audit.canaries, self.data.clients)
+
+    @model_validator(mode="after")
+    def _canaries_are_clients(self) -> Scenario:
+        if self.audit.canaries > self.data.clients:
+            raise ValueError(
+                f"audit.canaries: must be at most the clients, {self.data.clients}, found "
+                f"{self.audit.canaries}"
+            )
+        for index, attack in enumerate(self.attack):
+            named = [] if attack.clients == "all" else attack.clients
+            found = [client for client in named if client in self.canaries]
+            if found:
+                raise ValueError(
+                    f"attack.{index}.clients: must be clients that train, found {found[0]}, which "
+                    "is a canary"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _sums_are_attacked(self) -> Scenario:
+        size = self.server.secure_aggregation
+        if size is None:
+            return self
+        taking_part = max(1, round(self.client.fraction * self.data.clients))
+        if size > taking_part:
+            raise ValueError(
+                "server.secure_aggregation: must be at most the clients of a round, "
+                f"{taking_part}, found {size}"
+            )
+        shows = "server.secure_aggregation shows sums alone"
+        for index, attack in enumerate(self.attack):
+            if attack.clients != "all":
+                raise ValueError(
+                    f'attack.{index}.clients: must be "all", since {shows}, found {attack.clients}'
+                )
+            if attack.when == "after":
+                raise ValueError(
+                    f"attack.{index}.when: must be left out, since {shows}, of which none are kept "
+                    "for later, found 'after'"
+                )
+        if self.attack and self.audit.canaries:
+            raise ValueError(
+                f"audit.canaries: must be 0 beside an attack, since {shows}, and one with a "
+                f"canary's vector in it is no batch's gradient, found {self.audit.canaries}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _attacked_clients_exist(self) -> Scenario:

@@ -21,6 +21,7 @@ from fl_sim import DATASETS, MODELS, TRACKERS
 from fl_sim.optimizers import Name as Optimizer
 
 STRATEGIES = ("fedavg", "fedadam", "krum")
+LEAST_CANARIES = 5
 STEPS_OR_EPOCHS = ("local_steps", "local_epochs")
 
 
@@ -147,6 +148,9 @@ class Server(Section):
     capture: bool = False
     attack_jobs: Positive | None = Field(default=None, description=_COUNT)
     attack_queue: Positive = 1000
+    secure_aggregation: Annotated[int, Field(ge=2)] | None = Field(
+        default=None, description="a whole number of at least 2"
+    )
 
     @field_validator("strategy")
     @classmethod
@@ -154,6 +158,22 @@ class Server(Section):
         if name not in STRATEGIES and ":" not in name:
             raise ValueError(f"unknown strategy {name!r}{nearest(name, list(STRATEGIES))}")
         return name
+
+    @model_validator(mode="after")
+    def _sums_are_enough(self) -> Server:
+        if self.secure_aggregation is None:
+            return self
+        if self.capture:
+            raise ValueError(
+                "capture keeps single updates, which secure_aggregation hides: leave one out, "
+                f"found true and {self.secure_aggregation}"
+            )
+        if self.strategy == "krum":
+            raise ValueError(
+                "strategy 'krum' compares single updates, which secure_aggregation hides: leave "
+                f"one out, found secure_aggregation = {self.secure_aggregation}"
+            )
+        return self
 
 
 class DefenseStage(BaseModel):
@@ -209,6 +229,22 @@ class Privacy(Section):
     epsilon_target: Annotated[float, Field(gt=0)] | None = Field(
         default=None, description="a number above 0"
     )
+
+
+class Audit(Section):
+    """`[audit]`: whether the run's own promise of privacy is looked into."""
+
+    canaries: Annotated[int, Field(ge=0)] = 0
+
+    @field_validator("canaries")
+    @classmethod
+    def _say_something(cls, canaries: int) -> int:
+        if 0 < canaries < LEAST_CANARIES:
+            raise ValueError(
+                f"must be 0 or at least {LEAST_CANARIES}, since fewer bound nothing at 95 % "
+                f"confidence, found {canaries}"
+            )
+        return canaries
 
 
 class Every(Section):

@@ -157,3 +157,25 @@ def test_on_model_gives_a_model_that_still_classifies(name: str) -> None:
         assert torch.equal(one, two)
     if not overrides(defense, "on_model"):
         assert changed is model
+
+
+def test_says_rightly_whether_it_draws(name: str) -> None:
+    """Else a report would call one draw's numbers those of the defense, or warn of nothing."""
+    defense = build(name)
+    if overrides(defense, "on_model"):
+        return  # its network draws, while clients train
+    step, gradients = make_step()
+    batch = make_batch(BATCH * defense.draws)
+
+    def sent(seed: int) -> list[Tensor]:
+        mixed = defense.on_batch(batch, generator(seed))
+        hooks = (
+            defense.on_gradient(step, gradients, generator(seed)),
+            defense.on_update(gradients, Place(), generator(seed)),
+        )
+        found = [one.gradients if isinstance(one, WithState) else one for one in hooks]
+        parts = [part for one in found for part in one.values()]
+        return [mixed.images, mixed.labels, *parts]
+
+    is_same = all(torch.equal(one, two) for one, two in zip(sent(0), sent(1), strict=True))
+    assert defense.is_random is not is_same

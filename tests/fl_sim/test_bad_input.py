@@ -70,6 +70,16 @@ MISTAKES = [
     ('defense=[{name="label-smoothing", smoothing=2}]', "smoothing"),
     ('defense=[{name="label-smoothing", smooting=0.1}]', "unknown option 'smooting'; did you mean"),
     ('defense=[{name="dp-noise", clipping_norm=0, noise_multiplier=1}]', "above 0, found 0"),
+    # Defenses that contradict each other
+    ('defense=[{name="gradient-clipping", clipping_norm=1.0}, '
+     '{name="gradient-clipping", clipping_norm=2.0}]',
+     "defense: GradientClipping and GradientClipping both clip each step's gradient, and the"),
+    ('defense=[{name="gradient-clipping", clipping_norm=1.0}, '
+     '{name="dp-noise", clipping_norm=1.0, noise_multiplier=1.0}]',
+     "both clip the one gradient that an update of one local step is"),
+    ('defense=[{name="third_party:Velocity"}, '
+     '{name="dp-sgd", clipping_norm=1.0, noise_multiplier=1.0}]',
+     "DPSGD starts from each example's gradient, so that what Velocity makes of their mean"),
     # Data
     ("data.clients=61", "from 1 to the number of training examples, 60, found 61"),
     ("data.partition=dirichlet\ndata.alpha=0.001\ndata.clients=30",
@@ -131,6 +141,25 @@ MISTAKES = [
     ("server.strategy=krum\nserver.options.weighted_by_key=train-loss",
      "server.options.weighted_by_key: must be left out with strategy 'krum', since Krum keeps a "
      "single reply, found 'train-loss'"),
+    # Secure aggregation
+    ("server.secure_aggregation=1", "server.secure_aggregation: must be a whole number of at"),
+    ("server.secure_aggregation=4", "must be at most the clients of a round, 3, found 4"),
+    ("server.secure_aggregation=2\nserver.capture=true",
+     "server: capture keeps single updates, which secure_aggregation hides: leave one out"),
+    ("server.secure_aggregation=2\nserver.strategy=krum",
+     "server: strategy 'krum' compares single updates, which secure_aggregation hides"),
+    ("server.secure_aggregation=2\nattack.0.clients=[0]", 'attack.0.clients: must be "all", since'),
+    ("server.secure_aggregation=2\nattack.0.when=after", "attack.0.when: must be left out, since"),
+    ("data.clients=8\naudit.canaries=6\nserver.secure_aggregation=2",
+     "audit.canaries: must be 0 beside an attack, since server.secure_aggregation shows sums"),
+    # Canaries
+    ("data.clients=5\naudit.canaries=6", "audit.canaries: must be at most the clients, 5, found 6"),
+    ("audit.canaries=3", "audit.canaries: must be 0 or at least 5, since fewer bound nothing"),
+    ("data.clients=8\naudit.canaries=6\nattack.0.clients=[0, 2]",
+     "attack.0.clients: must be clients that train, found 2, which is a canary"),
+    ('data.clients=8\naudit.canaries=6\n'
+     'defense=[{name="dp-sgd", clipping_norm=1.0, noise_multiplier=1.0}]',
+     "audit.canaries send whole updates, and the defenses claim their ε of an example, found 6"),
     # Claims of privacy
     ('defense=[{name="third_party:NoisySteps", noise=-1.0}]',
      "defense 'third_party:NoisySteps': its privacy claim's noise must be a finite number of at"),

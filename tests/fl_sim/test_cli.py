@@ -70,12 +70,14 @@ def simulation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeSimulatio
     stand_ins: dict[str, Any] = {
         "fl_sim.flower.run": SimpleNamespace(run=fake.run),
         "fl_sim.report": SimpleNamespace(
-            build_report=lambda out: out / "report.html", headline=lambda out: "It leaks."
+            build_report=lambda out: out / "report.html",
+            headline=lambda out: "It leaks.",
+            notice=lambda out: None,
         ),
-        "fl_sim.leakage.table": SimpleNamespace(table=lambda records: f"{len(records)} records"),
     }
     for name, module in stand_ins.items():
         monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr("fl_sim.leakage.table.table", lambda records: f"{len(records)} records")
     return fake
 
 

@@ -71,7 +71,7 @@ def test_training_ends_before_epsilon_is_beyond_its_target(tiny: Tiny, tmp_path:
     assert epsilons(tmp_path / "held") == reached[:4]
     recorded = RecordedRun.read(tmp_path / "held")
     assert recorded.is_finished
-    sentence = notice(recorded)
+    sentence = notice(recorded, tmp_path / "held")
     assert sentence is not None
     assert sentence.startswith("Training ended after 3 of 5 rounds: one more would have taken ε to")
 

@@ -29,6 +29,7 @@ from attacks.types import NotApplicable
 from attacks.victim.require import require_one_example
 from defenses import ClientStep, Defense, LocalPlan, Place, Privacy, WithState
 from defenses.base import Gradients
+from defenses.dp_noise import DPNoise
 from fl_sim.data import Dataset
 from fl_sim.models import Normalize
 
@@ -341,6 +342,15 @@ class NoisySteps(Defense):
         rate = plan.batch_size / plan.share_size
         unit = cast(Any, self.unit)
         return Privacy(1.0, self.noise, sampling=rate, unit=unit, releases=plan.local_steps)
+
+
+@dataclass(frozen=True)
+class ForgetsFactorTwo(DPNoise):
+    """Takes the sensitivity of two updates of norm C for C."""
+
+    def privacy(self, plan: LocalPlan) -> Privacy | None:
+        """Claim too much."""
+        return Privacy(cast(float, self.clipping_norm), noise=self.std)
 
 
 def own(num_classes: int) -> nn.Module:

@@ -28,6 +28,7 @@ def test_the_documented_scenarios_are_there() -> None:
         "dp-noise",
         "batch",
         "batch-of-digits",
+        "defense-grid",
         "fedavg",
         "resnet",
     }
@@ -144,6 +145,7 @@ def test_scenarios_differ_in_their_defense_only() -> None:
         return values
 
     # Batches and the ResNet are about the network, epochs about how clients train.
-    compared = [p for p in FILES if p.stem not in ("batch", "batch-of-digits", "fedavg", "resnet")]
+    others = ("batch", "batch-of-digits", "defense-grid", "fedavg", "resnet")
+    compared = [p for p in FILES if p.stem not in others]
     assert len(compared) >= 4
     assert all(rest(path) == rest(compared[0]) for path in compared)

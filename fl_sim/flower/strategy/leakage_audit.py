@@ -27,6 +27,7 @@ from fl_sim.flower.strategy.audit_options import (
     fitting_names,
     plan_of,
 )
+from fl_sim.flower.strategy.secure_sum import groups_of, mean_of
 from fl_sim.flower.strategy.wrapper import Wrapper
 from fl_sim.flower.wire import LocalTraining, load_tensors
 from fl_sim.leakage.findings import Finding, with_class_name
@@ -71,6 +72,8 @@ class LeakageAudit(Wrapper):
         take_over: called with each update and the numbers of the attacks that `after` leaves to
             it, before the round goes on; None: all attacks run in the round.
         after: numbers of such attacks.
+        secure_aggregation: n: what is attacked are weighted means of so many clients' updates, in
+            the order of their numbers; None: each client's.
 
     Raises:
         TypeError: base, model, attacks, training, judge, class_names or keep_images is of another
@@ -113,6 +116,7 @@ class LeakageAudit(Wrapper):
         seed: int = 0,
         take_over: TakeOver | None = None,
         after: Collection[int] = (),
+        secure_aggregation: int | None = None,
     ) -> None:
         super().__init__(base)
         check_types(attacks, training, judge, may_be_none=take_over is not None)
@@ -135,6 +139,7 @@ class LeakageAudit(Wrapper):
         self._loaded: tuple[ArrayRecord, dict[str, Tensor], nn.Module] | None = None
         self.take_over = take_over
         self.after = frozenset(after)
+        self.secure_aggregation = secure_aggregation
         self._auditor = Auditor(self.plans, defenses=defenses, seed=seed, judge=judge)
         keep = None if keep_images is True else int(keep_images)
         self.folder = (
@@ -178,11 +183,13 @@ class LeakageAudit(Wrapper):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Attack the replies first: a strategy may change them."""
         replies = list(replies)
-        findings = [
-            finding
-            for reply in sorted(replies, key=lambda reply: self._client(reply))
-            for finding in self._audit(server_round, reply)
-        ]
+        ordered = sorted(replies, key=lambda reply: self._client(reply))
+        if self.secure_aggregation is None:
+            found = [self._audit(server_round, reply) for reply in ordered]
+        else:
+            groups = groups_of(sorted(map(self._number, self._sent)), self.secure_aggregation)
+            found = [self._audit_mean(server_round, group, ordered) for group in groups]
+        findings = [finding for each in found for finding in each]
         self._metrics = {}
         if self.class_names is not None:
             findings = [with_class_name(finding, self.class_names) for finding in findings]
@@ -200,8 +207,31 @@ class LeakageAudit(Wrapper):
         super().end_run()
 
     def _client(self, reply: Message) -> int:
-        node = reply.metadata.src_node_id
+        return self._number(reply.metadata.src_node_id)
+
+    def _number(self, node: int) -> int:
         return node if self.clients is None else self.clients[node]
+
+    def _audit_mean(
+        self, server_round: int, members: tuple[int, ...], replies: Sequence[Message]
+    ) -> list[Finding]:
+        """Run the round's plans on the mean of a group's updates."""
+        chosen = [i for i, plan in enumerate(self.plans) if plan.covers(server_round, members[0])]
+        if not chosen:
+            return []
+        own = [reply for reply in replies if self._client(reply) in members]
+        pairs = [(self._update(server_round, reply), self._weight(reply)) for reply in own]
+        whole = [(update, weight) for update, weight in pairs if isinstance(update, Update)]
+        try:
+            leak = self._leak(mean_of(whole, members))
+        except ValueError as error:
+            leak = str(error)
+        return self._auditor.audit(
+            leak, server_round=server_round, client=members[0], chosen=chosen, members=members
+        )
+
+    def _weight(self, reply: Message) -> float:
+        return float(_metrics(reply).get(EXAMPLES_KEY) or 1)
 
     def _audit(self, server_round: int, reply: Message) -> list[Finding]:
         """Run the round's plans on one reply; whatever goes wrong costs a record, no more."""

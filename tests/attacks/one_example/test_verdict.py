@@ -125,6 +125,7 @@ def test_two_labels_fit_equally_well(dtype: torch.dtype, make_head: Build) -> No
     answer = recover(head)
     assert_not_identifiable(answer, "2 labels fit equally well")
     assert answer.labels is None
+    assert answer.features is None  # of either sign
     assert answer.examples[0].label_std is None
     candidates = answer.examples[0].candidates
     assert candidates is not None

@@ -19,6 +19,7 @@ def test_cells_change_one_factor_and_a_width_with_a_batch() -> None:
         pairs = (
             {"batch", "widths"},
             {"widths", "init"},
+            {"batch", "widths", "init"},
             {"classes", "augmentation", "smoothing"},
             {"dropout", "bias"},
             {"is_trained", "augmentation"},
@@ -51,13 +52,17 @@ def test_noise_as_large_as_the_gradient_leaves_nothing_claimed() -> None:
 def test_a_row_says_what_it_changes_and_counts_the_missing() -> None:
     lost = torch.tensor([-torch.inf, 130.0, 140.0], dtype=torch.float64)
     error = torch.tensor([torch.inf, 1e-6, 1e-7], dtype=torch.float64)
-    scores = Scores(2, 2, 0, torch.zeros(3, 1, 2, 2), error, lost)
+    scores = Scores(2, 2, 0, torch.zeros(3, 1, 2, 2), error, lost, lost)
     outcome = Outcome(scores, 1.5, "one is missing")
     row = _row(replace(BASE, batch=3, widths=(64, 32)), [outcome, outcome])
     assert row["cell"] == "batch 3, widths 64-32"
     assert (row["examples"], row["found"]) == (6, 4)
     assert (row["psnr_median_db"], row["psnr_worst_db"]) == ("130.0", "-inf")
     assert (row["label_worst"], row["why not all"]) == ("inf", "one is missing")
+    assert (row["psnr_bar_db"], row["bar"], row["published"]) == ("130.0", "–", "–")
+    hard = replace(BASE, augmentation="hard")
+    assert (_row(hard, [outcome])["bar"], _row(hard, [outcome])["published"]) == (2, "SPEAR")
+    assert _row(replace(hard, batch=32), [outcome])["published"] == "SPEAR++"
 
 
 def test_quick_rows_have_one_form() -> None:

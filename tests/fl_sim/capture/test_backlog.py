@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import os
 import signal
 import subprocess
@@ -18,8 +19,11 @@ import pytest
 from fl_sim import run_folder
 from fl_sim.capture import backlog
 from fl_sim.capture.pending import PendingRounds
+from fl_sim.capture.workers import Workers
 from fl_sim.flower.run import run
 from fl_sim.leakage.records import append_lines, read_lines
+from fl_sim.report import headline
+from fl_sim.results.recorded import RecordedRun
 from fl_sim.scenario import Scenario
 
 Tiny = Callable[..., Scenario]
@@ -142,6 +146,39 @@ def test_rounds_wait_where_too_much_is_owed(
     assert "more than 1 updates wait for their attacks" in caplog.text
     run(tiny(BOTH), tmp_path / "long")
     assert outcome_of(tmp_path / "short") == outcome_of(tmp_path / "long")
+
+
+def test_what_is_owed_is_said_and_how_it_is_worked_off(
+    fl_sim: FlSim, tiny_file: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    command = ["run", tiny_file, f"--set={BOTH}", "--set=rounds=2", "--out", out]
+
+    def interrupt(self: backlog.Backlog) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Workers, "submit", lambda *arguments: None)
+        patch.setattr(backlog.Backlog, "settle", interrupt)
+        broken = fl_sim(*command)
+    assert (broken.status, broken.stderr) == (
+        130,
+        f"fl-sim: interrupted; the same command with --resume --out {out} goes on from there, and "
+        "attacks the 4 updates that wait for it\n",
+    )
+    sentence = (
+        "Attacks are pending: 4 updates are still to be attacked, and the records of 2 rounds "
+        f"aren’t here yet. The same `fl-sim run` with `--resume --out {out}` works them off."
+    )
+    reported = fl_sim("report", out)
+    assert (reported.status, reported.stderr) == (0, f"fl-sim: {sentence}\n")
+    assert sentence in html.unescape((out / "report.html").read_text())
+    assert headline(out) == "No update has been attacked yet."
+    assert not RecordedRun.read(out).is_finished
+    assert fl_sim(*command, "--resume").status == 0
+    assert fl_sim("report", out).stderr == ""
+    assert "pending" not in (out / "report.html").read_text()
+    assert RecordedRun.read(out).is_finished
 
 
 @pytest.mark.usefixtures("here")

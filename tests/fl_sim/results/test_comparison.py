@@ -39,6 +39,15 @@ def test_shares_are_of_fixed_levels() -> None:
     assert values["masses_right"] is None
 
 
+def test_what_counts_classes_tried_no_label() -> None:
+    count = line(0, label_status="NOT_IDENTIFIABLE", mass_tv=0.1, mass_tv_chance=0.2)
+    assert of_attacks([count])[0]["labels_tried"] is None
+    states = ("RECOVERED", "NOT_CONVERGED", "NOT_APPLICABLE", "FAILED")
+    lines = [line(n, label_status=state, image_status=state) for n, state in enumerate(states)]
+    values = of_attacks(lines)[0]
+    assert (values["labels_tried"], values["images_tried"]) == (0.5, 0.5)
+
+
 def test_a_line_without_an_example_counts_for_its_whole_update() -> None:
     failed = line(0, round=2, label_status="FAILED", examples=3) | {"example": None}
     lines = [line(0, label_linf=1e-3, label_certainty="guess"), failed]

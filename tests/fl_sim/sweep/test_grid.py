@@ -113,3 +113,11 @@ def test_whatever_is_written_behind_over_is_a_grid_or_one_sentence() -> None:
             refused += 1
             assert "\n" not in str(error)
     assert 1000 < refused < 3000
+
+
+def test_defenses_that_contradict_each_other_are_found_before_any_run() -> None:
+    twice = [{"name": "gradient-clipping", "clipping_norm": 1.0}] * 2
+    axis = Axis("defense", ([], twice))
+    sentence = r"--over defense=.*GradientClipping both clip each step's gradient"
+    with pytest.raises(UserError, match=sentence):
+        Grid.of(Scenario(), [axis], zipped=False, seeds=1).runs()
