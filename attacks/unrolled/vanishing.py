@@ -29,7 +29,7 @@ SCHEDULES = ((0.45, 0.3, 0.2, 0.12), (0.25, 0.15, 0.08, 0.04))
 ROUNDS_AT_EACH = 8
 STARTS, STARTS_BEHIND = 200, 60
 """At once, of each schedule: in the whole space, and among the units where a found one is off."""
-PASSES = 4
+PASSES, PASSES_BEHIND = 4, 2
 """Over the whole space, and over those found, at most."""
 NEAR, VANISHED, ROUNDINGS = (0.02, 3e-3, 3e-4), 1e-4, 20.0
 """In root mean squares of `U q`, up to which a unit counts as off, in turns and in the end; and in
@@ -60,7 +60,7 @@ def vanishing_directions(equation: MaskEquation, generator: torch.Generator) -> 
             _keep(equation, q, found)
         if _is_enough(equation, found):
             break
-    for _ in range(PASSES):
+    for _ in range(PASSES_BEHIND):
         for one in found:  # which grows meanwhile
             if _is_enough(equation, found):
                 break
