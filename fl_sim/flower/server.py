@@ -234,7 +234,12 @@ class Server:
         if self.scenario.privacy.epsilon_target is not None:
             following = self.privacy.epsilon(server_round + 1)
         return Measured(
-            accuracy, loss, epsilon, replies, following, self._defended(server_round, sent)
+            accuracy,
+            loss,
+            epsilon,
+            replies,
+            following,
+            defended=self._defended(server_round, sent),
         )
 
     def _defended(self, server_round: int, sent: ArrayRecord) -> Defended | None:
