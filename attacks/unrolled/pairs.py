@@ -114,9 +114,9 @@ def vanishing_pair(equation: MaskEquation, q: Array) -> Pair:
     is_on = ~off_units(equation, q)
     fitted = equation.left @ q
     targets, parts = equation.targets[is_on], fitted[is_on]
-    weight = np.ones(len(parts))
+    weight: Array = np.ones(len(parts))
     for _ in range(ROBUST_ROUNDS):
-        t = np.linalg.lstsq(weight[:, None] * targets, weight * parts, rcond=None)[0]
+        t = np.asarray(np.linalg.lstsq(weight[:, None] * targets, weight * parts, rcond=None)[0])
         rest = np.abs(parts - targets @ t)
         weight = 1 / np.hypot(1, rest / (ROBUST_SCALE * np.median(rest) + 1e-300))
     misfit = float(np.median(rest) / max(np.median(np.abs(parts)), 1e-300))
