@@ -8,7 +8,6 @@ or off on the way is at neither value, and weighted alike.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
 import numpy as np
@@ -40,7 +39,10 @@ WITHOUT_NEWS = 12
 def steady_pairs(
     equation: MaskEquation, chain: FullyConnected, generator: torch.Generator
 ) -> list[Pair]:
-    """Return the pairs of examples, all R or as many as are found.
+    """Return what may be the examples' pairs, the likeliest first; R of them or more, if found.
+
+    Of two examples with equal errors the difference vanishes at many units, too: which of such
+    directions are the examples' the training says (`attacks.unrolled.start`).
 
     Args:
         equation: of the first layer of the chain.
@@ -49,13 +51,11 @@ def steady_pairs(
     """
     if equation.size == 1:  # there is nothing to tell apart
         return [_single_pair(equation)]
-    found: list[Pair] = []
     if equation.low == 0:
         directions = vanishing_directions(equation, generator)
         pairs = (vanishing_pair(equation, q) for q in directions)
-        # Of two examples with equal errors the difference vanishes, too, and is on and "negative".
-        _accept(found, sorted(pairs, key=lambda pair: pair.misfit), math.inf)
-        return found
+        return sorted(pairs, key=lambda pair: pair.misfit)
+    found: list[Pair] = []
     for most_misfit in STEADY_MISFITS:
         _search(equation, chain, generator, found, most_misfit)
         if len(found) == equation.size:

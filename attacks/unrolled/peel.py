@@ -11,6 +11,7 @@ input's scale λ, and `y(λ) = p(λ z) − e / λ` is equal in all but its two l
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import torch
 from torch import Tensor
@@ -23,12 +24,15 @@ WIDEST_FACTOR, SCANNED, ZOOMS = 6.0, 400, 4
 neighbours."""
 
 
-def peeled(update: Update, client: Unknowns) -> Unknowns:
+def peeled(update: Update, client: Unknowns, *, until: float = math.inf) -> tuple[Unknowns, float]:
     """Return labels, schedule and, without a bias, scales of one epoch's examples.
+
+    Beside them how badly they fit, the mean over the examples; 1 for what is no example's.
 
     Args:
         update: of one epoch.
         client: its inputs in the right directions, with a bias at the right scales.
+        until: misfit of an example from which those of later steps count as no examples.
     """
     simulation, optimizer = update.simulation, update.optimizer
     responses, sizes = optimizer.responses(update.steps), update.timetable.sizes.round()
@@ -39,11 +43,15 @@ def peeled(update: Update, client: Unknowns) -> Unknowns:
     parts = (update.moves[0] @ torch.linalg.pinv(inputs)).T
     shares = torch.zeros_like(client.shares)
     left = torch.ones(len(inputs), dtype=torch.bool)
-    weights, buffers = simulation.weights, None
+    weights, buffers, unlike = simulation.weights, None, 0.0
     for step, size in enumerate(sizes.tolist()):
         known = Unknowns(inputs, labels, shares)
         probe = simulation.pass_of(weights, known, left.to(inputs) / size, left.nonzero()[:, 0])
         errors, misfits = _errors(probe, simulation.biases, parts[left] * size / responses[step])
+        nearest = misfits.nan_to_num(1.0).clamp(max=1.0).sort().values[: int(size)]
+        unlike += float(nearest.sum()) / len(inputs)
+        if nearest[-1] > until:
+            return client, unlike + (int(left.sum()) - size) / len(inputs)
         for row in misfits.argsort()[: int(size)].tolist():
             example = int(probe.used[row])
             factor = 1.0 if update.has_bias else _scale(probe.logits[row], errors[row])
@@ -56,7 +64,7 @@ def peeled(update: Update, client: Unknowns) -> Unknowns:
         known = Unknowns(inputs, labels, shares)
         taken = simulation.pass_of(weights, known, shares[step], shares[step].nonzero()[:, 0])
         weights, buffers = optimizer.step(weights, taken.gradients, buffers)
-    return dataclasses.replace(client, inputs=inputs, labels=labels, shares=shares)
+    return dataclasses.replace(client, inputs=inputs, labels=labels, shares=shares), unlike
 
 
 def _errors(probe: Pass, biases: tuple[bool, ...], parts: Tensor) -> tuple[Tensor, Tensor]:

@@ -72,7 +72,7 @@ class _Search:
         """Find scales, labels and schedule of inputs whose directions are known."""
         timetable = self.update.timetable
         if timetable.is_one_epoch and not bends:
-            start = peeled(self.update, start)
+            start, _ = peeled(self.update, start)
             found = refine(self.equations, self._model(start, is_placed=True), self.effort)
             if found.misfit < NEAR_MISFIT:
                 return found

@@ -20,12 +20,16 @@ from attacks.dense.network import FullyConnected, on_array
 from attacks.masks.equation import MaskEquation
 from attacks.masks.polish import Pair
 from attacks.types import NotApplicable
-from attacks.unrolled.pairs import steady_pairs
+from attacks.unrolled.pairs import NEW_PAIR, steady_pairs
+from attacks.unrolled.peel import peeled
 from attacks.unrolled.problem import Update
 from attacks.unrolled.refine import Equations
 from attacks.unrolled.simulation import Unknowns
 from attacks.victim.gradients import Array
 
+PEELED, LEAST_EXCHANGED = 1e-4, 0.01
+"""Mean misfit of one epoch's examples that needs no exchange; part of a pair in another's q,
+relative, from which the one may stand for the other."""
 DRIFT = 0.05
 """What several steps leave of the equations, relative, in order of magnitude."""
 SMOOTHED = 0.1
@@ -64,6 +68,12 @@ class Start:
         classes = negative / np.maximum(negative.sum(axis=1, keepdims=True), 1e-300)
         return np.asarray((1 - SMOOTHED) * classes + SMOOTHED / classes.shape[1])
 
+    def client(self, update: Update) -> Unknowns:
+        """Return the examples in the span's coordinates, the schedule open."""
+        labels = torch.from_numpy(self.labels())
+        inputs = torch.from_numpy(self.inputs) @ torch.from_numpy(update.span).T
+        return Unknowns(inputs, labels, update.timetable.shares)
+
     def candidates(self, update: Update) -> list[Unknowns]:
         """Return what to start from in the span's coordinates, the likeliest first.
 
@@ -71,9 +81,7 @@ class Start:
         what training says, and where that is what was sent, λ is right. With λ a move grows while
         steps are short, and falls where they are so long that labels are soon met: two ways to go.
         """
-        labels = torch.from_numpy(self.labels())
-        inputs = torch.from_numpy(self.inputs) @ torch.from_numpy(update.span).T
-        client = Unknowns(inputs, labels, update.timetable.shares)
+        client = self.client(update)
         equations = Equations.of(update)
         if update.examples == 1:
             found = list(_of_one_example(update, client))
@@ -129,12 +137,58 @@ def rough_examples(update: Update, generator: torch.Generator) -> Start:
     chain = _drifting(update.midway())
     equation = MaskEquation.of(chain, 0, update.examples)
     pairs = steady_pairs(equation, chain, generator)
-    if len(pairs) < equation.size:
+    chosen = independent(pairs)
+    if len(chosen) < equation.size:
         raise NotApplicable(
             f"of {equation.size} examples behind {update.steps} local steps, masks of layer "
-            f"{equation.source.name!r} show {len(pairs)}: they change too much from step to step, "
+            f"{equation.source.name!r} show {len(chosen)}: they change too much from step to step, "
             "or there are too many"
         )
+    if len(pairs) > len(chosen) and update.timetable.is_one_epoch:
+        chosen = _exchanged(update, equation, chain, pairs, chosen)
+    return _start(equation, chain, [pairs[i] for i in chosen])
+
+
+def independent(pairs: Sequence[Pair]) -> list[int]:
+    """Return which pairs are no combination of those before them."""
+    chosen: list[int] = []
+    for index, pair in enumerate(pairs):
+        known = np.array([pairs[i].q for i in chosen]).reshape(-1, len(pair.q))
+        outside = pair.q - known.T @ np.linalg.lstsq(known.T, pair.q, rcond=None)[0]
+        if np.linalg.norm(outside) > NEW_PAIR:
+            chosen.append(index)
+    return chosen
+
+
+def _exchanged(
+    update: Update,
+    equation: MaskEquation,
+    chain: FullyConnected,
+    pairs: Sequence[Pair],
+    chosen: list[int],
+) -> list[int]:
+    """Exchange pairs for others while that fits an epoch better, step by step."""
+
+    def unlike(trial: Sequence[int]) -> float:
+        start = _start(equation, chain, [pairs[i] for i in trial])
+        return peeled(update, start.client(update), until=PEELED)[1]
+
+    best = unlike(chosen)
+    while best > PEELED:
+        q = np.array([pairs[i].q for i in chosen])
+        trials = []
+        for other in set(range(len(pairs))) - set(chosen):
+            parts = np.abs(np.linalg.solve(q.T, pairs[other].q))
+            places = np.flatnonzero(parts > LEAST_EXCHANGED * parts.max())
+            trials += [[*chosen[:at], other, *chosen[at + 1 :]] for at in places]
+        found = min(((unlike(trial), trial) for trial in trials), default=(best, chosen))
+        if not found[0] < best:
+            break
+        best, chosen = found
+    return chosen
+
+
+def _start(equation: MaskEquation, chain: FullyConnected, pairs: Sequence[Pair]) -> Start:
     inputs, factors = _inputs(equation, pairs)
     return Start(inputs, _last_errors(equation, pairs, factors, inputs, chain), chain)
 
