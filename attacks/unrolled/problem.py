@@ -24,6 +24,9 @@ from attacks.unrolled.simulation import Simulation
 from attacks.victim.gradients import Array
 from attacks.victim.network import Network
 
+REPEATABLE = 2000
+"""Local steps, at most: a client says how many it took, and the server's memory grows with them."""
+
 
 @dataclass(frozen=True, eq=False)
 class Update:
@@ -56,6 +59,8 @@ class Update:
         optimizer, steps = leak.optimizer, leak.local_steps
         if leak.lr is None or optimizer is None or leak.update_dtype is None:
             raise NotApplicable("that takes the weights that came back, and their learning rate")
+        if steps > REPEATABLE:
+            raise NotApplicable(f"{steps} local steps were told, and at most {REPEATABLE} are tried")
         chain = FullyConnected.of(leak, network)
         odd = next((a for a in chain.activations if a.low is None), None)
         if odd is not None:

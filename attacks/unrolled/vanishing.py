@@ -27,11 +27,11 @@ from attacks.victim.gradients import Array
 SCHEDULES = ((0.45, 0.3, 0.2, 0.12), (0.25, 0.15, 0.08, 0.04))
 """Quantiles in turns: near examples are told apart by high ones, low ones let few units do."""
 ROUNDS_AT_EACH = 8
-STARTS, STARTS_BEHIND = 200, 60
+DRAWN_AT_ONCE, DRAWN_BEHIND = 200, 60
 """At once, of each schedule: in the whole space, and among the units where a found one is off."""
 PASSES, PASSES_BEHIND = 4, 2
 """Over the whole space, and over those found, at most."""
-NEAR, VANISHED, ROUNDINGS = (0.02, 3e-3, 3e-4), 1e-4, 20.0
+NEARLY_OFF, VANISHED, OFF_ROUNDINGS = (0.02, 3e-3, 3e-4), 1e-4, 20.0
 """In root mean squares of `U q`, up to which a unit counts as off, in turns and in the end; and in
 standard deviations of its rounding, if that is more."""
 HELD_BY = 3
@@ -39,7 +39,7 @@ HELD_BY = 3
 LEAST_ALONE = 0.01
 """Least singular value but one of its units' rows then, relative: examples have 0.03 to 0.8, what
 is not held by its units 1e-5."""
-SAME = 1e-5
+SAME_DIRECTION = 1e-5
 """Of two directions, 1 less their cosine."""
 INDEPENDENT = 0.01
 """Least singular value of directions that are all of the examples'."""
@@ -56,7 +56,7 @@ def vanishing_directions(equation: MaskEquation, generator: torch.Generator) -> 
     """
     found: list[Array] = []
     for _ in range(PASSES):
-        for q in _sharpened(equation.left, STARTS, generator):
+        for q in _sharpened(equation.left, DRAWN_AT_ONCE, generator):
             _keep(equation, q, found)
         if _is_enough(equation, found):
             break
@@ -72,14 +72,14 @@ def vanishing_directions(equation: MaskEquation, generator: torch.Generator) -> 
 def off_units(equation: MaskEquation, q: Array, near: float = VANISHED) -> NDArray[np.bool_]:
     """Return which units a unit direction vanishes at, (D,)."""
     noise = equation.sigma * float(np.linalg.norm(q / equation.values))
-    limit = max(near / len(equation.left) ** 0.5, ROUNDINGS * noise)
+    limit = max(near / len(equation.left) ** 0.5, OFF_ROUNDINGS * noise)
     return np.asarray(np.abs(equation.left @ q) < limit)
 
 
 def _keep(equation: MaskEquation, q: Array, found: list[Array]) -> None:
     """Add the direction that q is near to, if it vanishes at many units and is new."""
     least = equation.size + HELD_BY
-    for near in NEAR:
+    for near in NEARLY_OFF:
         off = off_units(equation, q, near)
         if off.sum() < least:
             return
@@ -87,7 +87,7 @@ def _keep(equation: MaskEquation, q: Array, found: list[Array]) -> None:
     off = off_units(equation, q)
     if off.sum() < least or _alone(equation.left[off], len(off)) < LEAST_ALONE:
         return
-    if all(abs(float(one @ q)) < 1 - SAME for one in found):
+    if all(abs(float(one @ q)) < 1 - SAME_DIRECTION for one in found):
         found.append(q)
 
 
@@ -130,12 +130,12 @@ def _behind(equation: MaskEquation, one: Array, generator: torch.Generator) -> I
     basis, triangle = np.linalg.qr(rows)
     if np.abs(np.diag(triangle)).min() < VANISHED * np.abs(np.diag(triangle)).max():
         return
-    for q in _sharpened(basis, STARTS_BEHIND, generator):
+    for q in _sharpened(basis, DRAWN_BEHIND, generator):
         other = np.linalg.solve(triangle, q) @ others
         plane = np.stack([one, other / np.linalg.norm(other)])
         rest = equation.left[~off] @ plane.T
         sizes = np.linalg.norm(rest, axis=1)
-        rest = rest[sizes > NEAR[1] * sizes.max(initial=0.0)]
+        rest = rest[sizes > NEARLY_OFF[1] * sizes.max(initial=0.0)]
         angles = np.sort(np.arctan2(rest[:, 0], rest[:, 1]) % np.pi)
         if len(angles) <= HELD_BY:
             continue

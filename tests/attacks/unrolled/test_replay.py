@@ -142,6 +142,11 @@ def test_what_is_told_wrongly_is_refused(told: dict[str, Any], train: Train) -> 
 
 
 @pytest.mark.usefixtures("hurried")
+def test_steps_without_end_cost_a_sentence_and_no_memory(train: Train) -> None:
+    leak = dataclasses.replace(train(examples=2, steps=2).leak, local_steps=10**9)
+    assert "1000000000 local steps were told" in assert_silent(leak)
+
+
 def test_other_weights_are_refused(train: Train) -> None:
     leak = train().leak
     with torch.no_grad():
