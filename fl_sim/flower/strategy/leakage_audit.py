@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from attacks import GradientLeak, Normalization
 from attacks.intake import plain_model, plain_names
 from fl_sim.capture.update import Auditor, Update, untranslated
-from fl_sim.flower.strategy.audit_captures import AuditCaptures, check_capture
 from fl_sim.flower.strategy.audit_folder import AuditFolder
 from fl_sim.flower.strategy.audit_options import (
     Log,
@@ -153,9 +152,12 @@ class LeakageAudit(Wrapper):
             None if out is None else AuditFolder(Path(out), self._about(), keep_images=keep)
         )
         if capture is not None:
-            self.take_over = self._captures(capture).keep
+            self.take_over = self._keeping(capture)
 
-    def _captures(self, name: str) -> AuditCaptures:
+    def _keeping(self, name: str) -> TakeOver:
+        # It loads scenarios, which no other audit needs.
+        from fl_sim.flower.strategy.audit_captures import AuditCaptures, check_capture
+
         check_capture(
             has_out=self.folder is not None,
             takes_over=self.take_over is not None,
@@ -169,7 +171,7 @@ class LeakageAudit(Wrapper):
             self.model,
             input_shape=self.input_shape,
             mode=self.training.mode,
-        )
+        ).keep
 
     def _about(self) -> dict[str, Any]:
         return describe_audit(
