@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -19,12 +20,31 @@ from torch import Tensor
 from fl_sim.errors import UserError
 
 KEY = "fl-sim"
-REAL = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"}
+REAL = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+"""What a file may hold, and how safetensors calls it."""
 _ERRORS = (SafetensorError, ValueError, KeyError, TypeError, RuntimeError, OverflowError)
 
 
 def pack(kind: str, version: int, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bytes:
-    """Return a file's bytes; the same for the same content."""
+    """Return a file's bytes; the same for the same content.
+
+    Raises:
+        UserError: a tensor doesn't hold real numbers.
+    """
+    strange = next((n for n, tensor in tensors.items() if tensor.dtype not in REAL), None)
+    if strange is not None:
+        raise UserError(f"must hold real numbers, found {tensors[strange].dtype} in {strange!r}")
     described = {"kind": kind, "version": version, "about": about, "tensors": list(tensors)}
     held = {
         # Copies: safetensors refuses two views of one storage.
@@ -72,7 +92,7 @@ def _described(data: bytes) -> dict[str, Any]:
         is_object = isinstance(described, dict)
     except (*_ERRORS, AttributeError, RecursionError) as error:
         raise UserError("isn't a file of fl-sim, or is damaged") from error
-    strange = sorted(map(str, dtypes - REAL))
+    strange = sorted(map(str, dtypes - {*REAL.values()}))
     if strange:
         raise UserError(f"must hold real numbers, found {strange[0]}")
     if not is_object:

@@ -19,11 +19,14 @@ from fl_sim.capture.folder import find_captures, run_of
 from fl_sim.capture.pending import PendingRounds
 from fl_sim.capture.plans import Scene
 from fl_sim.errors import UserError
+from fl_sim.leakage.findings import Finding, with_class_name
 from fl_sim.leakage.landing import land
 from fl_sim.leakage.records import append_lines, read_lines
 from fl_sim.origin import AUDIT, REPLAY, describe_audit, when_and_with
 from fl_sim.run_folder import RunFolder
 from fl_sim.scenario import Attack, Scenario
+from fl_sim.scenario.errors import validated
+from fl_sim.scenario.sections import Section
 
 IMAGES_KEPT = 20
 """Most images of a round that are kept where no scenario says otherwise."""
@@ -38,12 +41,14 @@ class OfflineAttack:
         scene: the attacks and the truth, if a scenario is known.
         sample: one of the captures.
         run: the folder of the run that they come from; None where it isn't known.
+        class_names: as an own app's audit was told them; None where it wasn't, or there is none.
     """
 
     files: dict[tuple[int, int], Path]
     scene: Scene
     sample: Capture
     run: Path | None
+    class_names: list[str] | None = None
 
     @classmethod
     def of(
@@ -59,7 +64,7 @@ class OfflineAttack:
         Args:
             source: a capture, a folder of some, or a run's folder.
             attack: the attack; None: those of the scenario that they come from.
-            seed: of the attacks' draws; None: that scenario's, or 0.
+            seed: of the attacks' draws; None: that scenario's or audit's, or 0.
             trusts: whether code that the files name outside fl-sim is imported.
 
         Raises:
@@ -68,7 +73,7 @@ class OfflineAttack:
         """
         paths = find_captures(source)
         run = run_of(paths[0])
-        scenario = None if run is None else _scenario_of(run)
+        scenario, audit = (None, None) if run is None else _description_of(run)
         if attack is None and (scenario is None or not scenario.attack):
             raise UserError(f"--label must name a label attack: {source} tells of none")
         if scenario is not None and not trusts:
@@ -77,6 +82,7 @@ class OfflineAttack:
         files: dict[tuple[int, int], Path] = {}
         for path in paths:
             capture = _checked(path, trusts=trusts, is_of_a_run=run is not None)
+            _require_named(path, capture, audit)
             place = (capture.update.server_round, capture.update.client)
             if place[0] > committed:  # of a round in which a run was killed
                 continue
@@ -88,15 +94,16 @@ class OfflineAttack:
             files[place], sample = path, capture
         if not files:
             raise UserError(f"{source} holds captures of rounds that weren't completed only")
-        scene = _scene(attack, scenario, seed)
+        scene = _scene(attack, scenario, audit, seed)
         scene.auditor(sample.recipe)  # finds mistakes in its options
-        return cls(files, scene, sample, run)
+        return cls(files, scene, sample, run, None if audit is None else audit.class_names)
 
     @property
     def name(self) -> str:
         """What its folder is named after."""
-        scenario = self.scene.scenario
-        own = next(iter(self.files.values())).stem if scenario is None else scenario.name
+        if self.scene.scenario is not None:
+            return f"{self.scene.scenario.name}-attack"
+        own = next(iter(self.files.values())).stem if self.run is None else self.run.name
         return f"{own}-attack"
 
     def work_off(
@@ -134,12 +141,17 @@ class OfflineAttack:
             self.sample.recipe,
             jobs=jobs,
             most=total,
-            land=partial(land, log=folder.log, images=folder.images, most=kept),
+            land=partial(self._land, log=folder.log, images=folder.images, most=kept),
             on_progress=on_progress and (lambda left: on_progress(total - left, total)),
         )
         with backlog:
             backlog.settle()
         return out
+
+    def _land(self, findings: Sequence[Finding], **places: Any) -> None:
+        if self.class_names is not None:
+            findings = [with_class_name(finding, self.class_names) for finding in findings]
+        land(findings, **places)
 
     def _owed(self, server_round: int) -> dict[int, list[int]]:
         """Return which attacks a round's captures get."""
@@ -156,9 +168,7 @@ class OfflineAttack:
         """Write `scenario.json`, and `rounds.jsonl` as far as it is known."""
         described: dict[str, Any]
         if self.scene.scenario is not None:
-            assert self.run is not None
             described = {"scenario": self.scene.scenario.model_dump(mode="json"), "kind": REPLAY}
-            lines = [json.dumps(line) for line in read_lines(self.run / "rounds.jsonl")]
         else:
             update = self.sample.update
             auditor = self.scene.auditor(self.sample.recipe)
@@ -171,10 +181,13 @@ class OfflineAttack:
                 name=self.name,
                 defenses=auditor.defenses,
                 seed=self.scene.seed,
-                class_names=None,
+                class_names=self.class_names,
                 has_judge=False,
             )
             described = {"scenario": about, "kind": AUDIT}
+        if self.run is not None:
+            lines = [json.dumps(line) for line in read_lines(self.run / "rounds.jsonl")]
+        else:
             replies = Counter(server_round for server_round, _ in self.files)
             lines = [
                 json.dumps({"round": r, "replies": replies[r], "quarantined": 0})
@@ -185,15 +198,24 @@ class OfflineAttack:
         append_lines(folder.rounds, lines)
 
 
-def _scenario_of(run: Path) -> Scenario:
-    """Read the scenario of a run's folder.
+class _Audit(Section):
+    """What the audit of an own app says of its records, in its `scenario.json`."""
+
+    seed: int = 0
+    defenses: str | None = None
+    class_names: list[str] | None = None
+
+
+def _description_of(run: Path) -> tuple[Scenario | None, _Audit | None]:
+    """Read what a run's folder is of: a scenario, or the audit of an own app.
 
     Raises:
         UserError: it is damaged, or of another version.
     """
     path = run / "scenario.json"
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))["scenario"]
+        described = json.loads(path.read_text(encoding="utf-8"))
+        values, kind = described["scenario"], described.get("kind")
         if not isinstance(values, dict):
             raise TypeError("it must be a table")
     except OSError as error:
@@ -201,9 +223,25 @@ def _scenario_of(run: Path) -> Scenario:
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} isn't a run's description: {error}") from error
     try:
-        return Scenario.parse(values)
+        if kind != AUDIT:
+            return Scenario.parse(values), None
+        return None, validated(_Audit, {k: values[k] for k in _Audit.model_fields if k in values})
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+
+
+def _require_named(path: Path, capture: Capture, audit: _Audit | None) -> None:
+    """Raise unless an audit names as many classes as a capture's network has.
+
+    Raises:
+        UserError: it names more or fewer.
+    """
+    names, classes = None if audit is None else audit.class_names, capture.recipe.num_classes
+    if names is not None and len(names) != classes:
+        raise UserError(
+            f"capture {path} is of a network with {classes} classes, and its run's scenario.json "
+            f"names {len(names)}"
+        )
 
 
 def _foreign(scenario: Scenario, *, with_attacks: bool) -> list[str]:
@@ -248,11 +286,14 @@ def _checked(path: Path, *, trusts: bool, is_of_a_run: bool) -> Capture:
     return capture
 
 
-def _scene(attack: Attack | None, scenario: Scenario | None, seed: int | None) -> Scene:
+def _scene(
+    attack: Attack | None, scenario: Scenario | None, audit: _Audit | None, seed: int | None
+) -> Scene:
     """Return what is attacked by what: by the attack that is told, or by the scenario's own."""
     if scenario is None:
         assert attack is not None
-        return Scene((attack,), seed or 0)
+        told = audit or _Audit()
+        return Scene((attack,), told.seed if seed is None else seed, defenses=told.defenses)
     attacks = tuple(scenario.attack) if attack is None else (attack,)
-    told = scenario.with_changes({"attack": [each.model_dump() for each in attacks]})
-    return Scene(attacks, scenario.seed if seed is None else seed, told)
+    changed = scenario.with_changes({"attack": [each.model_dump() for each in attacks]})
+    return Scene(attacks, scenario.seed if seed is None else seed, changed)

@@ -9,9 +9,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 from torch import Tensor, nn
@@ -29,8 +29,10 @@ from fl_sim.tensor_file import digest, pack, read_bytes, unpack
 
 CAPTURE, WEIGHTS, VERSION = "capture", "weights", 1
 LARGEST_NUMBER = 10**6
-"""Of rounds, clients and local steps; more is a mistake, or malice."""
-_Number = Annotated[int, Field(ge=0, le=LARGEST_NUMBER)]
+"""Of rounds, examples and local steps; more is a mistake, or malice."""
+LARGEST_CLIENT = 2**64 - 1
+"""Clients of a Flower app are nodes, whose numbers have 64 bits."""
+_Client = Annotated[int, Field(ge=0, le=LARGEST_CLIENT)]
 _Count = Annotated[int, Field(ge=1, le=LARGEST_NUMBER)]
 
 
@@ -69,7 +71,7 @@ class _About(Section):
     """The JSON of a capture."""
 
     round: _Count
-    client: _Number
+    client: _Client
     model: Recipe
     training: _Training
     normalization: _Normalization | None = Field(
@@ -138,6 +140,9 @@ def pack_capture(update: Update, recipe: Recipe, weights: bytes | None = None) -
         update: what the server saw.
         recipe: of its network.
         weights: of the file beside it that holds what was received; None: it holds that itself.
+
+    Raises:
+        UserError: a reader would refuse it: a number is too large, or an array isn't of real ones.
     """
     shared = weights and {"file": weights_name(weights), "sha256": digest(weights)}
     normalization = update.normalization
@@ -152,6 +157,7 @@ def pack_capture(update: Update, recipe: Recipe, weights: bytes | None = None) -
     tensors = {f"sent/{name}": tensor for name, tensor in update.sent.items()}
     if weights is None:
         tensors |= {f"received/{name}": tensor for name, tensor in update.received.items()}
+    _require_readable(about, tensors)
     return pack(CAPTURE, VERSION, about, tensors)
 
 
@@ -192,13 +198,18 @@ def read_capture(path: Path) -> Capture:
 
 def _parsed(data: bytes) -> tuple[_About, dict[str, Tensor]]:
     values, tensors = unpack(data, CAPTURE, VERSION)
+    return _require_readable(values, tensors), tensors
+
+
+def _require_readable(values: Any, tensors: Collection[str]) -> _About:
+    """Return what a capture says beside its tensors, whose names are checked too."""
     strange = [name for name in tensors if not re.match(r"(sent|received)/.", name)]
     if strange:
         raise UserError(f"names a tensor {strange[0]!r}, which is neither sent nor received")
     if not any(map(_is_sent, tensors)):
         raise UserError("holds nothing that a client sent")
     try:
-        return _About.model_validate_json(json.dumps(values)), tensors
+        return _About.model_validate_json(json.dumps(values))
     except ValidationError as error:
         raise UserError(f"isn't valid: {describe(error, _About)}") from error
 

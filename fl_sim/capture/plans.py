@@ -61,11 +61,13 @@ class Scene:
         attacks: whose positions are their numbers in records and seeds.
         seed: of the attacks' random draws.
         scenario: that the captures come from, from which the truth is replayed; None: not known.
+        defenses: the clients', in words, for the records; None: those that captures tell of.
     """
 
     attacks: tuple[Attack, ...]
     seed: int
     scenario: Scenario | None = None
+    defenses: str | None = None
 
     def to_plain(self) -> dict[str, Any]:
         """Return it as JSON has it."""
@@ -73,6 +75,7 @@ class Scene:
             "attacks": [attack.model_dump(mode="json") for attack in self.attacks],
             "seed": self.seed,
             "scenario": None if self.scenario is None else self.scenario.model_dump(mode="json"),
+            "defenses": self.defenses,
         }
 
     @classmethod
@@ -87,6 +90,7 @@ class Scene:
             tuple(Attack.model_validate(attack) for attack in values["attacks"]),
             values["seed"],
             None if told is None else Scenario.parse(told),
+            values["defenses"],
         )
 
     def auditor(self, recipe: Recipe) -> Auditor:
@@ -100,7 +104,7 @@ class Scene:
             judge = ReplayJudge.of(Federation.of(self.scenario))
         return Auditor(
             [plan_of(attack, recipe.defenses) for attack in self.attacks],
-            defenses=in_words(recipe, is_known=self.scenario is not None),
+            defenses=self.defenses or in_words(recipe, is_known=self.scenario is not None),
             seed=self.seed,
             judge=judge,
         )

@@ -14,6 +14,9 @@ from fl_sim.errors import UserError
 from fl_sim.models.layers import Shape
 from fl_sim.seeds import seed_for, seeded_layers
 
+TOLD = ("num_classes", "input_shape", "bias", "mean", "std", "init")
+"""What factories are told that have parameters for it."""
+
 
 def build_model(
     name: str,
@@ -63,6 +66,18 @@ def build_model(
         model = _assemble(name, arguments, options)
         _check_output(name, model, input_shape, num_classes)
     return model
+
+
+def takes_bias(name: str) -> bool:
+    """Say whether a factory has a parameter `bias`.
+
+    Raises:
+        UserError: the name is unknown.
+    """
+    try:
+        return "bias" in _taken(name, dict.fromkeys(TOLD))
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def parameter_shapes(

@@ -84,7 +84,7 @@ def fitting_names(
         return None
     if isinstance(names, str) or not all(isinstance(name, str) for name in names):
         raise TypeError(f"class_names must be a list of strings, found {names!r}")
-    classes = _number_of_classes(model, input_shape)
+    classes = number_of_classes(model, input_shape, "class_names")
     if len(names) != classes:
         raise ValueError(
             f"class_names must be {classes}, one for each of the model's classes, found "
@@ -93,8 +93,17 @@ def fitting_names(
     return list(names)
 
 
-def _number_of_classes(model: nn.Module, input_shape: tuple[int, int, int]) -> int:
-    """Return K, from the model's output for a black image."""
+def number_of_classes(model: nn.Module, input_shape: tuple[int, int, int], what: str) -> int:
+    """Return K, from the model's output for a black image.
+
+    Args:
+        model: the network.
+        input_shape: (C, H, W) of one image.
+        what: the option that K is needed for.
+
+    Raises:
+        ValueError: the model can't be run.
+    """
     model = copy.deepcopy(model).eval()
     dtype = next(model.parameters()).dtype
     try:
@@ -103,8 +112,8 @@ def _number_of_classes(model: nn.Module, input_shape: tuple[int, int, int]) -> i
         return int(output.shape[-1])
     except Exception as error:  # a user's module may raise anything
         raise ValueError(
-            f"class_names can't be counted against a model that {(1, *input_shape)} can't go "
-            f"through: {type(error).__name__}: {error}"
+            f"{what} can't be compared with a model that {(1, *input_shape)} can't go through: "
+            f"{type(error).__name__}: {error}"
         ) from error
 
 

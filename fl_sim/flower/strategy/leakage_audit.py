@@ -62,6 +62,9 @@ class LeakageAudit(Wrapper):
             `fl-sim report` makes its page. What the run leaked is logged when it ends.
         log: where records go beside or instead: a new file, with one line of JSON for each, or a
             function of the server round and its findings.
+        capture: the name of what builds `model`, `module:attr` without arguments or with those that
+            a scenario's model gets: what the server saw of every update then stays in
+            `out/captures`, and `fl-sim attack` attacks it offline. None: nothing stays.
         clients: node id -> client number, for records and judge; None takes the node ids.
         defenses: the clients' defenses, in words, for the records.
         judge: holds the truth, in a rehearsal with data of one's own; None leaves the scores empty.
@@ -79,7 +82,8 @@ class LeakageAudit(Wrapper):
         TypeError: base, model, attacks, training, judge, class_names or keep_images is of another
             type.
         ValueError: an attack's name is unknown, or none is given; neither `out` nor `log` is, or
-            one holds another run; class_names aren't K; keep_images comes without `out`.
+            one holds another run; class_names aren't K; keep_images comes without `out`, and so
+            does capture, or it builds another network.
 
     Example:
         >>> from flwr.serverapp.strategy import FedAvg
@@ -107,6 +111,7 @@ class LeakageAudit(Wrapper):
         input_shape: tuple[int, int, int],
         out: str | Path | None = None,
         log: str | Path | Log | None = None,
+        capture: str | None = None,
         normalization: Normalization | None = None,
         clients: Mapping[int, int] | None = None,
         defenses: str = "unknown",
@@ -119,7 +124,8 @@ class LeakageAudit(Wrapper):
         secure_aggregation: int | None = None,
     ) -> None:
         super().__init__(base)
-        check_types(attacks, training, judge, may_be_none=take_over is not None)
+        keeps = not (take_over is None and capture is None)
+        check_types(attacks, training, judge, may_be_none=keeps)
         check_keeping(keep_images, out, log)
         self.model = plain_model(model)
         self.plans = [plan_of(attack) for attack in attacks]
@@ -145,6 +151,27 @@ class LeakageAudit(Wrapper):
         self.folder = (
             None if out is None else AuditFolder(Path(out), self._about(), keep_images=keep)
         )
+        if capture is not None:
+            self.take_over = self._keeping(capture)
+
+    def _keeping(self, name: str) -> TakeOver:
+        # It loads scenarios, which no other audit needs.
+        from fl_sim.flower.strategy.audit_captures import AuditCaptures, check_capture
+
+        check_capture(
+            has_out=self.folder is not None,
+            takes_over=self.take_over is not None,
+            sums=self.secure_aggregation is not None,
+            clients=None if self.clients is None else self.clients.values(),
+        )
+        assert self.folder is not None
+        return AuditCaptures(
+            self.folder.path / "captures",
+            name,
+            self.model,
+            input_shape=self.input_shape,
+            mode=self.training.mode,
+        ).keep
 
     def _about(self) -> dict[str, Any]:
         return describe_audit(

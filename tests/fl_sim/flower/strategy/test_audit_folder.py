@@ -307,7 +307,7 @@ def test_a_folder_or_log_that_holds_something_else_is_refused(tmp_path: Path) ->
         ({"class_names": [1, 2, 3, 4]}, r"class_names must be a list of strings, found \[1, 2"),
         (
             {"class_names": NAMES, "input_shape": (1, 5, 5)},
-            r"class_names can't be counted against a model that \(1, 1, 5, 5\) can't go through",
+            r"class_names can't be compared with a model that \(1, 1, 5, 5\) can't go through",
         ),
         ({"keep_images": -1}, "keep_images must be at least 0, found -1"),
         ({"keep_images": 2.5}, r"keep_images must be a whole number or True, found 2\.5"),
