@@ -233,9 +233,8 @@ class Server:
         epsilon, following = self.privacy.epsilon(server_round), None
         if self.scenario.privacy.epsilon_target is not None:
             following = self.privacy.epsilon(server_round + 1)
-        return Measured(
-            accuracy, loss, epsilon, replies, following, self._defended(server_round, sent)
-        )
+        defended = self._defended(server_round, sent)
+        return Measured(accuracy, loss, epsilon, replies, following, defended=defended)
 
     def _defended(self, server_round: int, sent: ArrayRecord) -> Defended | None:
         """Measure the defenses of the round's first client, in some rounds."""
