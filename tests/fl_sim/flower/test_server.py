@@ -162,12 +162,13 @@ def test_facts_without_a_joint_meaning_are_an_error_before_the_folder_is_touched
     tiny: Tiny, tmp_path: Path
 ) -> None:
     """For an aware attacker; one who knows nothing has nothing to put together."""
-    noise = '{name="dp-noise", clipping_norm=1.0, noise_multiplier=0.1}'
-    twice = tiny(f"defense=[{noise}, {noise}]", "rounds=1")
+    noise = '{name="dp-noise", noise_std=0.1}'
+    clipping = '{name="dp-noise", clipping_norm=1.0, noise_multiplier=0.0}'
+    clipped = tiny(f"defense=[{noise}, {clipping}]", "rounds=1")
     with pytest.raises(UserError, match="found clipping after noise"):
-        run(twice.with_changes({"attack.0.attacker": "aware"}), tmp_path / "run")
+        run(clipped.with_changes({"attack.0.attacker": "aware"}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    run(twice, tmp_path / "run")
+    run(clipped, tmp_path / "run")
 
 
 def test_all_clients_must_answer_who_they_are(tiny: Tiny, tmp_path: Path) -> None:
