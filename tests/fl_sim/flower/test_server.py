@@ -19,6 +19,7 @@ from fl_sim.errors import NothingAccepted, UserError
 from fl_sim.federation import Federation
 from fl_sim.flower import client, server
 from fl_sim.flower.engines.local import LocalGrid
+from fl_sim.flower.evaluation import evaluate
 from fl_sim.flower.run import run
 from fl_sim.flower.server import Server
 from fl_sim.flower.wire import load_tensors, wire_tensors
@@ -72,7 +73,7 @@ def test_test_examples_beyond_one_batch_count_once(tiny: Tiny) -> None:
     federation = Federation.of(scenario)
     model = federation.build_model()
     arrays = client.to_arrays(wire_tensors(model, "eval"))
-    accuracy, loss = Server(scenario, RunFolder(Path("unused")))._evaluate(arrays)
+    accuracy, loss = evaluate(federation, arrays, 0)
     logits = model(federation.dataset.test_images[:501]).detach()
     labels = federation.dataset.test_labels[:501]
     assert accuracy == pytest.approx(float((logits.argmax(dim=1) == labels).float().mean()))
