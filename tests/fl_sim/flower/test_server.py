@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 
 from fl_sim.errors import NothingAccepted, UserError
 from fl_sim.federation import Federation
-from fl_sim.flower import client, server
+from fl_sim.flower import client, roll_call, server
 from fl_sim.flower.engines.local import LocalGrid
 from fl_sim.flower.evaluation import evaluate
 from fl_sim.flower.run import run
@@ -232,7 +232,7 @@ def test_a_flower_run_without_any_accepted_reply_leaves_its_report_too(
 def test_clients_that_are_not_there_are_waited_for_and_then_named(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "QUERY_TIMEOUT_SECONDS", 0.0)
+    monkeypatch.setattr(roll_call, "QUERY_TIMEOUT_SECONDS", 0.0)
     scenario = tiny()
     with (
         RunFolder.open(tmp_path, scenario, resume=False) as folder,
