@@ -32,8 +32,11 @@ def peeled(update: Update, client: Unknowns) -> Unknowns:
     """
     simulation, optimizer = update.simulation, update.optimizer
     responses, sizes = optimizer.responses(update.steps), update.timetable.sizes.round()
-    parts = (update.moves[0] @ torch.linalg.pinv(client.inputs)).T
     inputs, labels = client.inputs.clone(), client.labels.clone()
+    if not update.has_bias:  # scanned around one scale, whatever the start's was
+        usual = update.chain.layers[0].weight.shape[1] ** 0.5
+        inputs *= usual / inputs.norm(dim=1, keepdim=True)
+    parts = (update.moves[0] @ torch.linalg.pinv(inputs)).T
     shares = torch.zeros_like(client.shares)
     left = torch.ones(len(inputs), dtype=torch.bool)
     weights, buffers = simulation.weights, None

@@ -1,0 +1,146 @@
+"""Directions that vanish at many units exactly, which are the examples'.
+
+A unit that is off for an example in all steps that take it has nothing of it: with `D_1 = U S V`,
+`δ_b = U q_b` and `u_i·q_b = 0`, but for rounding, whatever the weights above have become, however
+many steps there were, and whichever took the example. Two units in five are, others move by a
+thousand roundings and more. Where a direction starts near enough, weights `1 / (1 + (u_i·q / s)²)`
+with s a falling quantile of `|u_i·q|` lead to q_b itself.
+
+What lies between two examples vanishes where both are off, and at a unit or two by choice. Those
+units leave a plane, not a direction: so a direction counts if its units still leave no other when
+the few are left out that hold it best. And two examples that hide each other are told apart from
+one that is found: among the units where it is off, the other stands alone but for a multiple of
+the one; which multiple is seen where further units vanish together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from attacks.masks.equation import MaskEquation
+from attacks.victim.gradients import Array
+
+SCHEDULES = ((0.45, 0.3, 0.2, 0.12), (0.25, 0.15, 0.08, 0.04))
+"""Quantiles in turns: near examples are told apart by high ones, low ones let few units do."""
+ROUNDS_AT_EACH = 8
+STARTS, STARTS_BEHIND = 200, 60
+"""At once, of each schedule: in the whole space, and among the units where a found one is off."""
+PASSES, PASSES_BEHIND = 4, 2
+"""Over the whole space, and over those found, at most."""
+NEAR, VANISHED, ROUNDINGS = (0.02, 3e-3, 3e-4), 1e-4, 20.0
+"""In root mean squares of `U q`, up to which a unit counts as off, in turns and in the end; and in
+standard deviations of its rounding, if that is more."""
+HELD_BY = 3
+"""Units that are left out before a direction is judged."""
+LEAST_ALONE = 0.01
+"""Least singular value but one of its units' rows then, relative: examples have 0.03 to 0.8, what
+is not held by its units 1e-5."""
+SAME = 1e-5
+"""Of two directions, 1 less their cosine."""
+INDEPENDENT = 0.01
+"""Least singular value of directions that are all of the examples'."""
+TOGETHER = 1e-4
+"""Angle that `HELD_BY + 1` units of a plane lie within where they vanish together."""
+
+
+def vanishing_directions(equation: MaskEquation, generator: torch.Generator) -> Array:
+    """Return unit directions q (N, R) that vanish at many units, at least R if they are found.
+
+    Args:
+        equation: of the first layer; its activation is 0 below 0.
+        generator: draws starts.
+    """
+    found: list[Array] = []
+    for _ in range(PASSES):
+        for q in _sharpened(equation.left, STARTS, generator):
+            _keep(equation, q, found)
+        if _is_enough(equation, found):
+            break
+    for _ in range(PASSES_BEHIND):
+        for one in found:  # which grows meanwhile
+            if _is_enough(equation, found):
+                break
+            for q in _behind(equation, one, generator):
+                _keep(equation, q, found)
+    return np.array(found).reshape(-1, equation.size)
+
+
+def off_units(equation: MaskEquation, q: Array, near: float = VANISHED) -> NDArray[np.bool_]:
+    """Return which units a unit direction vanishes at, (D,)."""
+    noise = equation.sigma * float(np.linalg.norm(q / equation.values))
+    limit = max(near / len(equation.left) ** 0.5, ROUNDINGS * noise)
+    return np.asarray(np.abs(equation.left @ q) < limit)
+
+
+def _keep(equation: MaskEquation, q: Array, found: list[Array]) -> None:
+    """Add the direction that q is near to, if it vanishes at many units and is new."""
+    least = equation.size + HELD_BY
+    for near in NEAR:
+        off = off_units(equation, q, near)
+        if off.sum() < least:
+            return
+        q = np.linalg.svd(equation.left[off], full_matrices=False)[2][-1]
+    off = off_units(equation, q)
+    if off.sum() < least or _alone(equation.left[off], len(off)) < LEAST_ALONE:
+        return
+    if all(abs(float(one @ q)) < 1 - SAME for one in found):
+        found.append(q)
+
+
+def _is_enough(equation: MaskEquation, found: list[Array]) -> bool:
+    if len(found) < equation.size:
+        return False
+    values = np.linalg.svd(np.array(found), compute_uv=False)
+    return float(values[equation.size - 1]) > INDEPENDENT
+
+
+def _alone(rows: Array, units: int) -> float:
+    """Return how well rows leave one direction alone, the best few of them left out."""
+    second = np.linalg.svd(rows, full_matrices=False)[2][-2]
+    kept = rows[np.argsort(np.abs(rows @ second))[:-HELD_BY]]
+    least = np.linalg.svd(kept, compute_uv=False)[-2]
+    return float(least / (len(kept) / units) ** 0.5)
+
+
+def _sharpened(left: Array, count: int, generator: torch.Generator) -> Iterator[Array]:
+    """Yield where random directions lead that are made to vanish at many rows."""
+    size = left.shape[1]
+    products = (left[:, :, None] * left[:, None, :]).reshape(len(left), -1)
+    for schedule in SCHEDULES:
+        q = torch.randn(count, size, generator=generator, dtype=torch.float64).numpy()
+        for quantile in np.repeat(schedule, ROUNDS_AT_EACH):
+            parts = np.abs(q @ left.T)
+            scale = np.quantile(parts, quantile, axis=1, keepdims=True) + 1e-12
+            weight = 1 / (1 + (parts / scale) ** 2)
+            q = np.linalg.eigh((weight @ products).reshape(-1, size, size))[1][:, :, 0]
+        yield from q
+
+
+def _behind(equation: MaskEquation, one: Array, generator: torch.Generator) -> Iterator[Array]:
+    """Yield directions that are found among the units where a known one is off."""
+    off = off_units(equation, one)
+    others = np.linalg.svd(one[None])[2][1:]
+    rows = equation.left[off] @ others.T
+    if len(rows) < 2 * equation.size:
+        return
+    basis, triangle = np.linalg.qr(rows)
+    if np.abs(np.diag(triangle)).min() < VANISHED * np.abs(np.diag(triangle)).max():
+        return
+    for q in _sharpened(basis, STARTS_BEHIND, generator):
+        other = np.linalg.solve(triangle, q) @ others
+        plane = np.stack([one, other / np.linalg.norm(other)])
+        rest = equation.left[~off] @ plane.T
+        sizes = np.linalg.norm(rest, axis=1)
+        rest = rest[sizes > NEAR[1] * sizes.max(initial=0.0)]
+        angles = np.sort(np.arctan2(rest[:, 0], rest[:, 1]) % np.pi)
+        if len(angles) <= HELD_BY:
+            continue
+        apart = angles[HELD_BY:] - angles[:-HELD_BY]
+        at = int(apart.argmin())
+        if apart[at] < TOGETHER:
+            angle = float(np.median(angles[at : at + HELD_BY + 1]))
+            yield np.array([np.cos(angle), -np.sin(angle)]) @ plane
