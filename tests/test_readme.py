@@ -136,7 +136,9 @@ def test_fl_sim_commands_are_accepted(monkeypatch: pytest.MonkeyPatch, tmp_path:
         "fl_sim.bench.run": SimpleNamespace(run_suite=lambda suite, **options: []),
         "fl_sim.flower.run": SimpleNamespace(run=simulate),
         "fl_sim.report": SimpleNamespace(
-            build_report=lambda out: out / "report.html", headline=lambda out: "It leaks."
+            build_report=lambda out: out / "report.html",
+            headline=lambda out: "It leaks.",
+            notice=lambda out: None,
         ),
         "fl_sim.report.comparison": SimpleNamespace(
             build_comparison=lambda comparison, out: out / "report.html",

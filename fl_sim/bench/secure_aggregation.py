@@ -13,10 +13,7 @@ from fl_sim.leakage.records import read_lines
 from fl_sim.scenario import Scenario
 
 SEEDS = 3
-SIZES: tuple[tuple[int, int], ...] = (
-    *((2, 1), (16, 1), (2, 8), (4, 4), (16, 2), (4, 8), (16, 4), (4, 16)),
-    *((16, 8), (8, 16), (16, 16)),
-)
+SIZES = (2, 1), (16, 1), (2, 8), (4, 4), (16, 2), (4, 8), (16, 4), (4, 16)
 """Clients n and the examples B of each."""
 TITLE = "Secure aggregation: what the exact attacks recover of a sum of n clients' updates"
 NOTES = (
@@ -26,6 +23,7 @@ NOTES = (
     "the label, beyond 20 and 50 dB of the image; *false* counts what was vouched for and wrong.",
     "The sum of n updates of one step is the update of one batch of n·B: where n·B is the same, so "
     "is what leaks, whoever holds the examples. Whose an example is, the sum doesn't say.",
+    "Sums of more than 64 examples aren't measured: an attack on 128 takes minutes.",
 )
 
 

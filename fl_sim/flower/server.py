@@ -5,15 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy
-from torch.nn.functional import cross_entropy
 
 from attacks import Normalization
 from fl_sim.capture.backlog import Backlog, spare_cores
@@ -25,12 +22,14 @@ from fl_sim.errors import NothingAccepted, UserError
 from fl_sim.federation import Federation
 from fl_sim.flower.client import resolve_device, to_arrays
 from fl_sim.flower.defended import Defended, is_measured, measure_defenses
-from fl_sim.flower.provenance import code_hash
+from fl_sim.flower.evaluation import evaluate
+from fl_sim.flower.roll_call import identify_clients
 from fl_sim.flower.round_ledger import Measured, RoundLedger
 from fl_sim.flower.strategy import LeakageAudit, ReplyGuard, build_strategy
-from fl_sim.flower.strategy.canary_watch import CanaryWatch, tensors_of
+from fl_sim.flower.strategy.canary_watch import CanaryWatch
+from fl_sim.flower.strategy.reply_content import tensors_of
 from fl_sim.flower.strategy.state import pack_state, restore_state
-from fl_sim.flower.wire import LocalTraining, load_tensors, wire_tensors
+from fl_sim.flower.wire import LocalTraining, wire_tensors
 from fl_sim.privacy.canaries import CanaryScores
 from fl_sim.privacy.spending import PrivacySpending
 from fl_sim.replay_judge import ReplayJudge
@@ -38,12 +37,10 @@ from fl_sim.run_folder import RunFolder
 from fl_sim.scenario import Scenario
 from fl_sim.scenario.sections import Privacy
 from fl_sim.scenario.source import configured_scenario
-from fl_sim.seeds import seed_for, seeded_layers
 from fl_sim.threads import one_thread
 from fl_sim.trackers.feed import Feed, build_trackers
 
 app = ServerApp()
-QUERY_TIMEOUT_SECONDS = 120.0
 logger = logging.getLogger(__name__)
 flower_log = logging.getLogger("flwr")  # whose lines `flwr run --stream` shows
 
@@ -135,7 +132,7 @@ class Server:
     ) -> None:
         """Train what is left."""
         scenario, offset = self.scenario, max(committed, 0)
-        clients = _identify(grid, scenario.data.clients, committed)
+        clients = identify_clients(grid, scenario.data.clients, committed)
         canaries = self.canaries
         guard = ReplyGuard(
             CanaryWatch(self._audited(clients, ledger), canaries, clients),
@@ -227,20 +224,12 @@ class Server:
         self, server_round: int, arrays: ArrayRecord, replies: int, sent: ArrayRecord
     ) -> Measured:
         """Evaluate the global model at the end of a round, and the defenses of one client in it."""
-        seed = seed_for(self.scenario.seed, "evaluation", server_round)
-        with seeded_layers(seed, resolve_device(self.scenario.device)):
-            accuracy, loss = self._evaluate(arrays)
+        accuracy, loss = evaluate(self.federation, arrays, server_round)
         epsilon, following = self.privacy.epsilon(server_round), None
         if self.scenario.privacy.epsilon_target is not None:
             following = self.privacy.epsilon(server_round + 1)
-        return Measured(
-            accuracy,
-            loss,
-            epsilon,
-            replies,
-            following,
-            defended=self._defended(server_round, sent),
-        )
+        defended = self._defended(server_round, sent)
+        return Measured(accuracy, loss, epsilon, replies, following, defended=defended)
 
     def _defended(self, server_round: int, sent: ArrayRecord) -> Defended | None:
         """Measure the defenses of the round's first client, in some rounds."""
@@ -249,24 +238,6 @@ class Server:
         client = self.federation.sampled_clients(server_round)[0]
         received = sent.to_torch_state_dict()
         return measure_defenses(self.scenario, client, server_round, received)
-
-    def _evaluate(self, arrays: ArrayRecord) -> tuple[float, float]:
-        """Return accuracy and mean loss on the server's test images."""
-        dataset = self.federation.dataset
-        count = self.federation.test_examples
-        device = resolve_device(self.scenario.device)
-        model = self.federation.build_model()
-        load_tensors(model, arrays.to_torch_state_dict())
-        model.to(device).eval()
-        hits, total = 0, 0.0
-        with torch.no_grad():
-            for start in range(0, count, 500):
-                part = slice(start, min(start + 500, count))
-                labels = dataset.test_labels[part].to(device)
-                logits = model(dataset.test_images[part].to(device))
-                hits += int((logits.argmax(dim=1) == labels).sum())
-                total += float(cross_entropy(logits, labels, reduction="sum"))
-        return hits / count, total / count
 
     def _rounds(self) -> int:
         """Return how many rounds there are: all, or fewer, so that ε stays within its target.
@@ -324,40 +295,3 @@ def _training(scenario: Scenario, *, is_poisson: bool) -> LocalTraining:
         weight_decay=client.weight_decay,
         mode=client.mode,
     )
-
-
-def _identify(grid: Grid, expected: int, committed: int) -> Mapping[int, int]:
-    """Ask every node which client it is; wait until all are there.
-
-    They are told the last committed round, so that clients forget what later ones left.
-
-    Raises:
-        UserError: not every client answers in time, or one runs other code than this server.
-    """
-    deadline = time.monotonic() + QUERY_TIMEOUT_SECONDS
-    while True:
-        nodes = sorted(grid.get_node_ids())
-        if len(nodes) >= expected or time.monotonic() > deadline:
-            break
-        time.sleep(0.5)
-    asked = ConfigRecord({"committed": committed})
-    queries = [
-        Message(RecordDict({"query": asked}), dst_node_id=node, message_type="query")
-        for node in nodes
-    ]
-    clients = {}
-    for reply in grid.send_and_receive(queries, timeout=QUERY_TIMEOUT_SECONDS):
-        if not reply.has_error():
-            identity = reply.content.config_records["identity"]
-            clients[reply.metadata.src_node_id] = client = int(str(identity["partition-id"]))
-            if identity["code"] != code_hash():
-                raise UserError(
-                    f"client {client} must run the server's code, {code_hash()}, found "
-                    f"{identity['code']!s}"
-                )
-    if sorted(clients.values()) != list(range(expected)):
-        raise UserError(
-            f"data.clients is {expected}, but {len(clients)} of {len(nodes)} nodes answered as "
-            f"clients {sorted(clients.values())}"
-        )
-    return clients

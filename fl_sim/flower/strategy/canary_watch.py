@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
-from torch import Tensor
 
+from fl_sim.flower.strategy.reply_content import tensors_of
 from fl_sim.flower.strategy.wrapper import Wrapper
 from fl_sim.privacy.canaries import CanaryScores
 
@@ -57,8 +56,3 @@ class CanaryWatch(Wrapper):
                 difference = {name: found[name].double() - sent[name].double() for name in sent}
                 self.scores.take_update(self.clients[node], difference)
         return self.base.aggregate_train(server_round, replies)
-
-
-def tensors_of(arrays: ArrayRecord) -> dict[str, Tensor]:
-    """Return the tensors of a record."""
-    return {name: torch.from_numpy(array.numpy()) for name, array in arrays.items()}

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor, nn
 
 from attacks import GradientLeak, Normalization
-from attacks.intake import plain_model, plain_names
+from attacks.intake import plain_model
 from fl_sim.capture.update import Auditor, Update, untranslated
 from fl_sim.flower.strategy.audit_folder import AuditFolder
 from fl_sim.flower.strategy.audit_options import (
@@ -26,6 +24,13 @@ from fl_sim.flower.strategy.audit_options import (
     file_log,
     fitting_names,
     plan_of,
+)
+from fl_sim.flower.strategy.reply_content import (
+    EXAMPLES_KEY,
+    arrays_of,
+    metrics_of,
+    tensors_of,
+    training_of,
 )
 from fl_sim.flower.strategy.secure_sum import groups_of, mean_of
 from fl_sim.flower.strategy.wrapper import Wrapper
@@ -37,10 +42,6 @@ from fl_sim.origin import describe_audit
 
 TakeOver = Callable[[Update, Sequence[int]], None]
 """Takes an update, and the numbers of the attacks on it that are left to whoever takes it."""
-STEPS_KEY = "num-steps"
-"""A metric in which clients may report their number of optimizer steps."""
-EXAMPLES_KEY = "num-examples"
-"""The metric in which Flower's clients report how many examples they trained on."""
 
 
 class LeakageAudit(Wrapper):
@@ -197,12 +198,12 @@ class LeakageAudit(Wrapper):
         if self.folder is not None:
             self.folder.begin_round(server_round)
         messages = list(self.base.configure_train(server_round, arrays, config, grid))
-        self._sent = {m.metadata.dst_node_id: self._arrays(m.content) for m in messages}
+        self._sent = {m.metadata.dst_node_id: arrays_of(m.content, self.model) for m in messages}
         return messages
 
     def note_replies(self, replies: Sequence[Message]) -> None:
         """Remember what clients report of their training; not all of them need to."""
-        self._metrics = {r.metadata.src_node_id: _metrics(r) for r in replies}
+        self._metrics = {r.metadata.src_node_id: metrics_of(r) for r in replies}
         super().note_replies(replies)
 
     def aggregate_train(
@@ -258,7 +259,7 @@ class LeakageAudit(Wrapper):
         )
 
     def _weight(self, reply: Message) -> float:
-        return float(_metrics(reply).get(EXAMPLES_KEY) or 1)
+        return float(metrics_of(reply).get(EXAMPLES_KEY) or 1)
 
     def _audit(self, server_round: int, reply: Message) -> list[Finding]:
         """Run the round's plans on one reply; whatever goes wrong costs a record, no more."""
@@ -281,14 +282,14 @@ class LeakageAudit(Wrapper):
         if reply.has_error():
             return f"the client failed: {reply.error.reason}"
         try:
-            metrics = {**_metrics(reply), **self._metrics.get(reply.metadata.src_node_id, {})}
+            metrics = {**metrics_of(reply), **self._metrics.get(reply.metadata.src_node_id, {})}
             received, _ = self._received(self._sent[reply.metadata.src_node_id])
             return Update(
                 server_round,
                 self._client(reply),
                 received,
-                _tensors(self._arrays(reply.content)),
-                self._training_of(metrics),
+                tensors_of(arrays_of(reply.content, self.model)),
+                training_of(self.training, metrics),
                 self.input_shape,
                 self.normalization,
             )
@@ -301,50 +302,10 @@ class LeakageAudit(Wrapper):
         assert update.received is received
         return update.leak(model)
 
-    def _training_of(self, metrics: Mapping[str, Any]) -> LocalTraining:
-        """Return how a client trained, by what it reports."""
-        steps = _number(metrics, STEPS_KEY, "steps")
-        if self.training.local_epochs is None:
-            return self.training.of_client(steps=steps)
-        examples = _number(metrics, EXAMPLES_KEY, "examples")
-        return self.training.of_client(examples=examples, steps=steps)
-
     def _received(self, record: ArrayRecord) -> tuple[dict[str, Tensor], nn.Module]:
         """Return what a node received, and the network at it; one copy for all that share it."""
         if self._loaded is None or self._loaded[0] is not record:
-            model, received = copy.deepcopy(self.model), _tensors(record)
+            model, received = copy.deepcopy(self.model), tensors_of(record)
             load_tensors(model, received)
             self._loaded = (record, received, model.eval())
         return self._loaded[1:]
-
-    def _arrays(self, content: RecordDict) -> ArrayRecord:
-        """Return the record with the most of the model's arrays; an empty one without any."""
-        own = {name for name, _ in self.model.named_parameters()}
-        records = content.array_records.values()
-        fits = [len(own.intersection(plain_names(r, self.model).values())) for r in records]
-        pairs = sorted(zip(fits, records, strict=True), key=lambda pair: -pair[0])
-        return pairs[0][1] if pairs else ArrayRecord()
-
-
-def _metrics(reply: Message) -> dict[str, Any]:
-    records = [] if reply.has_error() else reply.content.metric_records.values()
-    return {name: value for record in records for name, value in record.items()}
-
-
-def _number(metrics: Mapping[str, Any], key: str, what: str) -> int | None:
-    """Return how many steps or examples a client reports, None where it doesn't.
-
-    Raises:
-        ValueError: it isn't a number of them.
-    """
-    found = metrics.get(key)
-    if found is None:
-        return None
-    is_number = isinstance(found, int | float) and math.isfinite(found)
-    if not is_number or found != int(found) or found < 1:
-        raise ValueError(f"metric {key!r} must be a number of {what}, found {found}")
-    return int(found)
-
-
-def _tensors(arrays: ArrayRecord) -> dict[str, Tensor]:
-    return {name: torch.from_numpy(array.numpy()) for name, array in arrays.items()}

@@ -17,8 +17,9 @@ from torch.nn.functional import cross_entropy
 
 from fl_sim.errors import NothingAccepted, UserError
 from fl_sim.federation import Federation
-from fl_sim.flower import client, server
+from fl_sim.flower import client, roll_call, server
 from fl_sim.flower.engines.local import LocalGrid
+from fl_sim.flower.evaluation import evaluate
 from fl_sim.flower.run import run
 from fl_sim.flower.server import Server
 from fl_sim.flower.wire import load_tensors, wire_tensors
@@ -72,7 +73,7 @@ def test_test_examples_beyond_one_batch_count_once(tiny: Tiny) -> None:
     federation = Federation.of(scenario)
     model = federation.build_model()
     arrays = client.to_arrays(wire_tensors(model, "eval"))
-    accuracy, loss = Server(scenario, RunFolder(Path("unused")))._evaluate(arrays)
+    accuracy, loss = evaluate(federation, arrays, 0)
     logits = model(federation.dataset.test_images[:501]).detach()
     labels = federation.dataset.test_labels[:501]
     assert accuracy == pytest.approx(float((logits.argmax(dim=1) == labels).float().mean()))
@@ -162,12 +163,13 @@ def test_facts_without_a_joint_meaning_are_an_error_before_the_folder_is_touched
     tiny: Tiny, tmp_path: Path
 ) -> None:
     """For an aware attacker; one who knows nothing has nothing to put together."""
-    noise = '{name="dp-noise", clipping_norm=1.0, noise_multiplier=0.1}'
-    twice = tiny(f"defense=[{noise}, {noise}]", "rounds=1")
+    noise = '{name="dp-noise", noise_std=0.1}'
+    clipping = '{name="dp-noise", clipping_norm=1.0, noise_multiplier=0.0}'
+    clipped = tiny(f"defense=[{noise}, {clipping}]", "rounds=1")
     with pytest.raises(UserError, match="found clipping after noise"):
-        run(twice.with_changes({"attack.0.attacker": "aware"}), tmp_path / "run")
+        run(clipped.with_changes({"attack.0.attacker": "aware"}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    run(twice, tmp_path / "run")
+    run(clipped, tmp_path / "run")
 
 
 def test_all_clients_must_answer_who_they_are(tiny: Tiny, tmp_path: Path) -> None:
@@ -230,7 +232,7 @@ def test_a_flower_run_without_any_accepted_reply_leaves_its_report_too(
 def test_clients_that_are_not_there_are_waited_for_and_then_named(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "QUERY_TIMEOUT_SECONDS", 0.0)
+    monkeypatch.setattr(roll_call, "QUERY_TIMEOUT_SECONDS", 0.0)
     scenario = tiny()
     with (
         RunFolder.open(tmp_path, scenario, resume=False) as folder,
