@@ -60,7 +60,9 @@ class Update:
         if leak.lr is None or optimizer is None or leak.update_dtype is None:
             raise NotApplicable("that takes the weights that came back, and their learning rate")
         if steps > REPEATABLE:
-            raise NotApplicable(f"{steps} local steps were told, and at most {REPEATABLE} are tried")
+            raise NotApplicable(
+                f"{steps} local steps were told, and at most {REPEATABLE} are tried"
+            )
         chain = FullyConnected.of(leak, network)
         odd = next((a for a in chain.activations if a.low is None), None)
         if odd is not None:
