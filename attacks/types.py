@@ -66,6 +66,9 @@ class GradientLeak:
         weight_decay: at least 0, of the clients' SGD.
         optimizer_lr: the learning rate that the clients' SGD was told, where `lr` isn't that; None:
             it is.
+        earlier: what the server saw of the same client in earlier rounds, for attacks that combine
+            rounds, in order; whether they share their examples is the attacks' to find out. None:
+            this round stands alone.
 
     Raises:
         TypeError: model, gradients or schedule are of another type.
@@ -98,6 +101,7 @@ class GradientLeak:
     dampening: float = 0.0
     weight_decay: float = 0.0
     optimizer_lr: float | None = None
+    earlier: tuple[GradientLeak, ...] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "model", plain_model(self.model))
@@ -128,6 +132,7 @@ class GradientLeak:
         self._check_normalization()
         self._check_knowledge()
         self._check_training()
+        self._check_earlier()
 
     @functools.cached_property
     def steps(self) -> Steps:
@@ -165,6 +170,23 @@ class GradientLeak:
             raise ValueError(f"optimizer_lr must be above 0 and finite, or None, found {lr}")
         SGD(1.0, self.momentum, self.nesterov, self.dampening, self.weight_decay)
         _ = self.steps
+
+    def _check_earlier(self) -> None:
+        rounds = () if self.earlier is None else self.earlier
+        is_plain = isinstance(rounds, tuple) and all(
+            isinstance(leak, GradientLeak) and leak.earlier is None for leak in rounds
+        )
+        if not is_plain:
+            raise TypeError(
+                "earlier must be a tuple of GradientLeaks that have none themselves, or None, "
+                f"found {type(rounds).__name__}"
+            )
+        for leak in rounds:
+            if leak.input_shape != self.input_shape:
+                raise ValueError(
+                    f"earlier rounds must have the input_shape {self.input_shape}, found "
+                    f"{leak.input_shape}"
+                )
 
     def _check_normalization(self) -> None:
         if self.normalization is None:
@@ -243,6 +265,11 @@ class NotApplicable(Exception):
     """Raised inside an attack that finds that it doesn't cover a leak; becomes a status."""
 
 
+def _require_rounds_used(leak: GradientLeak, combines_rounds: bool) -> None:
+    if leak.earlier is not None and not combines_rounds:
+        raise NotApplicable("this attack takes one round at a time, and is given several")
+
+
 class LabelAttack(abc.ABC):
     """An attack on labels: a frozen dataclass of hyper-parameters; calling it is pure."""
 
@@ -252,10 +279,13 @@ class LabelAttack(abc.ABC):
     """What it works on, by its own rules, as the end of a sentence; empty where it doesn't say."""
     is_long: ClassVar[bool] = False
     """Whether an update takes it so long that no round should wait for it: seconds and more."""
+    combines_rounds: ClassVar[bool] = False
+    """Whether it takes a leak's `earlier` rounds into account."""
 
     def __call__(self, leak: GradientLeak, *, generator: torch.Generator) -> LabelRecovery:
         """Recover the labels behind a leak, or say why not."""
         try:
+            _require_rounds_used(leak, self.combines_rounds)
             return self.recover(leak, generator)
         except NotApplicable as verdict:
             return LabelRecovery(Status.NOT_APPLICABLE, str(verdict), batch_size=leak.batch_size)
@@ -274,12 +304,15 @@ class ImageAttack(abc.ABC):
     """What it works on, by its own rules, as the end of a sentence; empty where it doesn't say."""
     is_long: ClassVar[bool] = False
     """Whether an update takes it so long that no round should wait for it: seconds and more."""
+    combines_rounds: ClassVar[bool] = False
+    """Whether it takes a leak's `earlier` rounds into account."""
 
     def __call__(
         self, leak: GradientLeak, labels: LabelRecovery, *, generator: torch.Generator
     ) -> Reconstruction:
         """Reconstruct the images behind a leak, or say why not."""
         try:
+            _require_rounds_used(leak, self.combines_rounds)
             return self.reconstruct(leak, labels, generator)
         except NotApplicable as verdict:
             return Reconstruction(Status.NOT_APPLICABLE, str(verdict))

@@ -91,11 +91,16 @@ ROOMS = {
     "convolution": {"", "numerics", "victim", "dense"},
     "masks": {"", "numerics", "victim", "one_example", "batch", "dense"},
     "unrolled": {"", "numerics", "victim", "batch", "dense", "masks"},
+    "rounds": {"", "numerics", "victim", "dense", "masks", "unrolled"},
     "matching": {"", "numerics", "victim"},
     "labels": {
-        *("", "numerics", "victim", "one_example", "batch", "counts", "dense", "masks", "unrolled")
+        *("", "numerics", "victim", "one_example", "batch", "counts", "dense", "masks", "unrolled"),
+        "rounds",
     },
-    "images": {"", "numerics", "victim", "batch", "dense", "convolution", "unrolled", "matching"},
+    "images": {
+        *("", "numerics", "victim", "batch", "dense", "convolution", "unrolled", "matching"),
+        "rounds",
+    },
 }
 """What each room of `attacks` may import from, beside itself; "" is the package's own files."""
 

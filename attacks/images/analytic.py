@@ -13,7 +13,8 @@ Three ways lead to the first layer's input: for one example the shortcut of
 A batch's images fix the labels' scales again, `attacks.dense.refit`: those of a weight update are a
 thousandfold more exact than what the last layer alone gives, and so are the images.
 
-Several steps that `attacks.unrolled` repeats have their own test, and ask no label attack.
+Several steps that `attacks.unrolled` repeats have their own test, and ask no label attack; nor do
+several rounds that `attacks.rounds` takes together.
 
 An image that went through `attacks.dense.image_check` is claimed, whatever label attack came
 before.
@@ -40,6 +41,7 @@ from attacks.dense.network import FullyConnected
 from attacks.dense.shortcut import from_bias, from_feature, is_homogeneous
 from attacks.facts import LOSSES, Fact
 from attacks.numerics.rms import row_rms
+from attacks.rounds.answer import images_of_rounds
 from attacks.types import GradientLeak, ImageAttack, NotApplicable
 from attacks.unrolled.answer import STRAYS, images_of_steps
 from attacks.victim.network import Network
@@ -89,6 +91,7 @@ class AnalyticInversion(ImageAttack):
         "one local step of a fully connected network, of one example or of a batch, and several "
         "steps or epochs"
     )
+    combines_rounds: ClassVar[bool] = True
     uses: ClassVar[tuple[type[Fact], ...]] = LOSSES
     tolerance: float = 10 ** (-50 / 20)
     route: Route = "auto"
@@ -104,6 +107,8 @@ class AnalyticInversion(ImageAttack):
     ) -> Reconstruction:
         """Recover the first layer's inputs and undo what stands before it."""
         require_values(leak)
+        if leak.earlier is not None:
+            return images_of_rounds(leak, Network.of(leak), labels, tolerance=self.tolerance)
         leak = completed(leak)
         network = Network.of(leak)
         drops = is_behind_first_layer(leak, network)

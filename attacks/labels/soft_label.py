@@ -42,6 +42,7 @@ from attacks.one_example.problem import Problem
 from attacks.one_example.scan import find_roots
 from attacks.one_example.verdict import Tried, decide
 from attacks.one_example.view import View, view_few
+from attacks.rounds.answer import labels_of_rounds
 from attacks.types import GradientLeak, LabelAttack, NotApplicable
 from attacks.unrolled.answer import labels_of_steps
 from attacks.unrolled.replay import replay
@@ -93,6 +94,9 @@ class SoftLabelRecovery(LabelAttack):
     leave the update that was sent; which step took which example is found: see `attacks.unrolled`.
     The feature is that at the weights the client started from.
 
+    Of a leak with `earlier` rounds, all of them are taken together: see `attacks.rounds`. Labels
+    are then free, sums of 1, and no augmentation is detected; the feature is the latest round's.
+
     Args:
         tolerance: L∞ error of the label that RECOVERED stays below, in (0, 1).
 
@@ -114,6 +118,7 @@ class SoftLabelRecovery(LabelAttack):
         "one local step, of one example or of a batch whose ReLU layers tell examples apart, and "
         "several steps or epochs of a fully connected network with ReLU"
     )
+    combines_rounds: ClassVar[bool] = True
     uses: ClassVar[tuple[type[Fact], ...]] = (*LABELS, *SIZES, *LOSSES)
     tolerance: float = 1e-2
 
@@ -124,6 +129,8 @@ class SoftLabelRecovery(LabelAttack):
     def recover(self, leak: GradientLeak, generator: torch.Generator) -> LabelRecovery:
         """Split the gradient into its examples' problems, and solve each."""
         require_values(leak)
+        if leak.earlier is not None:
+            return labels_of_rounds(leak, tolerance=self.tolerance)
         leak = completed(leak)
         network, models, unknown = Network.of(leak), label_models(leak.told), unknowns(leak)
         if leak.local_steps > 1:

@@ -108,7 +108,8 @@ def images_of_steps(
             images, found.reasons, errors.tolist(), overshoot.tolist(), strict=True
         )
     ]
-    return Reconstruction.of([rows[i] for i in _order(found, labels)], pixel_range=(low, high))
+    order = order_of(labels, found.features, found.labels)
+    return Reconstruction.of([rows[i] for i in order], pixel_range=(low, high))
 
 
 def _image(
@@ -124,10 +125,16 @@ def _image(
     return ExampleImage(Status.RECOVERED, None, image, error=error)
 
 
-def _order(found: Replay, labels: LabelRecovery) -> list[int]:
-    """Return which example is which of the label recovery's: by features, or else by labels."""
-    for given, own in ((labels.features, found.features), (labels.labels, found.labels)):
-        if given is not None and given.shape == own.shape and own.isfinite().all():
-            apart = (given.nan_to_num(0.0)[:, None].double() - own).norm(dim=2)
+def order_of(given: LabelRecovery, features: Tensor, labels: Tensor) -> list[int]:
+    """Return which example is which of a label recovery's: by features, or else by labels.
+
+    Args:
+        given: the label recovery.
+        features: (n, D), of the examples.
+        labels: (n, K), likewise.
+    """
+    for other, own in ((given.features, features), (given.labels, labels)):
+        if other is not None and other.shape == own.shape and own.isfinite().all():
+            apart = (other.nan_to_num(0.0)[:, None].double() - own).norm(dim=2)
             return [int(i) for i in linear_sum_assignment(apart.numpy())[1]]
-    return list(range(len(found.labels)))
+    return list(range(len(labels)))

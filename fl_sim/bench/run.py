@@ -25,6 +25,7 @@ SUITES = {
     "defenses": (
         "defense_strengths",
         "defense_mixes",
+        "defense_rounds",
         "defense_grid",
         "canaries",
         "secure_aggregation",

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from fl_sim.capture.backlog import Backlog
 from fl_sim.capture.file import Capture, read_capture
 from fl_sim.capture.folder import find_captures, run_of
 from fl_sim.capture.pending import PendingRounds
-from fl_sim.capture.plans import Scene
+from fl_sim.capture.plans import Scene, combining
 from fl_sim.errors import UserError
 from fl_sim.leakage.findings import Finding, with_class_name
 from fl_sim.leakage.landing import land
@@ -135,7 +135,7 @@ class OfflineAttack:
         scenario = self.scene.scenario
         kept = IMAGES_KEPT if scenario is None else scenario.images
         backlog = Backlog(
-            lambda *place: self.files[place],
+            lambda client: {r: path for (r, c), path in self.files.items() if c == client},
             pending,
             self.scene,
             self.sample.recipe,
@@ -153,16 +153,27 @@ class OfflineAttack:
             findings = [with_class_name(finding, self.class_names) for finding in findings]
         land(findings, **places)
 
+    @property
+    def _canaries(self) -> Collection[int]:
+        """The clients that hold no data, and aren't attacked."""
+        return () if self.scene.scenario is None else self.scene.scenario.canaries
+
     def _owed(self, server_round: int) -> dict[int, list[int]]:
         """Return which attacks a round's captures get."""
         owed = {}
-        for client in sorted(c for r, c in self.files if r == server_round):
-            covering = [
-                i for i, a in enumerate(self.scene.attacks) if a.covers(server_round, client)
+        attacks = self.scene.attacks
+        places = [place for place in self.files if place[1] not in self._canaries]
+        for client in sorted(c for r, c in places if r == server_round):
+            owed[client] = [
+                i
+                for i, a in enumerate(attacks)
+                if a.combine is None and a.covers(server_round, client)
             ]
-            if covering:
-                owed[client] = covering
-        return owed
+        if server_round == max(r for r, _ in self.files):
+            clients = {c: [r for r, d in places if d == c] for _, c in places}
+            for client, together in combining(attacks, clients).items():
+                owed[client] = sorted([*owed.get(client, []), *together])
+        return {client: covering for client, covering in sorted(owed.items()) if covering}
 
     def _describe(self, folder: RunFolder) -> None:
         """Write `scenario.json`, and `rounds.jsonl` as far as it is known."""

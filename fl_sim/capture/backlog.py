@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -30,7 +30,7 @@ class Backlog:
     """The attacks that are owed, on the disk, and the processes that work them off.
 
     Args:
-        locate: (server round, client) -> the capture that attacks work on.
+        captures: client -> round -> the capture that attacks work on, of all rounds so far.
         pending: what is owed, and what has been found.
         scene: the attacks.
         recipe: of the network.
@@ -43,7 +43,7 @@ class Backlog:
 
     def __init__(
         self,
-        locate: Callable[[int, int], Path],
+        captures: Callable[[int], Mapping[int, Path]],
         pending: PendingRounds,
         scene: Scene,
         recipe: Recipe,
@@ -54,7 +54,7 @@ class Backlog:
         drop: Callable[[int], None] | None = None,
         on_progress: Callable[[int], None] | None = None,
     ) -> None:
-        self._locate = locate
+        self._captures = captures
         self._pending = pending
         self._scene = scene.to_plain()
         self._recipe = recipe.model_dump_json()
@@ -115,10 +115,16 @@ class Backlog:
 
     def _submit(self, server_round: int) -> None:
         for client, plans in self._pending.owed(server_round).items():
+            takes_all = any(self._auditor.plans[index].combines_rounds for index in plans)
+            captures = {
+                str(r): str(path)
+                for r, path in sorted(self._captures(client).items())
+                if r == server_round or (takes_all and r < server_round)
+            }
             answer = self._pending.answer(server_round, client)
             about = {"round": server_round, "client": client, "chosen": list(plans)}
             job = about | {
-                "capture": str(self._locate(server_round, client)),
+                "captures": captures,
                 "answer": str(answer),
                 "scene": self._scene,
                 "recipe": self._recipe,

@@ -54,6 +54,20 @@ class CaptureFolder:
         """Return where a capture is."""
         return self.path / f"round-{server_round:05d}" / f"client-{client:05d}.safetensors"
 
+    def of_client(self, client: int) -> dict[int, Path]:
+        """Return the captures of a client, by round."""
+        found = {r: self.file(r, client) for r in self.rounds()}
+        return {r: file for r, file in found.items() if file.exists()}
+
+    def clients(self) -> dict[int, list[int]]:
+        """Return the rounds that there are captures of, by client."""
+        found: dict[int, list[int]] = {}
+        for server_round in self.rounds():
+            for file in (self.path / f"round-{server_round:05d}").iterdir():
+                if match := _CLIENT.fullmatch(file.name):
+                    found.setdefault(int(match[1]), []).append(server_round)
+        return found
+
     def drop(self, server_round: int) -> None:
         """Remove a round's captures."""
         shutil.rmtree(self.path / f"round-{server_round:05d}", ignore_errors=True)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from attacks.facts import Fact
 from defenses import Chain
+from fl_sim.capture.pending import Owed
 from fl_sim.capture.update import Auditor
 from fl_sim.errors import UserError
 from fl_sim.federation import Federation
@@ -43,6 +44,7 @@ def plan_of(
             knowledge=knowledge,
             attacker=attack.attacker,
             covers=lambda at, client: client not in canaries and attack.covers(at, client),
+            combines_rounds=attack.combine == "rounds",
         )
     except ValueError as error:
         raise UserError(str(error)) from error
@@ -50,7 +52,53 @@ def plan_of(
 
 def runs_after(attack: Attack, plan: AttackPlan) -> bool:
     """Say whether an attack works off captures after the round: as told, or as it declares."""
+    if plan.combines_rounds:
+        return True
     return plan.is_long if attack.when is None else attack.when == "after"
+
+
+def require_shared_examples(attacks: Sequence[Attack], federation: Federation) -> None:
+    """Raise where an attack takes rounds together in which clients train on other examples.
+
+    Raises:
+        UserError: they draw anew, or take several steps.
+    """
+    for index, attack in enumerate(attacks):
+        if attack.combine is None:
+            continue
+        if federation.defenses.is_poisson or federation.defenses.draws > 1:
+            raise UserError(
+                f"attack.{index}.combine: clients must train on the same examples in every round, "
+                "and a defense draws or mixes them anew"
+            )
+        for client in range(federation.scenario.data.clients):
+            plan = federation.plan(client)
+            if plan.local_steps != 1 or plan.batch_size < plan.share_size:
+                raise UserError(
+                    f"attack.{index}.combine: clients must train on all their examples in one "
+                    f"step of every round: client {client} holds {plan.share_size}, and trains in "
+                    f"{plan.local_steps} steps of {plan.batch_size}; see data.examples_per_client "
+                    "and client.batch_size"
+                )
+
+
+def combining(attacks: Sequence[Attack], history: Mapping[int, Collection[int]]) -> Owed:
+    """Return which attacks on which clients take rounds together.
+
+    Args:
+        attacks: whose positions are their numbers.
+        history: client -> the rounds that there are captures of.
+    """
+    owed = {}
+    for client, rounds in sorted(history.items()):
+        own = [
+            index
+            for index, attack in enumerate(attacks)
+            if attack.combine is not None and any(attack.covers(r, client) for r in rounds)
+        ]
+        if own:
+            owed[client] = own
+    return owed
 
 
 @dataclass(frozen=True)

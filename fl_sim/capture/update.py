@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from attacks import GradientLeak, Normalization, Status
+from attacks.facts import Fact
 from fl_sim.flower.local_training import LocalTraining
 from fl_sim.flower.wire import gradient_leak
 from fl_sim.leakage.audit import audit_leak
@@ -109,6 +110,7 @@ class Auditor:
         client: int,
         chosen: Collection[int],
         members: Sequence[int] = (),
+        rounds: Sequence[int] | None = None,
     ) -> list[Finding]:
         """Run some plans on a client's leak; whatever goes wrong costs a record, never a run.
 
@@ -118,6 +120,7 @@ class Auditor:
             client: whose.
             chosen: numbers of the plans.
             members: the clients whose mean it is, in place of one client's; empty: it is one's.
+            rounds: those that the leak takes together; None: it is of this round alone.
 
         Returns:
             Findings by plan, at least one each.
@@ -125,12 +128,14 @@ class Auditor:
         findings: list[Finding] = []
         for index in sorted(chosen):
             place = self._place(server_round, client, index, members)
+            if rounds is not None:
+                place = dataclasses.replace(place, rounds=in_short(rounds))
             if isinstance(leak, str):
                 findings.append(_without_answer(place, Status.NOT_APPLICABLE, leak))
                 continue
             plan = self.plans[index]
             findings += audit_leak(
-                dataclasses.replace(leak, knowledge=plan.knowledge),
+                _knowing(leak, plan.knowledge),
                 plan,
                 place,
                 seed=self.seed,
@@ -167,6 +172,45 @@ class Auditor:
         if self._features is None or self._features[0] is not leak.model:
             self._features = (leak.model, TrueFeatures(leak))
         return self._features[1]
+
+
+def _knowing(leak: GradientLeak, knowledge: tuple[Fact, ...]) -> GradientLeak:
+    """Return a leak, and its earlier rounds, with what is known of the defenses."""
+    earlier = leak.earlier
+    if earlier is not None:
+        earlier = tuple(dataclasses.replace(one, knowledge=knowledge) for one in earlier)
+    return dataclasses.replace(leak, knowledge=knowledge, earlier=earlier)
+
+
+def taken_together(
+    leaks: Mapping[int, GradientLeak | str],
+) -> tuple[GradientLeak | str, list[int]]:
+    """Return the leak of several rounds, and the rounds that are in it.
+
+    Args:
+        leaks: round -> what the server sees of a client, or why it sees nothing; at least one.
+    """
+    seen = {r: leak for r, leak in sorted(leaks.items()) if not isinstance(leak, str)}
+    if not seen:
+        return str(leaks[max(leaks)]), []
+    *earlier, latest = seen.values()
+    return dataclasses.replace(latest, earlier=tuple(earlier)), list(seen)
+
+
+def in_short(rounds: Sequence[int]) -> str:
+    """Return rounds, in order, in words.
+
+    Example:
+        >>> in_short([1, 2, 3, 5])
+        '1-3, 5'
+    """
+    ends: list[list[int]] = []
+    for one in rounds:
+        if ends and ends[-1][-1] == one - 1:
+            ends[-1][1:] = [one]
+        else:
+            ends.append([one])
+    return ", ".join("-".join(map(str, pair)) for pair in ends)
 
 
 def _without_answer(place: LeakageRecord, status: Status, reason: str) -> Finding:

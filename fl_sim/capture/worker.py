@@ -7,6 +7,7 @@ import os
 import queue
 import sys
 import threading
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from typing import Any
 from fl_sim.capture.file import read_capture
 from fl_sim.capture.pending import write_findings_file
 from fl_sim.capture.plans import Scene
-from fl_sim.capture.update import Auditor
+from fl_sim.capture.update import Auditor, taken_together
 from fl_sim.errors import UserError
+from fl_sim.leakage.findings import Finding
 from fl_sim.recipe import Recipe
 from fl_sim.threads import one_thread
 
@@ -47,25 +49,51 @@ def _outcome(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def attack(job: dict[str, Any]) -> None:
-    """Attack one capture, and write its findings.
+    """Attack a client's captures, and write the findings.
 
     Args:
-        job: "capture" and "answer" are paths, "round" and "client" what the capture is of,
-            "chosen" the numbers of the attacks, and "scene" is a `Scene`.
+        job: "round" and "client" say what is attacked, "captures" where that round is, and where
+            attacks take rounds together, the earlier ones; "answer" is a path, "chosen" the numbers
+            of the attacks, and "scene" a `Scene`.
 
     Raises:
         UserError: the scene can't be had.
         OSError: the answer can't be written.
     """
-    about = {key: job[key] for key in ("chosen", "client")} | {"server_round": job["round"]}
     scene = json.dumps(job["scene"])
-    try:
-        capture = read_capture(Path(job["capture"]))
-        auditor = _auditor(scene, capture.recipe.model_dump_json())
-        findings = auditor.audit(capture.update.leak(capture.build_model()), **about)
-    except UserError as error:
-        findings = _auditor(scene, job["recipe"]).failed(str(error), **about)
+    own = _auditor(scene, job["recipe"])
+    together = [index for index in job["chosen"] if own.plans[index].combines_rounds]
+    alone = [index for index in job["chosen"] if index not in together]
+    place = {"server_round": job["round"], "client": job["client"]}
+    findings: list[Finding] = []
+    for chosen in [alone] * bool(alone) + [[index] for index in together]:
+        try:
+            findings += _attacked(job, scene, chosen, own)
+        except UserError as error:
+            findings += own.failed(str(error), **place, chosen=chosen)
     write_findings_file(Path(job["answer"]), findings)
+
+
+def _attacked(
+    job: Mapping[str, Any], scene: str, chosen: Sequence[int], own: Auditor
+) -> list[Finding]:
+    """Return the findings of attacks on one capture, or of one that takes several together.
+
+    Raises:
+        UserError: a capture can't be had.
+    """
+    server_round, client = job["round"], job["client"]
+    plan, rounds = own.plans[chosen[0]], [server_round]
+    if plan.combines_rounds:
+        rounds = [r for r in map(int, job["captures"]) if plan.covers(r, client)]
+    captures = {r: read_capture(Path(job["captures"][str(r)])) for r in rounds}
+    auditor = _auditor(scene, captures[max(rounds)].recipe.model_dump_json())
+    about = {"server_round": server_round, "client": client, "chosen": chosen}
+    leaks = {r: capture.update.leak(capture.build_model()) for r, capture in captures.items()}
+    if not plan.combines_rounds:
+        return auditor.audit(leaks[server_round], **about)
+    leak, used = taken_together(leaks)
+    return auditor.audit(leak, **about, rounds=used)
 
 
 @lru_cache(maxsize=2)

@@ -77,7 +77,7 @@ class RoundLedger:
 
     def add_owed(self, client: int, plans: Sequence[int]) -> None:
         """Take the numbers of the attacks on a client that are left for after the round."""
-        self._owed[client] = plans
+        self._owed[client] = sorted({*self._owed.get(client, ()), *plans})
 
     def add_quarantined(self, server_round: int, client: int, reason: str) -> None:
         """Take a reply that was left out."""

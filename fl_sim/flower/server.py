@@ -16,7 +16,13 @@ from attacks import Normalization
 from fl_sim.capture.backlog import Backlog, spare_cores
 from fl_sim.capture.folder import CaptureFolder
 from fl_sim.capture.pending import PendingRounds
-from fl_sim.capture.plans import Scene, plan_of, runs_after
+from fl_sim.capture.plans import (
+    Scene,
+    combining,
+    plan_of,
+    require_shared_examples,
+    runs_after,
+)
 from fl_sim.capture.update import Update
 from fl_sim.errors import NothingAccepted, UserError
 from fl_sim.federation import Federation
@@ -91,6 +97,7 @@ class Server:
             for attack in scenario.attack
         ]
         pairs = enumerate(zip(scenario.attack, self.plans, strict=True))
+        require_shared_examples(scenario.attack, self.federation)
         self.after = frozenset(
             i for i, (attack, plan) in pairs if members is None and runs_after(attack, plan)
         )
@@ -155,12 +162,21 @@ class Server:
                 measured = dataclasses.replace(measured, canaries=bounds)
             state["canaries"] = canaries.to_plain()
             before = arrays
+            if offset + round_since == self.rounds:
+                self._owe_combined(ledger)
             ledger.commit(offset + round_since, measured, weights, state)
             feed.committed()
             return MetricRecord({"accuracy": measured.accuracy, "loss": measured.loss})
 
         rounds = self.rounds - offset
         guard.start(grid, arrays, num_rounds=rounds, evaluate_fn=finish_round)
+
+    def _owe_combined(self, ledger: RoundLedger) -> None:
+        """Leave the attacks that take rounds together to be worked off, now that all are there."""
+        captured = CaptureFolder(self.folder.captures).clients()
+        for client, plans in combining(self.scenario.attack, captured).items():
+            if client not in self.scenario.canaries:
+                ledger.add_owed(client, plans)
 
     def _start(self) -> tuple[int, ArrayRecord]:
         """Return the last committed round, -1 before the initial model is, and what follows it."""
@@ -209,7 +225,7 @@ class Server:
         scenario = self.scenario
         captures = CaptureFolder(self.folder.captures)
         return Backlog(
-            captures.file,
+            captures.of_client,
             PendingRounds(self.folder.pending),
             Scene(tuple(scenario.attack), scenario.seed, scenario),
             self.federation.recipe,

@@ -22,9 +22,12 @@ class AttackPlan:
         knowledge: the facts that the clients' defenses made public, in order; none when "unaware".
         attacker: "unaware" or "aware", for the records.
         covers: (server round, client) -> whether this attack runs.
+        combines_rounds: whether it runs once, after the last round, on all the rounds that it
+            covers of a client together.
 
     Raises:
-        ValueError: facts contradict each other, or have no joint meaning.
+        ValueError: facts contradict each other, or have no joint meaning, or an attack that takes
+            one round at a time is to take several together.
     """
 
     label_name: str
@@ -34,9 +37,17 @@ class AttackPlan:
     knowledge: tuple[Fact, ...] = ()
     attacker: str = "unaware"
     covers: Callable[[int, int], bool] = lambda server_round, client: True
+    combines_rounds: bool = False
 
     def __post_init__(self) -> None:
         Told.by(self.knowledge)
+        for name, attack in ((self.label_name, self.label), (self.image_name, self.image)):
+            takes_one = attack is not None and not getattr(attack, "combines_rounds", False)
+            if self.combines_rounds and takes_one:
+                raise ValueError(
+                    f"combine = 'rounds' needs attacks that take rounds together, found {name!r}, "
+                    "which takes one at a time"
+                )
 
     @property
     def unused_facts(self) -> str | None:

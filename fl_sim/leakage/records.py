@@ -20,6 +20,9 @@ SCHEMA = 1
 class LeakageRecord:
     """What one attack learned of one example of one client in one round; flat, JSON-able.
 
+    Of an attack that takes rounds together `round` is that after which it ran, and `rounds` says
+    which it used, as in "1-3, 5".
+
     `example` is the position among the round's distinct examples, in a single step that in the
     batch; None for replies that couldn't be attacked. `examples` counts them, in truth or, without
     a judge, as the server knows; `batch_size` is that of one step. `true_labels` says how many
@@ -54,6 +57,7 @@ class LeakageRecord:
     client: int | None
     members: str | None = None
     attack: int | None = None
+    rounds: str | None = None
     example: int | None = None
     batch_size: int | None = None
     examples: int | None = None

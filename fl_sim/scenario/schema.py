@@ -44,11 +44,18 @@ _NOT_IN_RECORDS: dict[str, Any] = {
 
 def determining_of(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return what determines the records, of a scenario as it was written down."""
-    return {
+    kept = {
         key: _without(part, _NOT_IN_RECORDS.get(key, ()))
         for key, part in values.items()
         if _NOT_IN_RECORDS.get(key) is not True
     }
+    return kept | _rounds_if_combined(values)
+
+
+def _rounds_if_combined(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the number of rounds where an attack takes them together, and so depends on it."""
+    is_combined = any(attack.get("combine") is not None for attack in values.get("attack") or ())
+    return {"rounds": values.get("rounds")} if is_combined else {}
 
 
 def _without(part: Any, left_out: Any) -> Any:
@@ -175,6 +182,16 @@ class Scenario(Section):
                 raise ValueError(f"{key}: must be at most {self.rounds}, found {beyond[0]}")
         return self
 
+    @model_validator(mode="after")
+    def _combined_rounds_are_captured(self) -> Scenario:
+        for index, attack in enumerate(self.attack):
+            if attack.combine is not None and not self.server.capture:
+                raise ValueError(
+                    f"attack.{index}.combine: takes what every round kept, and needs "
+                    "server.capture = true, found false"
+                )
+        return self
+
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> Scenario:
         """Validate a mapping.
@@ -238,13 +255,14 @@ class Scenario(Section):
 
     def determining(self) -> dict[str, Any]:
         """Return, as plain values, all that determines the records."""
-        return self.model_dump(mode="json", exclude=_NOT_IN_RECORDS)
+        values = self.model_dump(mode="json", exclude=_NOT_IN_RECORDS)
+        return values | _rounds_if_combined(self.model_dump(mode="json"))
 
     def digest(self) -> str:
         """Return a hash of all that determines the records.
 
-        It doesn't depend on the name, the number of images kept or of rounds, the engine or the
-        trackers.
+        It doesn't depend on the name, the number of images kept, the engine or the trackers, nor
+        on the number of rounds unless an attack takes them together.
         """
         values = self.determining()
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

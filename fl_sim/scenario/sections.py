@@ -254,7 +254,7 @@ class Every(Section):
 
 
 class Attack(Section):
-    """One `[[attack]]`: who is attacked when, by what; in the round, or after it."""
+    """One `[[attack]]`: who is attacked when, by what; in the round, after it, or all together."""
 
     label: str = "soft-label"
     image: str | None = None
@@ -266,6 +266,7 @@ class Attack(Section):
         "all", description='"all" or a list of client numbers (from 0)'
     )
     when: Literal["round", "after"] | None = Field(default=None, description='"round" or "after"')
+    combine: Literal["rounds"] | None = Field(default=None, description='"rounds"')
     label_options: Options = {}
     image_options: Options = {}
 
@@ -284,6 +285,14 @@ class Attack(Section):
         if self.image is None and self.image_options:
             raise ValueError(
                 f"image_options belong to an image attack, found {self.image_options} without one"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _combined_after(self) -> Attack:
+        if self.combine is not None and self.when == "round":
+            raise ValueError(
+                "combine takes rounds together after the last one, found it with when = 'round'"
             )
         return self
 

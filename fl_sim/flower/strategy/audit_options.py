@@ -52,6 +52,20 @@ def check_types(
         )
 
 
+def check_one_round_each(plans: Sequence[AttackPlan], *, may_combine: bool) -> None:
+    """Raise where an attack takes rounds together, and nobody keeps them for it.
+
+    Raises:
+        ValueError: one does.
+    """
+    for index, plan in enumerate(plans):
+        if plan.combines_rounds and not may_combine:
+            raise ValueError(
+                "attacks that take rounds together work off captures, which an audit in one's own "
+                f"app doesn't keep: found one at position {index}"
+            )
+
+
 def check_keeping(keep_images: object, out: object, log: object) -> None:
     """Raise unless records and images have a place to go to.
 

@@ -20,6 +20,7 @@ from fl_sim.flower.strategy.audit_folder import AuditFolder
 from fl_sim.flower.strategy.audit_options import (
     Log,
     check_keeping,
+    check_one_round_each,
     check_types,
     file_log,
     fitting_names,
@@ -82,9 +83,9 @@ class LeakageAudit(Wrapper):
     Raises:
         TypeError: base, model, attacks, training, judge, class_names or keep_images is of another
             type.
-        ValueError: an attack's name is unknown, or none is given; neither `out` nor `log` is, or
-            one holds another run; class_names aren't K; keep_images comes without `out`, and so
-            does capture, or it builds another network.
+        ValueError: an attack's name is unknown, it takes rounds together that nobody keeps, or none
+            is given; neither `out` nor `log` is, or one holds another run; class_names aren't K;
+            keep_images comes without `out`, and so does capture, or it builds another network.
 
     Example:
         >>> from flwr.serverapp.strategy import FedAvg
@@ -130,6 +131,7 @@ class LeakageAudit(Wrapper):
         check_keeping(keep_images, out, log)
         self.model = plain_model(model)
         self.plans = [plan_of(attack) for attack in attacks]
+        check_one_round_each(self.plans, may_combine=take_over is not None)
         self.training = training
         self.input_shape = input_shape
         self.normalization = normalization
@@ -264,7 +266,11 @@ class LeakageAudit(Wrapper):
     def _audit(self, server_round: int, reply: Message) -> list[Finding]:
         """Run the round's plans on one reply; whatever goes wrong costs a record, no more."""
         client = self._client(reply)
-        covering = [i for i, plan in enumerate(self.plans) if plan.covers(server_round, client)]
+        covering = [
+            index
+            for index, plan in enumerate(self.plans)
+            if not plan.combines_rounds and plan.covers(server_round, client)
+        ]
         if not covering and self.take_over is None:
             return []
         update = self._update(server_round, reply)

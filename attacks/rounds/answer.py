@@ -1,0 +1,204 @@
+"""What is answered of the examples of all rounds.
+
+RECOVERED needs both: error bars below the tolerance, of `BAR` standard deviations, and rounds that
+leave no more than noise, and the masks that such errors set wrong. Another example, or a class that
+is wrong, leaves many times that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from attacks.answers import (
+    ExampleImage,
+    ExampleLabel,
+    LabelRecovery,
+    Reconstruction,
+    Status,
+    known,
+)
+from attacks.numerics.least_squares import BAR
+from attacks.numerics.rms import row_rms
+from attacks.rounds.problem import Rounds
+from attacks.rounds.refine import Fitted, fit, free_labels
+from attacks.rounds.start import rough_examples
+from attacks.types import GradientLeak, NotApplicable
+from attacks.unrolled.answer import STRAYS, order_of
+from attacks.victim.network import Network
+from attacks.victim.pixel_map import PixelMap, range_of
+
+MOST_MISFIT_OF_ROUNDS = 6.0
+"""Misfit of the right examples, at most; see `Fitted`."""
+LEAST_OF_DIRECTIONS = 1.0
+"""What the examples leave in each direction that they span, at least, in what noise leaves there;
+in directions of noise alone it is far less."""
+STRAY_BARS = 3.0
+"""How far pixels may leave [0, 1], in the image's error."""
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """The examples behind all rounds.
+
+    Args:
+        inputs: of the first layer, without the bias's 1, (n, d).
+        features: of the last, at the latest round's weights, (n, D).
+        labels: (n, K).
+        input_bars: error bars of the inputs, root mean square, (n,).
+        label_bars: of the labels, L∞, (n,).
+        misfit: see `Fitted`.
+        reason: why nothing is claimed; None where the rounds leave no more than noise does.
+    """
+
+    inputs: Tensor
+    features: Tensor
+    labels: Tensor
+    input_bars: Tensor
+    label_bars: Tensor
+    misfit: float
+    reason: str | None
+
+
+def found_in_rounds(leak: GradientLeak) -> Found:
+    """Find the examples behind a leak and the earlier ones of its client; kept with the leak.
+
+    Draws are its own, so that all attacks find the same.
+
+    Raises:
+        NotApplicable: the rounds can't be combined, don't share their examples, or noise hides
+            these.
+    """
+    kept = vars(leak)
+    if "_rounds" not in kept:
+        try:
+            kept["_rounds"] = _found(leak)
+        except NotApplicable as reason:
+            kept["_rounds"] = str(reason)
+    found: Found | str = kept["_rounds"]
+    if isinstance(found, str):
+        raise NotApplicable(found)
+    return found
+
+
+def _found(leak: GradientLeak) -> Found:
+    rounds = Rounds.of([*(leak.earlier or ()), leak])
+    start = rough_examples(rounds, torch.Generator().manual_seed(0))
+    fitted = fit(rounds, start, label_ways=free_labels(*start.labels.shape))
+    inputs = fitted.inputs[:, : fitted.inputs.shape[1] - rounds.has_bias]
+    return Found(
+        torch.from_numpy(np.ascontiguousarray(inputs)),
+        torch.from_numpy(rounds.last.forward(inputs)[-2]),
+        torch.from_numpy(fitted.labels),
+        torch.from_numpy(BAR * fitted.input_std),
+        torch.from_numpy(BAR * fitted.label_std.max(axis=1)),
+        fitted.misfit,
+        _doubt(rounds, fitted),
+    )
+
+
+def _doubt(rounds: Rounds, fitted: Fitted) -> str | None:
+    """Return why nothing is claimed; None where nothing speaks against it.
+
+    An example that isn't there adds a direction of noise to the span, and fits it.
+    """
+    rows = sum(len(one.first) for one in rounds.each) * rounds.count / len(rounds.each)
+    clear = int((rounds.signal > LEAST_OF_DIRECTIONS * rows).sum())
+    if clear < rounds.examples:
+        return (
+            f"{rounds.count} rounds show {clear} of the {rounds.examples} directions that as many "
+            "examples span: noise hides the others, or there are fewer examples"
+        )
+    if fitted.misfit <= MOST_MISFIT_OF_ROUNDS:
+        return None
+    return (
+        f"at these examples {rounds.count} rounds leave {fitted.misfit:.2g} times as much beyond "
+        f"the noise as errors of their size explain, more than {MOST_MISFIT_OF_ROUNDS:g}"
+    )
+
+
+def labels_of_rounds(leak: GradientLeak, *, tolerance: float) -> LabelRecovery:
+    """Return a label for each example that all rounds share.
+
+    Args:
+        leak: with the earlier ones of its client.
+        tolerance: L∞ error of a label that RECOVERED stays below.
+
+    Raises:
+        NotApplicable: as `found_in_rounds` does.
+    """
+    found = found_in_rounds(leak)
+    rows = zip(found.labels, found.features, found.label_bars.tolist(), strict=True)
+    return LabelRecovery.of([_label(*row, found, tolerance) for row in rows])
+
+
+def _label(
+    label: Tensor, feature: Tensor, bar: float, found: Found, tolerance: float
+) -> ExampleLabel:
+    if not (label.isfinite().all() and feature.isfinite().all()):
+        return ExampleLabel(Status.NOT_CONVERGED, "the steps towards the examples went astray")
+    status, reason = Status.RECOVERED, None
+    if found.reason is not None:
+        status, reason = Status.NOT_CONVERGED, found.reason
+    elif not bar <= tolerance:
+        status = Status.NOT_IDENTIFIABLE
+        reason = f"the label's error is estimated at {bar:.2g}, more than {tolerance:.2g}"
+    return ExampleLabel(
+        status,
+        reason,
+        label=label,
+        feature=feature,
+        label_bar=known(bar) if found.reason is None else None,
+        residual=known(max(found.misfit, 0.0)),
+    )
+
+
+def images_of_rounds(
+    leak: GradientLeak, network: Network, labels: LabelRecovery, *, tolerance: float
+) -> Reconstruction:
+    """Return an image for each example that all rounds share, in the label recovery's order.
+
+    Args:
+        leak: with the earlier ones of its client.
+        network: a view of its model.
+        labels: of any attack; only their order counts.
+        tolerance: root mean square error that RECOVERED stays below.
+
+    Raises:
+        NotApplicable: as `found_in_rounds` does, or pixels don't follow from the first layer.
+    """
+    inverse = PixelMap.of(network, network.executed[0])
+    found = found_in_rounds(leak)
+    images = inverse.pixels(found.inputs)
+    errors = found.input_bars * inverse.worth
+    low, high = 0.0, 1.0
+    overshoot = row_rms(images - images.clamp(0, 1))
+    strays = overshoot > torch.maximum(STRAY_BARS * errors, torch.tensor(tolerance))
+    if leak.normalization is None and strays.any() and images.isfinite().all():
+        low, high = range_of(images)
+        strays = torch.zeros_like(strays)
+    rows = [
+        _image(image.clamp(low, high), error, is_stray, found, tolerance)
+        for image, error, is_stray in zip(
+            images, (errors / (high - low)).tolist(), strays.tolist(), strict=True
+        )
+    ]
+    order = order_of(labels, found.features, found.labels)
+    return Reconstruction.of([rows[i] for i in order], pixel_range=(low, high))
+
+
+def _image(
+    image: Tensor, error: float, is_stray: bool, found: Found, tolerance: float
+) -> ExampleImage:
+    if not image.isfinite().all():
+        return ExampleImage(Status.NOT_CONVERGED, "the steps towards the examples went astray")
+    bar = known(error) if found.reason is None else None
+    if found.reason is not None or is_stray:
+        return ExampleImage(Status.NOT_CONVERGED, found.reason or STRAYS, image, error=bar)
+    if not error <= tolerance:
+        reason = f"the image's error is estimated at {error:.2g}, more than {tolerance:.2g}"
+        return ExampleImage(Status.NOT_IDENTIFIABLE, reason, image, error=bar)
+    return ExampleImage(Status.RECOVERED, None, image, error=error)
