@@ -267,16 +267,16 @@ def _print_run(path: Path) -> None:
 def _way_on(error: BaseException, folder: Path) -> str | None:
     """Say how a broken run goes on, where it can."""
     again = f"the same command with --resume --out {folder} goes on from there"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the run folder is whole; free some space, then {again}"
+    if not isinstance(error, KeyboardInterrupt | EngineError):
+        return None
     from fl_sim.results.recorded import RecordedRun  # PyTorch loads with it
 
     with suppress(UserError):  # nothing is there yet, or is damaged, which the next attempt says
         if updates := RecordedRun.read(folder).left.updates:
             again += f", and attacks the {count(updates, 'update')} that wait for it"
-    if isinstance(error, KeyboardInterrupt | EngineError):
-        return again
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"the run folder is whole; free some space, then {again}"
-    return None
+    return again
 
 
 if __name__ == "__main__":

@@ -30,6 +30,8 @@ from attacks.victim.gradients import Array
 PEELED, LEAST_EXCHANGED = 1e-4, 0.01
 """Mean misfit of one epoch's examples that needs no exchange; part of a pair in another's q,
 relative, from which the one may stand for the other."""
+MOST_DERIVATIVES = 3e8
+"""Of all equations by all unknowns, which memory must hold: 64 examples of 512 units."""
 DRIFT = 0.05
 """What several steps leave of the equations, relative, in order of magnitude."""
 SMOOTHED = 0.1
@@ -132,8 +134,16 @@ def rough_examples(update: Update, generator: torch.Generator) -> Start:
     """Find all examples by the masks of the first layer.
 
     Raises:
-        NotApplicable: masks don't show all examples.
+        NotApplicable: masks don't show all examples, or these are too many to be refined.
     """
+    first, last = update.chain.layers[0], update.chain.layers[-1]
+    unknowns = update.examples * (update.examples + len(last.weight))
+    derivatives = unknowns * (len(first.weight) * update.examples + last.weight.size)
+    if derivatives > MOST_DERIVATIVES:
+        raise NotApplicable(
+            f"{update.examples} examples behind {update.steps} local steps of {len(first.weight)} "
+            f"units take {derivatives:.1g} derivatives; at most {MOST_DERIVATIVES:.1g} are tried"
+        )
     chain = _drifting(update.midway())
     equation = MaskEquation.of(chain, 0, update.examples)
     pairs = steady_pairs(equation, chain, generator)

@@ -86,6 +86,9 @@ def _attacked(
     plan, rounds = own.plans[chosen[0]], [server_round]
     if plan.combines_rounds:
         rounds = [r for r in map(int, job["captures"]) if plan.covers(r, client)]
+    if str(server_round) not in job["captures"]:
+        what = f"the capture of round {server_round}, client {client}"
+        raise UserError(f"{what} can't be read: No such file or directory")
     captures = {r: read_capture(Path(job["captures"][str(r)])) for r in rounds}
     auditor = _auditor(scene, captures[max(rounds)].recipe.model_dump_json())
     about = {"server_round": server_round, "client": client, "chosen": chosen}

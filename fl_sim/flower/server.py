@@ -253,7 +253,11 @@ class Server:
             return None
         client = self.federation.sampled_clients(server_round)[0]
         received = sent.to_torch_state_dict()
-        return measure_defenses(self.scenario, client, server_round, received)
+        try:
+            return measure_defenses(self.scenario, client, server_round, received)
+        except Exception as error:  # a defense of one's own may fail, and its clients say so
+            logger.warning("round %d: defenses weren't measured: %s", server_round, error)
+            return None
 
     def _rounds(self) -> int:
         """Return how many rounds there are: all, or fewer, so that ε stays within its target.

@@ -33,6 +33,8 @@ def test_cells_change_one_factor_and_what_goes_with_it() -> None:
         {"epochs", "lr"},
         {"examples", "batch", "epochs", "widths"},
         {"examples", "widths"},
+        {"source", "lr"},
+        {"source", "examples"},
     ]
     for cell in CELLS[1:]:
         changed = {name for name in vars(BASE) if getattr(cell, name) != getattr(BASE, name)}
