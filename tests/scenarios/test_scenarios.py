@@ -11,7 +11,7 @@ import pytest
 from fl_sim.flower.run import run
 from fl_sim.leakage.records import read_lines
 from fl_sim.scenario import Attack, Scenario
-from fl_sim.scenario.sections import Client, Data, Model, Privacy, Server
+from fl_sim.scenario.sections import Audit, Client, Data, Model, Privacy, Server
 
 FOLDER = Path(__file__).parents[2] / "scenarios"
 FILES = sorted(FOLDER.glob("*.toml"))
@@ -48,8 +48,8 @@ def test_scenario_parses_and_attacks(path: Path) -> None:
 def test_keys_that_are_commented_out_are_valid(
     path: Path, tmp_path: Path, partition: str, other: str
 ) -> None:
-    """All at once but those of which a scenario has one: of two partitions, of steps and epochs."""
-    commented = rf"^# (?!{other}|local_)(?=[a-z_]+ = )"
+    """All at once but those of which a scenario has one: partitions, steps and epochs, sums."""
+    commented = rf"^# (?!{other}|local_|secure_|combine)(?=[a-z_]+ = )"
     text = re.sub(commented, "", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
     assert text != path.read_text(encoding="utf-8")
     full = tmp_path / path.name
@@ -118,7 +118,7 @@ def test_every_key_has_a_comment(path: Path) -> None:
 @every_scenario
 def test_every_key_that_exists_is_shown(path: Path) -> None:
     sections = {"data": Data, "model": Model, "client": Client, "server": Server, "attack": Attack}
-    sections["privacy"] = Privacy
+    sections |= {"privacy": Privacy, "audit": Audit}
     shown: dict[str, set[str]] = {"": set()}
     section = ""
     for line in path.read_text(encoding="utf-8").split("\n"):

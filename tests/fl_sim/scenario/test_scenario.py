@@ -72,6 +72,7 @@ PLAIN = "must hold finite numbers, strings, booleans, or lists and tables of the
         (
             {"server": {"zzz": 3}},
             "unknown key 'server.zzz'; known: attack_jobs, attack_queue, capture, options, "
+            "secure_aggregation, "
             "strategy",
         ),
         (
