@@ -28,6 +28,7 @@ from scipy.optimize import linprog
 from attacks.dense.network import FullyConnected, on_array
 from attacks.types import GradientLeak, NotApplicable
 from attacks.victim.gradients import Array, Layer, parameters_of
+from attacks.victim.kept import kept_with
 from attacks.victim.network import Network
 from attacks.victim.pixel_map import PixelMap
 
@@ -48,11 +49,7 @@ def completed(leak: GradientLeak) -> GradientLeak:
     """
     if not leak.told.has_lost_entries or leak.batch_size != 1 or leak.local_steps != 1:
         return leak
-    kept = vars(leak)  # a frozen dataclass's own, as of a cached property
-    if "_completed" not in kept:
-        kept["_completed"] = _completed(leak)
-    found: GradientLeak = kept["_completed"]
-    return found
+    return kept_with(leak, "_completed", lambda: _completed(leak))
 
 
 def _completed(leak: GradientLeak) -> GradientLeak:

@@ -26,8 +26,9 @@ from attacks.numerics.rms import row_rms
 from attacks.rounds.problem import Rounds
 from attacks.rounds.refine import Fitted, fit, free_labels
 from attacks.rounds.start import rough_examples
-from attacks.types import GradientLeak, NotApplicable
+from attacks.types import GradientLeak
 from attacks.unrolled.answer import STRAYS, order_of
+from attacks.victim.kept import kept_with
 from attacks.victim.network import Network
 from attacks.victim.pixel_map import PixelMap, range_of
 
@@ -72,16 +73,7 @@ def found_in_rounds(leak: GradientLeak) -> Found:
         NotApplicable: the rounds can't be combined, don't share their examples, or noise hides
             these.
     """
-    kept = vars(leak)
-    if "_rounds" not in kept:
-        try:
-            kept["_rounds"] = _found(leak)
-        except NotApplicable as reason:
-            kept["_rounds"] = str(reason)
-    found: Found | str = kept["_rounds"]
-    if isinstance(found, str):
-        raise NotApplicable(found)
-    return found
+    return kept_with(leak, "_rounds", lambda: _found(leak))
 
 
 def _found(leak: GradientLeak) -> Found:

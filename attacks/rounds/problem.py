@@ -25,6 +25,7 @@ from attacks.dense.network import FullyConnected
 from attacks.facts import Told
 from attacks.training import SGD
 from attacks.types import GradientLeak, NotApplicable
+from attacks.unrolled.problem import require_masks
 from attacks.unrolled.simulation import Simulation, Weights
 from attacks.victim.gradients import Array, Layer
 from attacks.victim.network import Network
@@ -121,7 +122,7 @@ class Rounds:
 
     def simulations(self) -> list[Simulation]:
         """Return each round in the span's coordinates, as a step of a learning rate of 1."""
-        return [_simulation(one.chain, self.span) for one in self.each]
+        return [Simulation.of(one.chain, self.span, SGD(1.0), 1) for one in self.each]
 
     def gradients(self, index: int) -> Weights:
         """Return what a round sent, the first layer's in the span's coordinates."""
@@ -148,18 +149,6 @@ def _as_one(rounds: Sequence[OneRound]) -> OneRound:
     return OneRound(chain, float(shares.sum() ** -0.5), rounds[0].norm)
 
 
-def _simulation(chain: FullyConnected, span: Array) -> Simulation:
-    weights = [layer.weight for layer in chain.layers]
-    weights[0] = weights[0] @ span.T
-    return Simulation(
-        tuple(torch.from_numpy(np.ascontiguousarray(w)) for w in weights),
-        (False, *(layer.has_bias for layer in chain.layers[1:])),
-        tuple(float(a.low or 0.0) for a in chain.activations),
-        SGD(1.0),
-        kept=1.0,
-    )
-
-
 def _round_of(leak: GradientLeak) -> OneRound:
     """Take one leak apart.
 
@@ -173,11 +162,7 @@ def _round_of(leak: GradientLeak) -> OneRound:
         )
     require_known_layers(leak)
     chain = FullyConnected.of(leak, Network.of(leak))
-    odd = next((a for a in chain.activations if a.low is None), None)
-    if odd is not None:
-        raise NotApplicable(f"masks are a ReLU's or leaky ReLU's, and there is {odd.name}")
-    if len(chain.layers) < 2:
-        raise NotApplicable("the network has one linear layer, and masks are hidden ones'")
+    require_masks(chain)
     told, lr = leak.told, leak.lr
     norms = [told.gradient_norm] if told.gradient_norm is not None else []
     if told.clipping_norm is not None and lr is not None:

@@ -23,7 +23,16 @@ from torch import Tensor
 
 from attacks.rounds.problem import Rounds
 from attacks.rounds.whole import whole_inputs
-from attacks.unrolled.refine import FIRST_DAMPING, LEAST_DAMPING, MOST_DAMPING
+from attacks.unrolled.models import bias_at_one, of_each
+from attacks.unrolled.refine import (
+    FIRST_DAMPING,
+    LEAST_DAMPING,
+    MOST_DAMPING,
+    chosen,
+    columns_taken,
+    merit_of,
+)
+from attacks.unrolled.schedule import of_sum_zero
 from attacks.unrolled.simulation import Simulation, Unknowns, Weights
 from attacks.unrolled.tangents import Directions, moves_and_tangents
 from attacks.victim.gradients import Array
@@ -104,7 +113,7 @@ class Likelihood:
         fine = directions.to(torch.float32)
         for i, simulation in enumerate(self.simulations):
             rest, factor, predicted = self._rest(i, client)
-            columns = _columns(simulation.weights)
+            columns = columns_taken(simulation.weights, MOST_COLUMNS_TAKEN)
             _, tangents = moves_and_tangents(simulation, client, fine, columns)
             slope = torch.cat([part.flatten(0, 1) for part in tangents])
             slope = slope.mul_(factor / self.rounds.each[i].sigma)
@@ -115,7 +124,7 @@ class Likelihood:
             weighted = slope * weight.sqrt().float()[:, None]
             matrix += (weighted.T @ weighted).double()
             vector += (slope.T @ (weight * rest).float()).double()
-            merit += _merit(rest)
+            merit += merit_of(rest, ROBUST_SIGMAS)
             squares += float(rest.square().sum())
         return matrix, vector, merit, squares
 
@@ -134,23 +143,9 @@ class Likelihood:
         return factor * predicted - sent, factor, predicted
 
 
-def _columns(weights: Weights) -> list[Tensor | None]:
-    """Return which columns of each layer are taken: of those between, some."""
-    found: list[Tensor | None] = [None] * len(weights)
-    for index in range(1, len(weights) - 1):
-        width = weights[index].shape[1]
-        found[index] = torch.linspace(0, width - 1, min(width, MOST_COLUMNS_TAKEN)).round().long()
-    return found
-
-
 def _flat(parts: Weights) -> Tensor:
-    pairs = zip(parts, _columns(parts), strict=True)
-    return torch.cat([(p if only is None else p[:, only]).flatten() for p, only in pairs])
-
-
-def _merit(rest: Tensor) -> float:
-    value = float(ROBUST_SIGMAS**2 * torch.log1p((rest / ROBUST_SIGMAS) ** 2).sum())
-    return value if value == value else float("inf")
+    some = chosen(parts, columns_taken(parts, MOST_COLUMNS_TAKEN))
+    return torch.cat([part.flatten() for part in some])
 
 
 def fit(rounds: Rounds, start: Unknowns, *, label_ways: Tensor) -> Fitted:
@@ -214,7 +209,7 @@ def _steps(
             damped = matrix + torch.diag(damping * diagonal + 1e-12 * diagonal.max() + 1e-300)
             step = torch.linalg.solve(damped, vector)
             moved = client.moved(directions.along(-step))
-            now = sum(_merit(rest) for rest in likelihood.rest(moved))
+            now = sum(merit_of(rest, ROBUST_SIGMAS) for rest in likelihood.rest(moved))
             if now < before or damping > MOST_DAMPING:
                 break
             damping = max(damping, LEAST_DAMPING) * 8
@@ -235,13 +230,9 @@ def _steps(
 
 def _free(rounds: Rounds, client: Unknowns, label_ways: Tensor) -> tuple[Unknowns, Directions]:
     """Return the unknowns with the bias's input at 1, and the directions that leave it there."""
-    inputs, (count, size) = client.inputs, client.inputs.shape
-    frame = torch.eye(size, dtype=torch.float64)
-    if rounds.has_bias:
-        last = torch.from_numpy(rounds.span[:, -1].copy())
-        inputs = inputs + ((1 - inputs @ last) / (last @ last))[:, None] * last
-        frame = torch.linalg.qr(last[:, None], mode="complete")[0][:, 1:].contiguous()
-    own = _for_each(frame, count)
+    count, size = client.inputs.shape
+    inputs, frame = bias_at_one(client.inputs, rounds.span if rounds.has_bias else None)
+    own = of_each([frame] * count)
     free, more = own.shape[2], label_ways.shape[2]
     nothing = own.new_zeros
     directions = Directions(
@@ -254,14 +245,4 @@ def _free(rounds: Rounds, client: Unknowns, label_ways: Tensor) -> tuple[Unknown
 
 def free_labels(count: int, classes: int) -> Tensor:
     """Return directions (n, K, n (K − 1)) of labels that sum to 1."""
-    ones = torch.ones(classes, 1, dtype=torch.float64)
-    ways = torch.linalg.qr(ones, mode="complete")[0][:, 1:].contiguous()
-    return _for_each(ways, count)
-
-
-def _for_each(ways: Tensor, count: int) -> Tensor:
-    """Return directions (n, r, n f) of each of n rows alone, those (r, f) of any one."""
-    found = ways.new_zeros(count, len(ways), count, ways.shape[1])
-    for row in range(count):
-        found[row, :, row] = ways
-    return found.flatten(2)
+    return of_each([of_sum_zero(classes)] * count)

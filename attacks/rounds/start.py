@@ -26,6 +26,7 @@ from attacks.masks.starts import Kind, Starts
 from attacks.rounds.problem import Rounds
 from attacks.types import NotApplicable
 from attacks.unrolled.simulation import Unknowns
+from attacks.unrolled.start import class_shares, signs_of
 from attacks.victim.gradients import Array, Layer
 
 MOST_DRAWS = 8
@@ -39,8 +40,6 @@ LEAST_GAIN, FRUITLESS_DRAWS = 2e-3, 2
 once there are as many examples as there should be."""
 SAME_END, LEAST_APART = 0.98, 0.1
 """Cosine of two ends that are one; and what of an end is no combination of others, at least."""
-NEGATIVE = 0.25
-"""Of the largest error below 0, what another class's must be to count."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,9 +129,7 @@ def _found(rounds: Rounds, generator: torch.Generator) -> Found:
             break
     assert ends is not None
     rows = np.linalg.lstsq(ends.designs[chosen].T, parts, rcond=None)[0]
-    outputs = rows @ wide.layers[0].weight.T
-    agreeing = np.where((outputs > 0) == ends.masks[chosen], np.abs(outputs), -np.abs(outputs))
-    signs = np.where(agreeing.sum(axis=1) >= 0, 1.0, -1.0)
+    signs = signs_of(rows @ wide.layers[0].weight.T, ends.masks[chosen])
     return Found(np.asarray(rows * signs[:, None], dtype=np.float64), explained)
 
 
@@ -264,6 +261,4 @@ def _labels(rounds: Rounds, inputs: Array) -> Array:
         normal = normal + x @ x.T / one.sigma**2
         target = target + x @ head.gradient.T / one.sigma**2
     errors = np.linalg.solve(normal + 1e-9 * np.trace(normal) * np.eye(count), target)
-    negative = np.maximum(-errors, 0)
-    negative *= negative > NEGATIVE * negative.max(axis=1, keepdims=True)
-    return np.asarray(negative / np.maximum(negative.sum(axis=1, keepdims=True), 1e-300))
+    return class_shares(errors)

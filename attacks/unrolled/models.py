@@ -7,8 +7,10 @@ from torch import Tensor
 
 from attacks.unrolled.problem import Update
 from attacks.unrolled.refine import Model
+from attacks.unrolled.schedule import of_sum_zero
 from attacks.unrolled.simulation import Unknowns
 from attacks.unrolled.tangents import Directions
+from attacks.victim.gradients import Array
 
 
 def tied_labels(labels: Tensor) -> Tensor:
@@ -37,21 +39,15 @@ def model_of(
         is_placed: whether inputs' directions are fixed: all of them, with a bias, else their scales
             are free.
     """
-    count, size = start.inputs.shape
-    frame = torch.eye(size, dtype=torch.float64)
-    inputs = start.inputs
-    if update.has_bias:
-        last = torch.from_numpy(update.span[:, -1].copy())
-        inputs = inputs + ((1 - inputs @ last) / (last @ last))[:, None] * last
-        frame = torch.linalg.qr(last[:, None], mode="complete")[0][:, 1:]
-    of_inputs = [frame] * count
+    inputs, frame = bias_at_one(start.inputs, update.span if update.has_bias else None)
+    of_inputs = [frame] * len(inputs)
     if is_placed:
         of_inputs = [row[:, None][:, update.has_bias :] for row in inputs]
     labels = tied_labels(start.labels) if is_tied else start.labels
     of_labels = [_label_ways(label, is_tied).T for label in labels]
     blocks = (
-        _diagonal(of_inputs),
-        _diagonal(of_labels),
+        of_each(of_inputs),
+        of_each(of_labels),
         start.shares.new_zeros(*start.shares.shape, 0) if ways is None else ways,
     )
     total, before, parts = sum(block.shape[2] for block in blocks), 0, []
@@ -63,7 +59,21 @@ def model_of(
     return Model(Unknowns(inputs, labels, start.shares), Directions(*parts))
 
 
-def _diagonal(blocks: list[Tensor]) -> Tensor:
+def bias_at_one(inputs: Tensor, span: Array | None) -> tuple[Tensor, Tensor]:
+    """Return inputs whose bias is 1, and directions (r, f) that leave it there.
+
+    Args:
+        inputs: in the span's coordinates, (n, r).
+        span: (r, d), the bias's input is the last column; None without a bias: all are free.
+    """
+    if span is None:
+        return inputs, torch.eye(inputs.shape[1], dtype=torch.float64)
+    last = torch.from_numpy(span[:, -1].copy())
+    inputs = inputs + ((1 - inputs @ last) / (last @ last))[:, None] * last
+    return inputs, torch.linalg.qr(last[:, None], mode="complete")[0][:, 1:].contiguous()
+
+
+def of_each(blocks: list[Tensor]) -> Tensor:
     """Return (n, r, n f) of directions (r, f) of each of n rows alone."""
     size, before = blocks[0].shape[0], 0
     found = blocks[0].new_zeros(len(blocks), size, sum(block.shape[1] for block in blocks))
@@ -77,9 +87,7 @@ def _label_ways(label: Tensor, is_tied: bool) -> Tensor:
     """Return directions (P, K) of sum 0."""
     classes = len(label)
     if not is_tied:
-        ones = torch.ones(classes, 1, dtype=torch.float64)
-        basis: Tensor = torch.linalg.qr(ones, mode="complete")[0]
-        return basis[:, 1:].T
+        return of_sum_zero(classes).T
     top = label.topk(2).indices
     ways = torch.full((2, classes), -1 / (classes - 2), dtype=torch.float64)
     ways[:, top] = torch.eye(2, dtype=torch.float64)

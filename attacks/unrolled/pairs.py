@@ -8,7 +8,7 @@ or off on the way is at neither value, and weighted alike.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -100,13 +100,17 @@ def _single_pair(equation: MaskEquation) -> Pair:
 def _accept(found: list[Pair], candidates: Iterable[Pair], most_misfit: float) -> None:
     """Add the candidates that may be an example's, and are none of those found."""
     for pair in candidates:
-        size = len(pair.q)
-        if len(found) == size:
+        if len(found) == len(pair.q):
             return
-        known = np.array([one.q for one in found]).reshape(-1, size)
-        outside = pair.q - known.T @ np.linalg.lstsq(known.T, pair.q, rcond=None)[0]
-        if pair.misfit <= most_misfit and np.linalg.norm(outside) > NEW_PAIR:
+        if pair.misfit <= most_misfit and is_new(pair, found):
             found.append(pair)
+
+
+def is_new(pair: Pair, found: Sequence[Pair]) -> bool:
+    """Say whether a pair is no combination of those found."""
+    known = np.array([one.q for one in found]).reshape(-1, len(pair.q))
+    outside = pair.q - known.T @ np.linalg.lstsq(known.T, pair.q, rcond=None)[0]
+    return bool(np.linalg.norm(outside) > NEW_PAIR)
 
 
 def vanishing_pair(equation: MaskEquation, q: Array) -> Pair:

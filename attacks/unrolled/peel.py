@@ -48,11 +48,12 @@ def peeled(update: Update, client: Unknowns, *, until: float = math.inf) -> tupl
         known = Unknowns(inputs, labels, shares)
         probe = simulation.pass_of(weights, known, left.to(inputs) / size, left.nonzero()[:, 0])
         errors, misfits = _errors(probe, simulation.biases, parts[left] * size / responses[step])
-        nearest = misfits.nan_to_num(1.0).clamp(max=1.0).sort().values[: int(size)]
-        unlike += float(nearest.sum()) / len(inputs)
-        if nearest[-1] > until:
+        nearest = misfits.argsort()[: int(size)]
+        shown = misfits[nearest].nan_to_num(1.0).clamp(max=1.0)
+        unlike += float(shown.sum()) / len(inputs)
+        if shown[-1] > until:
             return client, unlike + (int(left.sum()) - size) / len(inputs)
-        for row in misfits.argsort()[: int(size)].tolist():
+        for row in nearest.tolist():
             example = int(probe.used[row])
             factor = 1.0 if update.has_bias else _scale(probe.logits[row], errors[row])
             inputs[example] *= factor

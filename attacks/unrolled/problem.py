@@ -64,11 +64,7 @@ class Update:
                 f"{steps} local steps were told, and at most {REPEATABLE} are tried"
             )
         chain = FullyConnected.of(leak, network)
-        odd = next((a for a in chain.activations if a.low is None), None)
-        if odd is not None:
-            raise NotApplicable(f"masks are a ReLU's or leaky ReLU's, and there is {odd.name}")
-        if len(chain.layers) < 2:
-            raise NotApplicable("the network has one linear layer, and masks are hidden ones'")
+        require_masks(chain)
         reach = optimizer.linear_map(steps)[1]
         chain = chain.rescaled(reach / leak.lr)
         span = _span_of(chain, leak.steps.distinct)
@@ -87,16 +83,7 @@ class Update:
     @cached_property
     def simulation(self) -> Simulation:
         """The training, in the span's coordinates."""
-        layers = self.chain.layers
-        weights = [layer.weight for layer in layers]
-        weights[0] = weights[0] @ self.span.T
-        return Simulation(
-            tuple(torch.from_numpy(np.ascontiguousarray(w)) for w in weights),
-            (False, *(layer.has_bias for layer in layers[1:])),
-            tuple(float(a.low or 0.0) for a in self.chain.activations),
-            self.optimizer,
-            self.optimizer.linear_map(self.steps)[0],
-        )
+        return Simulation.of(self.chain, self.span, self.optimizer, self.steps)
 
     @cached_property
     def moves(self) -> tuple[Tensor, ...]:
@@ -127,6 +114,19 @@ class Update:
             for layer in self.chain.layers
         ]
         return dataclasses.replace(self.chain, layers=tuple(layers))
+
+
+def require_masks(chain: FullyConnected) -> None:
+    """Raise unless hidden layers have two-sloped activations.
+
+    Raises:
+        NotApplicable: one has another, or there is no hidden layer.
+    """
+    odd = next((a for a in chain.activations if a.low is None), None)
+    if odd is not None:
+        raise NotApplicable(f"masks are a ReLU's or leaky ReLU's, and there is {odd.name}")
+    if len(chain.layers) < 2:
+        raise NotApplicable("the network has one linear layer, and masks are hidden ones'")
 
 
 def _span_of(chain: FullyConnected, told: int | None) -> Array:

@@ -111,12 +111,9 @@ class Equations:
             if update.simulation.biases[index + 1]:
                 columns = torch.cat([units, torch.tensor([above.shape[1] - 1])])
             moves[index + 1] = above[:, columns]
-        kept: list[Tensor | None] = [None] * len(moves)
-        for index in range(1, len(moves) - 1):
-            width = moves[index].shape[1]
-            kept[index] = torch.linspace(0, width - 1, min(width, MOST_COLUMNS)).round().long()
+        kept = columns_taken(moves, MOST_COLUMNS)
         simulation = update.simulation.only(live)
-        return cls(simulation, _chosen(moves, kept), update.rounding, tuple(kept))
+        return cls(simulation, chosen(moves, kept), update.rounding, tuple(kept))
 
     @property
     def size(self) -> float:
@@ -125,14 +122,14 @@ class Equations:
 
     def residuals(self, client: Unknowns) -> Tensor:
         """Return the residuals (M,)."""
-        return self._rest(_chosen(self.simulation.moves(client), self.columns))
+        return self._rest(chosen(self.simulation.moves(client), self.columns))
 
     def linearised(self, model: Model, client: Unknowns) -> tuple[Tensor, Tensor]:
         """Return the residuals (M,) and their derivatives (M, P)."""
         directions = model.directions.to(TANGENTS)
         moves, tangents = moves_and_tangents(self.simulation, client, directions, self.columns)
         slope = torch.cat([tangent.flatten(0, 1) for tangent in tangents]).double()
-        return self._rest(_chosen(moves, self.columns)), slope.mul_(self._scale[:, None])
+        return self._rest(chosen(moves, self.columns)), slope.mul_(self._scale[:, None])
 
     def cost(self, model: Model) -> float:
         """Return about how many multiplications `linearised` and a step take."""
@@ -157,7 +154,25 @@ class Equations:
         return torch.cat([move.new_full((move.numel(),), 1 / size) for move, size in pairs])
 
 
-def _chosen(moves: Sequence[Tensor], columns: Sequence[Tensor | None]) -> Weights:
+def columns_taken(weights: Sequence[Tensor], most: int) -> list[Tensor | None]:
+    """Return the columns of each layer that say as much as all: of those between, at most so many.
+
+    Args:
+        weights: of each layer, or what is of their shapes.
+        most: of a layer between the first and the last.
+
+    Returns:
+        Indices; None for all.
+    """
+    taken: list[Tensor | None] = [None] * len(weights)
+    for index in range(1, len(weights) - 1):
+        width = weights[index].shape[1]
+        taken[index] = torch.linspace(0, width - 1, min(width, most)).round().long()
+    return taken
+
+
+def chosen(moves: Sequence[Tensor], columns: Sequence[Tensor | None]) -> Weights:
+    """Return these columns of each layer."""
     pairs = zip(moves, columns, strict=True)
     return tuple(move if only is None else move[:, only] for move, only in pairs)
 
@@ -198,12 +213,12 @@ def refine(
         weight = 1 / (1 + (rest / size) ** 2)
         normal = _normal(slope, weight)
         target = slope.T @ (weight * rest)
-        before = merit(rest, size)
+        before = merit_of(rest, size)
         while True:
             step = _solved(normal, target, damping)
             moved = client.moved(model.directions.along(-step))
             after = equations.residuals(moved)
-            now = merit(after, size)
+            now = merit_of(after, size)
             if now < before or damping > MOST_DAMPING:
                 break
             damping = max(damping, LEAST_DAMPING) * 8
@@ -225,7 +240,7 @@ def robust_size(rest: Tensor) -> float:
     return max(ROBUST_SCALE * float(rest.abs().median()), 1.0)
 
 
-def merit(rest: Tensor, size: float) -> float:
+def merit_of(rest: Tensor, size: float) -> float:
     """Return `Σ s² log(1 + (r / s)²)`."""
     value = float(size**2 * torch.log1p((rest / size) ** 2).sum())
     return value if value == value else float("inf")

@@ -20,6 +20,7 @@ from attacks.unrolled.refine import Effort, Refined
 from attacks.unrolled.simulation import Unknowns
 from attacks.unrolled.solve import MET, solve
 from attacks.unrolled.start import rough_examples
+from attacks.victim.kept import kept_with
 from attacks.victim.network import Network
 from attacks.victim.require import require_known_layers
 
@@ -70,23 +71,17 @@ def replay(leak: GradientLeak, network: Network) -> Replay:
     Raises:
         NotApplicable: the steps can't be repeated, or the examples not be told apart.
     """
-    kept = vars(leak)  # as a network's view is
-    if "_replay" not in kept:
-        try:
-            require_known_layers(leak)
-            kept["_replay"] = _replay(leak, network)
-        except NotApplicable as reason:
-            kept["_replay"] = str(reason)
-    found: Replay | str = kept["_replay"]
-    if isinstance(found, str):
+    try:
+        return kept_with(leak, "_replay", lambda: _replay(leak, network))
+    except NotApplicable as reason:
         raise NotApplicable(
             f"the update sums {leak.local_steps} local steps; this attack needs the gradient of "
-            f"one, or steps that it can repeat: {found}"
-        )
-    return found
+            f"one, or steps that it can repeat: {reason}"
+        ) from reason
 
 
 def _replay(leak: GradientLeak, network: Network) -> Replay:
+    require_known_layers(leak)
     if isinstance(leak.schedule, tuple):
         raise NotApplicable(
             "batches that are told example by example aren't used: which of the examples found has "

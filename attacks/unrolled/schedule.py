@@ -97,9 +97,9 @@ class Timetable:
     def ways(self) -> Tensor:
         """Return directions of ω that keep all numbers, (S, n, Q)."""
         steps, count = self.taken.shape
-        across = _of_sum_zero(count)
+        across = of_sum_zero(count)
         length = self.epoch or 1
-        within = _of_sum_zero(length) if self.epoch else torch.ones(1, 1, dtype=torch.float64)
+        within = of_sum_zero(length) if self.epoch else torch.ones(1, 1, dtype=torch.float64)
         epochs = torch.eye(steps // length, dtype=torch.float64)
         blocks = torch.einsum("ij,sp->isjp", epochs, within).flatten(2).flatten(0, 1)
         ways = torch.einsum("sp,nq->snpq", blocks, across).flatten(2)
@@ -120,7 +120,7 @@ class Timetable:
         return Timetable(torch.from_numpy(taken), self.epoch, is_told=True)
 
 
-def _of_sum_zero(count: int) -> Tensor:
+def of_sum_zero(count: int) -> Tensor:
     """Return an orthonormal basis (n, n − 1) of what sums to 0."""
     ones = torch.ones(count, 1, dtype=torch.float64)
     basis: Tensor = torch.linalg.qr(ones, mode="complete")[0]

@@ -17,10 +17,13 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from attacks.dense.network import FullyConnected
 from attacks.training import SGD
+from attacks.victim.gradients import Array
 
 Weights = tuple[Tensor, ...]
 
@@ -104,6 +107,27 @@ class Simulation:
     optimizer: SGD
     kept: float
     bend: float = 0.0
+
+    @classmethod
+    def of(cls, chain: FullyConnected, span: Array, optimizer: SGD, steps: int) -> Simulation:
+        """Return the training of a chain.
+
+        Args:
+            chain: at the weights of the start, ends with the last layer.
+            span: orthonormal rows (r, n) that the first layer's inputs lie in; with a bias, its
+                input is the last column.
+            optimizer: told.
+            steps: S.
+        """
+        weights = [layer.weight for layer in chain.layers]
+        weights[0] = weights[0] @ span.T
+        return cls(
+            tuple(torch.from_numpy(np.ascontiguousarray(w)) for w in weights),
+            (False, *(layer.has_bias for layer in chain.layers[1:])),
+            tuple(float(a.low or 0.0) for a in chain.activations),
+            optimizer,
+            optimizer.linear_map(steps)[0],
+        )
 
     def only(self, live: list[Tensor]) -> Simulation:
         """Return the training without units that no step moves.

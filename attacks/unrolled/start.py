@@ -15,12 +15,13 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from attacks.dense.network import FullyConnected, on_array
 from attacks.masks.equation import MaskEquation
 from attacks.masks.polish import Pair
 from attacks.types import NotApplicable
-from attacks.unrolled.pairs import NEW_PAIR, steady_pairs
+from attacks.unrolled.pairs import is_new, steady_pairs
 from attacks.unrolled.peel import peeled
 from attacks.unrolled.problem import Update
 from attacks.unrolled.refine import Equations
@@ -65,9 +66,7 @@ class Start:
 
         The mean of `p − y` over the steps says of y only which classes, and their proportion.
         """
-        negative = np.maximum(-self.errors, 0)
-        negative *= negative > LEAST_PART * negative.max(axis=1, keepdims=True)
-        classes = negative / np.maximum(negative.sum(axis=1, keepdims=True), 1e-300)
+        classes = class_shares(self.errors)
         return np.asarray((1 - SMOOTHED) * classes + SMOOTHED / classes.shape[1])
 
     def client(self, update: Update) -> Unknowns:
@@ -163,9 +162,7 @@ def independent(pairs: Sequence[Pair]) -> list[int]:
     """Return which pairs are no combination of those before them."""
     chosen: list[int] = []
     for index, pair in enumerate(pairs):
-        known = np.array([pairs[i].q for i in chosen]).reshape(-1, len(pair.q))
-        outside = pair.q - known.T @ np.linalg.lstsq(known.T, pair.q, rcond=None)[0]
-        if np.linalg.norm(outside) > NEW_PAIR:
+        if is_new(pair, [pairs[i] for i in chosen]):
             chosen.append(index)
     return chosen
 
@@ -231,11 +228,21 @@ def _inputs(equation: MaskEquation, pairs: Sequence[Pair]) -> tuple[Array, Array
         scale = np.where(rows[:, -1:] == 0, 1e-300, rows[:, -1:])
     else:
         masks = np.array([pair.is_on for pair in pairs])
-        outputs = rows @ source.weight.T
-        agreeing = np.where((outputs > 0) == masks, np.abs(outputs), -np.abs(outputs)).sum(axis=1)
-        sign = np.where(agreeing >= 0, 1.0, -1.0)
-        scale = (sign * np.linalg.norm(rows, axis=1))[:, None]
+        scale = (signs_of(rows @ source.weight.T, masks) * np.linalg.norm(rows, axis=1))[:, None]
     return rows / scale, len(q) * scale
+
+
+def signs_of(outputs: Array, masks: NDArray[np.bool_]) -> Array:
+    """Return the signs (n,) by which inputs turn on what masks do, by their outputs (n, D)."""
+    agreeing = np.where((outputs > 0) == masks, np.abs(outputs), -np.abs(outputs))
+    return np.where(agreeing.sum(axis=1) >= 0, 1.0, -1.0)
+
+
+def class_shares(errors: Array) -> Array:
+    """Return labels (n, K): classes whose errors `p − y` are well below 0, in proportion."""
+    negative = np.maximum(-errors, 0)
+    negative *= negative > LEAST_PART * negative.max(axis=1, keepdims=True)
+    return np.asarray(negative / np.maximum(negative.sum(axis=1, keepdims=True), 1e-300))
 
 
 def _last_errors(

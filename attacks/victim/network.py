@@ -14,6 +14,7 @@ from torch.func import functional_call
 from attacks.intake import shallow
 from attacks.types import GradientLeak, NotApplicable
 from attacks.victim.head import find_head
+from attacks.victim.kept import kept_with
 from attacks.victim.trace import Call, inputs_of_layers, watch
 
 NOISE = 2
@@ -73,11 +74,7 @@ class Network:
         Raises:
             NotApplicable: the output isn't that of one `nn.Linear` used once.
         """
-        kept = vars(leak)  # a frozen dataclass's own, as of a cached property
-        if "_network" not in kept:
-            kept["_network"] = cls(leak)
-        network: Network = kept["_network"]
-        return network
+        return kept_with(leak, "_network", lambda: cls(leak))
 
     def run(
         self,
