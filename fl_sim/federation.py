@@ -165,7 +165,7 @@ class Federation:
     def sampled_clients(self, server_round: int) -> list[int]:
         """Return the clients that take part in a round, in order."""
         clients = self.scenario.data.clients
-        count = max(1, round(self.scenario.client.fraction * clients))
+        count = self.scenario.clients_a_round
         generator = numpy_generator(self.scenario.seed, "sample", server_round)
         return sorted(int(c) for c in generator.choice(clients, count, replace=False))
 

@@ -9,17 +9,14 @@ scored.
 from __future__ import annotations
 
 import statistics
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from attacks import ExampleLabel, GradientLeak, LabelAttack, LabelRecovery, Status
+from fl_sim.bench.recorded import recorded
 from fl_sim.bench.victims import INIT, initial_weights
-from fl_sim.flower.run import run
-from fl_sim.leakage.records import read_lines
 from fl_sim.scenario import Scenario
 
 TITLE = (
@@ -80,7 +77,4 @@ def _round_seconds(attacks: list[dict[str, str]], seed: int) -> list[float]:
             "attack": attacks,
         }
     )
-    with tempfile.TemporaryDirectory() as folder:
-        run(scenario, Path(folder) / "run")
-        lines = read_lines(Path(folder) / "run" / "rounds.jsonl")
-    return [line["seconds"] for line in lines if line["round"] > 1]
+    return [line["seconds"] for line in recorded(scenario).rounds if line["round"] > 1]

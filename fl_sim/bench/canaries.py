@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from fl_sim.flower.run import run
-from fl_sim.leakage.records import read_lines
+from fl_sim.bench.recorded import recorded
+from fl_sim.leakage.leaks import Record
 from fl_sim.scenario import Scenario
 
 SEEDS, CLIENTS, CANARIES, ROUNDS = 3, 60, 40, 16
@@ -45,7 +43,7 @@ def rows(*, quick: bool, seed: int) -> Iterator[dict[str, object]]:
                 yield _row(noise, server_round, lines)
 
 
-def _rounds(noise: float, rounds: int, seed: int) -> list[dict[str, Any]]:
+def _rounds(noise: float, rounds: int, seed: int) -> list[Record]:
     scenario = Scenario.parse(
         {
             "seed": seed,
@@ -57,12 +55,10 @@ def _rounds(noise: float, rounds: int, seed: int) -> list[dict[str, Any]]:
             "defense": [{"name": "dp-noise", "clipping_norm": 1.0, "noise_multiplier": noise}],
         }
     )
-    with tempfile.TemporaryDirectory() as folder:
-        run(scenario, Path(folder) / "run")
-        return read_lines(Path(folder) / "run" / "rounds.jsonl")[1:]
+    return recorded(scenario).rounds[1:]
 
 
-def _row(noise: float, server_round: int, lines: Sequence[dict[str, Any]]) -> dict[str, object]:
+def _row(noise: float, server_round: int, lines: Sequence[Record]) -> dict[str, object]:
     claimed = float(lines[0]["epsilon"])
     bounds = {view: [line[f"canary_{view}_epsilon"] for line in lines] for view in VIEWS}
     return {

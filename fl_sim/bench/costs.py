@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,11 +11,10 @@ from torch import Tensor
 
 from attacks import LabelRecovery
 from fl_sim.bench.image_batches import given_labels
+from fl_sim.bench.recorded import recorded
 from fl_sim.bench.victims import INIT, dataset, draw_batch, initial_weights, untrained
-from fl_sim.flower.run import run
 from fl_sim.leakage.image_scores import score_image
 from fl_sim.leakage.judge import Truth, pair_examples, score_labels
-from fl_sim.leakage.records import read_lines
 from fl_sim.leakage.true_features import TrueFeatures
 from fl_sim.scenario import Scenario
 from fl_sim.testing.leaks import leak_of
@@ -74,10 +71,7 @@ def _client_rounds(network: str, batch: int, steps: int, rounds: int, seed: int)
             "client": {"batch_size": batch, "local_steps": steps},
         }
     )
-    with tempfile.TemporaryDirectory() as folder:
-        run(scenario, Path(folder) / "run")
-        lines = read_lines(Path(folder) / "run" / "rounds.jsonl")
-    return [line["seconds"] / CLIENTS for line in lines if line["round"] > 1]
+    return [line["seconds"] / CLIENTS for line in recorded(scenario).rounds if line["round"] > 1]
 
 
 def _scorings(batch: int, repetitions: int, seed: int) -> list[float]:

@@ -55,15 +55,17 @@ def _card(name: str, mine: Sequence[Row], at_once: Sequence[Row], grid: Sequence
         _claim(name),
         "## Our worst case",
     ]
+    settings = {
+        setting: (_within(_of(grid, "none"), setting), _within(mine, setting))
+        for setting in dict.fromkeys(row["setting"] for row in mine)
+    }
     if mine:
         parts.append(
             "Over a whole run, the best of several attacks for each column; `none` is the same run "
             "without a defense."
         )
-        for setting in dict.fromkeys(row["setting"] for row in mine):
-            bare = [r for r in grid if (r["setting"], r["defense"]) == (setting, "none")]
-            shown = [*({**row, "strength": "none"} for row in bare), *_within(mine, setting)]
-            parts += [f"{setting}:", _table(shown, _GRID)]
+        for setting, (bare, own) in settings.items():
+            parts += [f"{setting}:", _table([*_named_none(bare), *own], _GRID)]
     if at_once:
         parts += [
             "One update, one step, an attacker who doesn't know it / who does:",
@@ -73,15 +75,9 @@ def _card(name: str, mine: Sequence[Row], at_once: Sequence[Row], grid: Sequence
         parts.append("Not measured here.")
     if mine:
         parts.append("## What it costs")
-        for setting in dict.fromkeys(row["setting"] for row in mine):
-            bare = [r for r in grid if (r["setting"], r["defense"]) == (setting, "none")]
-            shown = [*({**row, "strength": "none"} for row in bare), *_within(mine, setting)]
-            once = [row for row in shown if row["attacker"] == "aware"]
-            parts += [
-                f"{setting}:",
-                _table(once, _COSTS),
-                recommended([*bare, *_within(mine, setting)]),
-            ]
+        for setting, (bare, own) in settings.items():
+            once = [r for r in [*_named_none(bare), *own] if r["attacker"] == "aware"]
+            parts += [f"{setting}:", _table(once, _COSTS), recommended([*bare, *own])]
     parts += ["## Flags", _flags(mine, at_once)]
     return "\n\n".join(parts) + "\n"
 
@@ -130,6 +126,10 @@ def _table(rows: Sequence[Row], columns: Sequence[str]) -> str:
 
 def _within(rows: Sequence[Row], setting: str) -> list[Row]:
     return [row for row in rows if row["setting"] == setting]
+
+
+def _named_none(bare: Sequence[Row]) -> list[Row]:
+    return [{**row, "strength": "none"} for row in bare]
 
 
 def _of(rows: Sequence[Row], name: str) -> list[Row]:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
+from fl_sim.results.worst import in_points
+
 Row = Mapping[str, str]
 KINDS = {"labels": "labels within 0.01", "identified": "images identified"}
 """Column -> what a panel shows, of the stronger of both attackers."""
@@ -94,8 +96,7 @@ def _line(rows: Sequence[Row], name: str) -> str:
     )
     cost = ""
     if row["defense"] != "none" and told is not None and bare is not None:
-        points = 100 * (bare - told)
-        cost = f", {abs(points):.1f} points {'lower' if points >= 0 else 'higher'} than without"
+        cost = f", {in_points(bare - told)} than without"
     strength = "" if row["strength"] == "–" else f", {row['strength']}"
     bound = row["ε"] if row["ε"] == "no guarantee" else f"ε = {row['ε']}"
     return (

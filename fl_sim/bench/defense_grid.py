@@ -154,7 +154,7 @@ def _row(
 
     def plain(name: str, found: Any) -> str:
         measure = next(m for m in (*OF_ATTACKS, *OF_RUNS) if m.name == name)
-        return formatted(found.mean if found else None, measure).replace("\u00a0", " ")
+        return formatted(found.mean if found else None, measure)
 
     def ran(name: str) -> str:
         return plain(name, comparison.number(cell, None, name))

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
-from fl_sim.flower.run import run
+from fl_sim.bench.recorded import recorded
 from fl_sim.leakage.leaks import TOLERANCE, Record, Share
 from fl_sim.results.flags import Evidence, flags
 from fl_sim.results.recorded import RecordedRun
@@ -79,9 +77,7 @@ def _run(name: str, options: Stage, batch: int, seed: int) -> RecordedRun:
             "attack": [attack | {"attacker": attacker} for attacker in ("unaware", "aware")],
         }
     )
-    with tempfile.TemporaryDirectory() as folder:
-        run(scenario, Path(folder) / "run")
-        return RecordedRun.read(Path(folder) / "run")
+    return recorded(scenario)
 
 
 def _row(name: str, options: Stage, batch: int, runs: Sequence[RecordedRun]) -> Stage:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import statistics
-import tempfile
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
+from fl_sim.bench.recorded import recorded
 from fl_sim.bench.victims import INIT, initial_weights
-from fl_sim.flower.run import run
-from fl_sim.leakage.records import read_lines
+from fl_sim.leakage.leaks import Record
 from fl_sim.scenario import Scenario
 
 TITLE = (
@@ -56,7 +54,7 @@ def rows(*, quick: bool, seed: int) -> Iterator[dict[str, object]]:
 
 def _run(
     network: str, bias: bool, defense: dict[str, Any], rounds: int, seed: int
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+) -> tuple[list[Record], list[Record]]:
     scenario = Scenario.parse(
         {
             "seed": seed,
@@ -68,12 +66,8 @@ def _run(
             "attack": [{"label": "soft-label", "attacker": "unaware"}],
         }
     )
-    with tempfile.TemporaryDirectory() as folder:
-        run(scenario, Path(folder) / "run")
-        parts = [
-            read_lines(Path(folder) / "run" / f"{part}.jsonl") for part in ("leakage", "rounds")
-        ]
-    return parts[0], parts[1]
+    found = recorded(scenario)
+    return found.records, found.rounds
 
 
 def figure(found: Sequence[dict[str, Any]]) -> Figure:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 import statistics
-import tempfile
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
+from fl_sim.bench.recorded import recorded
 from fl_sim.bench.victims import INIT, initial_weights
-from fl_sim.flower.run import run
-from fl_sim.leakage.records import read_lines
+from fl_sim.leakage.leaks import Record
 from fl_sim.scenario import Scenario
 
 Stage = dict[str, Any]
@@ -79,9 +77,7 @@ def measured(
             "attack": [attack],
         }
     )
-    with tempfile.TemporaryDirectory() as folder:
-        run(scenario, Path(folder) / "run")
-        records = read_lines(Path(folder) / "run" / "leakage.jsonl")
+    records = recorded(scenario).records
     return {"setting": described, "augmentation": augmentation} | _measures(records)
 
 
@@ -89,7 +85,7 @@ def _model(name: str, *, bias: bool = False) -> dict[str, Any]:
     return {"name": name, "bias": bias, "init": INIT[name]}
 
 
-def _measures(records: list[dict[str, Any]]) -> dict[str, Any]:
+def _measures(records: list[Record]) -> dict[str, Any]:
     """Reduce the records to the table's columns; a missing number counts as a failure."""
     claimed = [r for r in records if r["label_status"] == "RECOVERED"]
     images = [r for r in records if r["image_status"] == "RECOVERED"]
@@ -109,7 +105,7 @@ def _measures(records: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _error(record: dict[str, Any]) -> float:
+def _error(record: Record) -> float:
     error = record["label_linf"]
     return math.inf if error is None else float(error)
 
@@ -122,6 +118,6 @@ def _below(value: float | None, bound: float) -> bool:
     return value is not None and value < bound
 
 
-def _largest(records: list[dict[str, Any]], key: str) -> str:
+def _largest(records: list[Record], key: str) -> str:
     values = [r[key] for r in records if r[key] is not None]
     return f"{max(values):.1e}" if values else "–"

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from fl_sim.flower.run import run
-from fl_sim.leakage.leaks import TOLERANCE
-from fl_sim.leakage.records import read_lines
+from fl_sim.bench.recorded import recorded
+from fl_sim.leakage.leaks import TOLERANCE, Record
 from fl_sim.scenario import Scenario
 
 SEEDS = 3
@@ -35,7 +32,7 @@ def rows(*, quick: bool, seed: int) -> Iterator[dict[str, object]]:
         yield _row(clients, batch, len(seeds) * clients * batch, records)
 
 
-def _records(clients: int, batch: int, seed: int) -> list[dict[str, Any]]:
+def _records(clients: int, batch: int, seed: int) -> list[Record]:
     scenario = Scenario.parse(
         {
             "seed": seed,
@@ -49,12 +46,10 @@ def _records(clients: int, batch: int, seed: int) -> list[dict[str, Any]]:
             "attack": [{"label": "soft-label", "image": "analytic"}],
         }
     )
-    with tempfile.TemporaryDirectory() as folder:
-        run(scenario, Path(folder) / "run")
-        return read_lines(Path(folder) / "run" / "leakage.jsonl")
+    return recorded(scenario).records
 
 
-def _row(clients: int, batch: int, examples: int, records: list[dict[str, Any]]) -> dict[str, Any]:
+def _row(clients: int, batch: int, examples: int, records: list[Record]) -> dict[str, Any]:
     def beyond(level: int) -> int:
         return sum((record["psnr_db"] or 0.0) > level for record in records)
 

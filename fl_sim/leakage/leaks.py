@@ -7,7 +7,7 @@ that is vouched for may be wrong.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,12 @@ class Share:
 
     count: int
     of: int
+
+    @classmethod
+    def total(cls, shares: Iterable[Share]) -> Share:
+        """Add up shares of different examples; of none, 0 of 0."""
+        known = list(shares)
+        return cls(sum(one.count for one in known), sum(one.of for one in known))
 
     @property
     def interval(self) -> tuple[float, float]:

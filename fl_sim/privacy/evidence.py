@@ -48,9 +48,15 @@ class Rates:
     @classmethod
     def counted(cls, without: Values, given: Values, threshold: float, confidence: float) -> Rates:
         """Count; both bounds hold together with the given confidence."""
+        hits = int((without > threshold).sum()), int((given > threshold).sum())
+        return cls.of_hits(hits, (len(without), len(given)), confidence)
+
+    @classmethod
+    def of_hits(cls, hits: tuple[int, int], draws: tuple[int, int], confidence: float) -> Rates:
+        """Bound both shares, of draws without the unit and with it, by their hits."""
         each = 1 - (1 - confidence) / 2
-        _, most = share_bounds(int((without > threshold).sum()), len(without), each)
-        least, _ = share_bounds(int((given > threshold).sum()), len(given), each)
+        _, most = share_bounds(hits[0], draws[0], each)
+        least, _ = share_bounds(hits[1], draws[1], each)
         return cls(most, least)
 
     def mu(self, sampling: float = 1.0) -> float:
@@ -104,13 +110,10 @@ def visible_from(claimed: float, draws: int, confidence: float) -> float:
         >>> 0.2 < visible_from(0.2, 5000, 0.99) < 0.4
         True
     """
-    each = 1 - (1 - confidence) / 2
 
     def excess(mu: float) -> float:
         hits = round(draws * float(ndtr(-mu / 2)))
-        _, most = share_bounds(hits, draws, each)
-        least, _ = share_bounds(draws - hits, draws, each)
-        return Rates(most, least).mu() - claimed
+        return Rates.of_hits((hits, draws - hits), (draws, draws), confidence).mu() - claimed
 
     largest = 20.0
     if excess(largest) <= 0:

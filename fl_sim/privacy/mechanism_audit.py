@@ -211,21 +211,23 @@ def _rates(
     """
     without, given = samples
     quarter, half = len(without) // 4, len(without) // 2
-    chosen: list[tuple[float, Values, float]] = []
-    general: list[tuple[float, Values, float]] = []
+    tests: list[tuple[Rates, Values, float]] = []
     for direction in (gradient, _discriminant(without[:quarter], given[:quarter])):
         ours, theirs = (part[quarter:half] @ direction for part in (without, given))
         sign = 1.0 if theirs.mean() >= ours.mean() else -1.0
         for threshold in thresholds(sign * ours, sign * theirs):
             found = Rates.counted(sign * ours, sign * theirs, threshold, confidence)
-            chosen.append((found.mu(claim.sampling), sign * direction, threshold))
-            general.append((found.epsilon(delta), sign * direction, threshold))
-    counted = []
-    for tests in (chosen, general):
-        _, direction, threshold = max(tests, key=lambda test: test[0])
+            tests.append((found, sign * direction, threshold))
+
+    def counted(bound: Callable[[Rates], float]) -> Rates:
+        _, direction, threshold = max(tests, key=lambda test: bound(test[0]))
         ours, theirs = (part[half:] @ direction for part in (without, given))
-        counted.append(Rates.counted(ours, theirs, threshold, confidence))
-    return counted[0], counted[1]
+        return Rates.counted(ours, theirs, threshold, confidence)
+
+    return (
+        counted(lambda rates: rates.mu(claim.sampling)),
+        counted(lambda rates: rates.epsilon(delta)),
+    )
 
 
 def _discriminant(without: Values, given: Values) -> Values:

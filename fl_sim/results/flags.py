@@ -141,12 +141,11 @@ def _of_unchanged(found: Sequence[Evidence]) -> list[Flag]:
 def _of_untried(found: Sequence[Evidence]) -> list[Flag]:
     result = []
     for part in ("label", "image"):
-        shares = [one.tried[part] for one in found if one.tried and part in one.tried]
-        tried, records = sum(one.count for one in shares), sum(one.of for one in shares)
-        if records and 2 * tried <= records:
+        total = Share.total(one.tried[part] for one in found if one.tried and part in one.tried)
+        if total.of and 2 * total.count <= total.of:
             sentence = (
-                f"The best attack on {part}s that was run applies to {tried} of "
-                f"{count(records, 'example')}: finding little there is no evidence for the "
+                f"The best attack on {part}s that was run applies to {total.count} of "
+                f"{count(total.of, 'example')}: finding little there is no evidence for the "
                 "defense."
             )
             result.append(Flag(UNTRIED, sentence))
@@ -160,10 +159,8 @@ def _of_pairs(found: Sequence[Evidence]) -> list[Flag]:
             sums[pair.attack, pair.what].append(pair)
     result = []
     for (attack, what), pairs in sums.items():
-        unaware, aware = (
-            Share(sum(share.count for share in shares), sum(share.of for share in shares))
-            for shares in ([pair.unaware for pair in pairs], [pair.aware for pair in pairs])
-        )
+        unaware = Share.total(pair.unaware for pair in pairs)
+        aware = Share.total(pair.aware for pair in pairs)
         if unaware.interval[0] > aware.interval[1]:
             sentence = (
                 f"{attack} gets fewer {what} right when it knows the defense ({aware.count} of "
@@ -181,12 +178,12 @@ def _of_baselines(found: Sequence[Evidence]) -> list[Flag]:
             sums[attack].append(share)
     result = []
     for attack, shares in sums.items():
-        below, images = sum(one.count for one in shares), sum(one.of for one in shares)
-        if 2 * below > images:
+        total = Share.total(shares)
+        if 2 * total.count > total.of:
             sentence = (
-                f"{attack}: {below} of {count(images, 'image')} are worse than the mean image, "
-                "which needs no update: it reconstructs nothing here, and says nothing of the "
-                "defense."
+                f"{attack}: {total.count} of {count(total.of, 'image')} are worse than the mean "
+                "image, which needs no update: it reconstructs nothing here, and says nothing of "
+                "the defense."
             )
             result.append(Flag(BELOW, sentence))
     return result

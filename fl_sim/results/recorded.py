@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,8 +34,7 @@ class RecordedRun(NamedTuple):
         """
         described, records = _described(directory), _records(directory)
         rounds = _lines(directory / "rounds.jsonl")
-        last = max((line["round"] for line in rounds), default=0)
-        left = PendingRounds(directory / "pending").left(last)
+        left = PendingRounds(directory / "pending").left(_last_of(rounds))
         return cls(described, records, rounds, summarize(records), left)
 
     @property
@@ -51,7 +51,7 @@ class RecordedRun(NamedTuple):
     @property
     def last_round(self) -> int:
         """The last complete round, 0 before the first."""
-        return max((line["round"] for line in self.rounds), default=0)
+        return _last_of(self.rounds)
 
     @property
     def ended_by_target(self) -> bool:
@@ -72,6 +72,10 @@ class RecordedRun(NamedTuple):
     def has_truth(self) -> bool:
         """Whether its records are scored against the truth."""
         return not self.is_audit or bool(self.scenario.get("has_judge"))
+
+
+def _last_of(rounds: Sequence[Record]) -> int:
+    return max((line["round"] for line in rounds), default=0)
 
 
 def is_audit_of(described: Record) -> bool:

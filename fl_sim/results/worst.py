@@ -105,7 +105,7 @@ class Recommendation:
         """Say it."""
         if self.setting is None:
             return f"{self.defense}: no setting that was tried holds."
-        cost = "" if self.cost is None else f", {_points(self.cost)} than without a defense"
+        cost = "" if self.cost is None else f", {in_points(self.cost)} than without a defense"
         bound = "no guarantee" if self.epsilon is None else f"ε = {epsilon(self.epsilon)}"
         said = f"{self.setting}: accuracy {percent(self.accuracy)}{cost}; {bound}"
         if self.counts is not None:
@@ -174,9 +174,9 @@ def _beside(comparison: Comparison, cell: int, bare: Sequence[int]) -> float | N
     return None
 
 
-def _points(cost: float) -> str:
-    points = f"{abs(100 * cost):.1f} points"
-    return f"{points} {'lower' if cost >= 0 else 'higher'}"
+def in_points(cost: float) -> str:
+    """Write a loss of accuracy, as in `1.2 points lower`."""
+    return f"{abs(100 * cost):.1f} points {'lower' if cost >= 0 else 'higher'}"
 
 
 def shown_spread(found: Spread | None) -> str:

@@ -110,6 +110,11 @@ class Scenario(Section):
         return self
 
     @property
+    def clients_a_round(self) -> int:
+        """How many clients take part in each round."""
+        return max(1, round(self.client.fraction * self.data.clients))
+
+    @property
     def canaries(self) -> range:
         """Numbers of the clients that send random vectors: the last ones."""
         return range(self.data.clients - self.audit.canaries, self.data.clients)
@@ -136,7 +141,7 @@ class Scenario(Section):
         size = self.server.secure_aggregation
         if size is None:
             return self
-        taking_part = max(1, round(self.client.fraction * self.data.clients))
+        taking_part = self.clients_a_round
         if size > taking_part:
             raise ValueError(
                 "server.secure_aggregation: must be at most the clients of a round, "
