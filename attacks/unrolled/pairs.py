@@ -1,7 +1,7 @@
 """Each example's part of the first layer's update, out of all steps at once.
 
-Behind a ReLU it vanishes where the example is off (`attacks.unrolled.vanishing`), and that is
-exact. Behind a leaky ReLU no unit is off. There the two-valued equations of `attacks.masks` are
+Behind a ReLU it vanishes where the example is off (`attacks.unrolled.dual`), and that is exact.
+Behind a leaky ReLU no unit is off. There the two-valued equations of `attacks.masks` are
 held to at most units, from starts for one step at the mean weights: a unit that an example turns on
 or off on the way is at neither value, and weighted alike.
 """
@@ -19,7 +19,7 @@ from attacks.masks.equation import MaskEquation
 from attacks.masks.lifted import lifted_directions
 from attacks.masks.polish import Pair
 from attacks.masks.starts import Kind, Starts
-from attacks.unrolled.vanishing import off_units, vanishing_directions
+from attacks.unrolled.vanishing import off_units
 from attacks.victim.gradients import Array
 
 ROBUST_ROUNDS = 15
@@ -39,22 +39,13 @@ WITHOUT_NEWS = 12
 def steady_pairs(
     equation: MaskEquation, chain: FullyConnected, generator: torch.Generator
 ) -> list[Pair]:
-    """Return what may be the examples' pairs, the likeliest first; R of them or more, if found.
-
-    Of two examples with equal errors the difference vanishes at many units, too: which of such
-    directions are the examples' the training says (`attacks.unrolled.start`).
+    """Return what may be the examples' pairs of a layer whose activation is no ReLU.
 
     Args:
         equation: of the first layer of the chain.
         chain: ends with the last layer.
         generator: draws starts.
     """
-    if equation.size == 1:  # there is nothing to tell apart
-        return [_single_pair(equation)]
-    if equation.low == 0:
-        directions = vanishing_directions(equation, generator)
-        pairs = (vanishing_pair(equation, q) for q in directions)
-        return sorted(pairs, key=lambda pair: pair.misfit)
     found: list[Pair] = []
     for most_misfit in STEADY_MISFITS:
         _search(equation, chain, generator, found, most_misfit)
@@ -85,7 +76,7 @@ def _search(
         _accept(found, (robust_pair(equation, one) for one in directions), most_misfit)
 
 
-def _single_pair(equation: MaskEquation) -> Pair:
+def single_pair(equation: MaskEquation) -> Pair:
     """Return a single example's pair: its input's direction is known, and so are its masks."""
     source = equation.source
     outputs = (equation.right[0] * equation.columns) @ source.weight.T
@@ -102,11 +93,11 @@ def _accept(found: list[Pair], candidates: Iterable[Pair], most_misfit: float) -
     for pair in candidates:
         if len(found) == len(pair.q):
             return
-        if pair.misfit <= most_misfit and is_new(pair, found):
+        if pair.misfit <= most_misfit and _is_new(pair, found):
             found.append(pair)
 
 
-def is_new(pair: Pair, found: Sequence[Pair]) -> bool:
+def _is_new(pair: Pair, found: Sequence[Pair]) -> bool:
     """Say whether a pair is no combination of those found."""
     known = np.array([one.q for one in found]).reshape(-1, len(pair.q))
     outside = pair.q - known.T @ np.linalg.lstsq(known.T, pair.q, rcond=None)[0]

@@ -21,16 +21,18 @@ from attacks.dense.network import FullyConnected, on_array
 from attacks.masks.equation import MaskEquation
 from attacks.masks.polish import Pair
 from attacks.types import NotApplicable
-from attacks.unrolled.pairs import is_new, steady_pairs
+from attacks.unrolled.dual import Duality, exchanges
+from attacks.unrolled.pairs import single_pair, steady_pairs, vanishing_pair
 from attacks.unrolled.peel import peeled
 from attacks.unrolled.problem import Update
 from attacks.unrolled.refine import Equations
 from attacks.unrolled.simulation import Unknowns
 from attacks.victim.gradients import Array
 
-PEELED, LEAST_EXCHANGED = 1e-4, 0.01
-"""Mean misfit of one epoch's examples that needs no exchange; part of a pair in another's q,
-relative, from which the one may stand for the other."""
+PEELED = 1e-4
+"""Mean misfit of one epoch's examples that needs no exchange."""
+ALONG = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""Shares of the way from the weights that were sent to those that came back."""
 MOST_DERIVATIVES = 3e8
 """Of all equations by all unknowns, which memory must hold: 64 examples of 512 units."""
 DRIFT = 0.05
@@ -145,8 +147,7 @@ def rough_examples(update: Update, generator: torch.Generator) -> Start:
         )
     chain = _drifting(update.midway())
     equation = MaskEquation.of(chain, 0, update.examples)
-    pairs = steady_pairs(equation, chain, generator)
-    chosen = independent(pairs)
+    pairs, chosen = _pairs(update, equation, chain, generator)
     if len(chosen) < equation.size:
         raise NotApplicable(
             f"of {equation.size} examples behind {update.steps} local steps, masks of layer "
@@ -158,13 +159,19 @@ def rough_examples(update: Update, generator: torch.Generator) -> Start:
     return _start(equation, chain, [pairs[i] for i in chosen])
 
 
-def independent(pairs: Sequence[Pair]) -> list[int]:
-    """Return which pairs are no combination of those before them."""
-    chosen: list[int] = []
-    for index, pair in enumerate(pairs):
-        if is_new(pair, [pairs[i] for i in chosen]):
-            chosen.append(index)
-    return chosen
+def _pairs(
+    update: Update, equation: MaskEquation, chain: FullyConnected, generator: torch.Generator
+) -> tuple[list[Pair], list[int]]:
+    """Return what may be the examples' pairs, and which of them probably are."""
+    if equation.size == 1:  # there is nothing to tell apart
+        return [single_pair(equation)], [0]
+    if equation.low > 0:
+        pairs = steady_pairs(equation, chain, generator)
+        return pairs, list(range(len(pairs)))
+    first = update.chain.layers[0]
+    weights = [first.weight - share * update.reach * first.gradient for share in ALONG]
+    directions, chosen = Duality.of(equation, weights).search(generator)
+    return [vanishing_pair(equation, q) for q in directions], chosen
 
 
 def _exchanged(
@@ -180,14 +187,9 @@ def _exchanged(
         start = _start(equation, chain, [pairs[i] for i in trial])
         return peeled(update, start.client(update), until=PEELED)[1]
 
-    best = unlike(chosen)
+    best, q = unlike(chosen), np.array([pair.q for pair in pairs])
     while best > PEELED:
-        q = np.array([pairs[i].q for i in chosen])
-        trials = []
-        for other in set(range(len(pairs))) - set(chosen):
-            parts = np.abs(np.linalg.solve(q.T, pairs[other].q))
-            places = np.flatnonzero(parts > LEAST_EXCHANGED * parts.max())
-            trials += [[*chosen[:at], other, *chosen[at + 1 :]] for at in places]
+        trials = exchanges(q, chosen)
         found = min(((unlike(trial), trial) for trial in trials), default=(best, chosen))
         if not found[0] < best:
             break

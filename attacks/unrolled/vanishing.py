@@ -4,7 +4,8 @@ A unit that is off for an example in all steps that take it has nothing of it: w
 `δ_b = U q_b` and `u_i·q_b = 0`, but for rounding, whatever the weights above have become, however
 many steps there were, and whichever took the example. Two units in five are, others move by a
 thousand roundings and more. Where a direction starts near enough, weights `1 / (1 + (u_i·q / s)²)`
-with s a falling quantile of `|u_i·q|` lead to q_b itself.
+with s a falling quantile of `|u_i·q|` lead to q_b itself. Starts are random here, and those of
+`attacks.unrolled.dual` come from inputs.
 
 What lies between two examples vanishes where both are off, and at a unit or two by choice. Those
 units leave a plane, not a direction: so a direction counts if its units still leave no other when
@@ -26,11 +27,7 @@ from attacks.victim.gradients import Array
 
 SCHEDULES = ((0.45, 0.3, 0.2, 0.12), (0.25, 0.15, 0.08, 0.04))
 """Quantiles in turns: near examples are told apart by high ones, low ones let few units do."""
-ROUNDS_AT_EACH = 8
-DRAWN_AT_ONCE, DRAWN_BEHIND = 200, 60
-"""At once, of each schedule: in the whole space, and among the units where a found one is off."""
-PASSES, PASSES_BEHIND = 4, 2
-"""Over the whole space, and over those found, at most."""
+ROUNDS_AT_EACH, DRAWN_AT_ONCE = 8, 60
 NEARLY_OFF, VANISHED, OFF_ROUNDINGS = (0.02, 3e-3, 3e-4), 1e-4, 20.0
 """In root mean squares of `U q`, up to which a unit counts as off, in turns and in the end; and in
 standard deviations of its rounding, if that is more."""
@@ -41,32 +38,8 @@ LEAST_ALONE = 0.01
 is not held by its units 1e-5."""
 SAME_DIRECTION = 1e-5
 """Of two directions, 1 less their cosine."""
-INDEPENDENT = 0.01
-"""Least singular value of directions that are all of the examples'."""
 TOGETHER = 1e-4
 """Angle that `HELD_BY + 1` units of a plane lie within where they vanish together."""
-
-
-def vanishing_directions(equation: MaskEquation, generator: torch.Generator) -> Array:
-    """Return unit directions q (N, R) that vanish at many units, at least R if they are found.
-
-    Args:
-        equation: of the first layer; its activation is 0 below 0.
-        generator: draws starts.
-    """
-    found: list[Array] = []
-    for _ in range(PASSES):
-        for q in _sharpened(equation.left, DRAWN_AT_ONCE, generator):
-            _keep(equation, q, found)
-        if _is_enough(equation, found):
-            break
-    for _ in range(PASSES_BEHIND):
-        for one in found:  # which grows meanwhile
-            if _is_enough(equation, found):
-                break
-            for q in _behind(equation, one, generator):
-                _keep(equation, q, found)
-    return np.array(found).reshape(-1, equation.size)
 
 
 def off_units(equation: MaskEquation, q: Array, near: float = VANISHED) -> NDArray[np.bool_]:
@@ -76,7 +49,7 @@ def off_units(equation: MaskEquation, q: Array, near: float = VANISHED) -> NDArr
     return np.asarray(np.abs(equation.left @ q) < limit)
 
 
-def _keep(equation: MaskEquation, q: Array, found: list[Array]) -> None:
+def keep(equation: MaskEquation, q: Array, found: list[Array]) -> None:
     """Add the direction that q is near to, if it vanishes at many units and is new."""
     least = equation.size + HELD_BY
     for near in NEARLY_OFF:
@@ -91,13 +64,6 @@ def _keep(equation: MaskEquation, q: Array, found: list[Array]) -> None:
         found.append(q)
 
 
-def _is_enough(equation: MaskEquation, found: list[Array]) -> bool:
-    if len(found) < equation.size:
-        return False
-    values = np.linalg.svd(np.array(found), compute_uv=False)
-    return float(values[equation.size - 1]) > INDEPENDENT
-
-
 def _alone(rows: Array, units: int) -> float:
     """Return how well rows leave one direction alone, the best few of them left out."""
     second = np.linalg.svd(rows, full_matrices=False)[2][-2]
@@ -106,12 +72,12 @@ def _alone(rows: Array, units: int) -> float:
     return float(least / (len(kept) / units) ** 0.5)
 
 
-def _sharpened(left: Array, count: int, generator: torch.Generator) -> Iterator[Array]:
+def sharpened(left: Array, generator: torch.Generator) -> Iterator[Array]:
     """Yield where random directions lead that are made to vanish at many rows."""
     size = left.shape[1]
     products = (left[:, :, None] * left[:, None, :]).reshape(len(left), -1)
     for schedule in SCHEDULES:
-        q = torch.randn(count, size, generator=generator, dtype=torch.float64).numpy()
+        q = torch.randn(DRAWN_AT_ONCE, size, generator=generator, dtype=torch.float64).numpy()
         for quantile in np.repeat(schedule, ROUNDS_AT_EACH):
             parts = np.abs(q @ left.T)
             scale = np.quantile(parts, quantile, axis=1, keepdims=True) + 1e-12
@@ -120,7 +86,7 @@ def _sharpened(left: Array, count: int, generator: torch.Generator) -> Iterator[
         yield from q
 
 
-def _behind(equation: MaskEquation, one: Array, generator: torch.Generator) -> Iterator[Array]:
+def behind(equation: MaskEquation, one: Array, generator: torch.Generator) -> Iterator[Array]:
     """Yield directions that are found among the units where a known one is off."""
     off = off_units(equation, one)
     others = np.linalg.svd(one[None])[2][1:]
@@ -130,7 +96,7 @@ def _behind(equation: MaskEquation, one: Array, generator: torch.Generator) -> I
     basis, triangle = np.linalg.qr(rows)
     if np.abs(np.diag(triangle)).min() < VANISHED * np.abs(np.diag(triangle)).max():
         return
-    for q in _sharpened(basis, DRAWN_BEHIND, generator):
+    for q in sharpened(basis, generator):
         other = np.linalg.solve(triangle, q) @ others
         plane = np.stack([one, other / np.linalg.norm(other)])
         rest = equation.left[~off] @ plane.T
