@@ -82,11 +82,6 @@ def replay(leak: GradientLeak, network: Network) -> Replay:
 
 def _replay(leak: GradientLeak, network: Network) -> Replay:
     require_known_layers(leak)
-    if isinstance(leak.schedule, tuple):
-        raise NotApplicable(
-            "batches that are told example by example aren't used: which of the examples found has "
-            "which number isn't known"
-        )
     update = Update.of(leak, network)
     start = rough_examples(update, torch.Generator().manual_seed(0))
     starts = start.candidates(update)
