@@ -152,17 +152,35 @@ def rows(*, quick: bool, seed: int) -> Iterator[dict[str, object]]:
 
 def attack(cell: Cell, seed: int) -> Outcome:
     """Train a client, attack what it sends, and score the answers."""
-    leak, images, labels = trained_client(cell, seed)
+    client = trained_client(cell, seed)
+    leak, images, labels = client.leak, client.images, client.labels
     started = time.process_time()
-    answers = _answers(leak, seed)
+    found = answers(leak, seed)
     seconds = time.process_time() - started
-    naive = score_batch(*_answers(as_one_step(leak), seed), images, labels)
-    scores = score_batch(*answers, images, labels)
-    return Outcome(scores, int((naive.psnr > NAIVE_DB).sum()), seconds, answers[0].reason or "")
+    naive = score_batch(*answers(as_one_step(leak), seed), images, labels)
+    scores = score_batch(*found, images, labels)
+    return Outcome(scores, int((naive.psnr > NAIVE_DB).sum()), seconds, found[0].reason or "")
 
 
-def trained_client(cell: Cell, seed: int) -> tuple[GradientLeak, Tensor, Tensor]:
-    """Return what the server sees, and the images and labels of the client."""
+@dataclass(frozen=True, eq=False)
+class Client:
+    """A client after its training.
+
+    Args:
+        leak: what the server sees.
+        images: (B, C, H, W).
+        labels: (B, K).
+        path: its network after each step.
+    """
+
+    leak: GradientLeak
+    images: Tensor
+    labels: Tensor
+    path: tuple[nn.Module, ...]
+
+
+def trained_client(cell: Cell, seed: int) -> Client:
+    """Train a client by PyTorch's own SGD."""
     data = dataset(cell.source)
     images, labels = draw_batch(data, cell.examples, "label-smoothing", seed=seed)
     model = build_seeded(
@@ -176,10 +194,10 @@ def trained_client(cell: Cell, seed: int) -> tuple[GradientLeak, Tensor, Tensor]
         seed=seed,
     )
     batches = cell.batches(seed)
-    local = _trained(model, images, labels, cell, batches)
+    path = _trained(model, images, labels, cell, batches)
     leak = leak_of_steps(
         model,
-        local,
+        path[-1],
         SGD(cell.lr, cell.momentum),
         len(batches),
         batch_size=cell.batch,
@@ -187,20 +205,21 @@ def trained_client(cell: Cell, seed: int) -> tuple[GradientLeak, Tensor, Tensor]
         examples=cell.examples,
         schedule=cell.schedule(batches),
     )
-    return leak, images, labels
+    return Client(leak, images, labels, path)
 
 
 def _trained(
     model: nn.Module, images: Tensor, labels: Tensor, cell: Cell, batches: Sequence[Sequence[int]]
-) -> nn.Module:
-    local = copy.deepcopy(model)
+) -> tuple[nn.Module, ...]:
+    path, local = [], copy.deepcopy(model)
     optimizer = torch.optim.SGD(local.parameters(), lr=cell.lr, momentum=cell.momentum)
     for batch in batches:
         optimizer.zero_grad()
         loss = cross_entropy(local(images[list(batch)]), labels[list(batch)])
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    return local
+        path.append(copy.deepcopy(local))
+    return tuple(path)
 
 
 def as_one_step(leak: GradientLeak) -> GradientLeak:
@@ -217,7 +236,8 @@ def as_one_step(leak: GradientLeak) -> GradientLeak:
     )
 
 
-def _answers(leak: GradientLeak, seed: int) -> tuple[LabelRecovery, Reconstruction]:
+def answers(leak: GradientLeak, seed: int) -> tuple[LabelRecovery, Reconstruction]:
+    """Attack a leak by `soft-label` and `analytic`."""
     labels = LABEL_ATTACKS.build("soft-label")(leak, generator=torch_generator(seed, "attack"))
     images = IMAGE_ATTACKS.build("analytic")(
         leak, labels, generator=torch_generator(seed, "attack")
