@@ -138,7 +138,7 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "told",
     [
-        {"local_steps": 4},
+        pytest.param({"local_steps": 4}, marks=pytest.mark.slow),
         pytest.param({"momentum": 0.5}, marks=pytest.mark.slow),
         pytest.param({"weight_decay": 1e-2}, marks=pytest.mark.slow),
         {"optimizer_lr": 0.051, "lr": 0.051},
@@ -156,7 +156,9 @@ def test_a_training_that_is_told_wrongly_is_refused(told: dict[str, Any]) -> Non
     [
         pytest.param({"loss": mse_loss}, id="another loss", marks=pytest.mark.slow),
         pytest.param(
-            {"examples": 2, "told": {"examples": 1, "batch_size": 1}}, id="two told as one"
+            {"examples": 2, "told": {"examples": 1, "batch_size": 1}},
+            id="two told as one",
+            marks=pytest.mark.slow,
         ),
     ],
 )
@@ -164,6 +166,7 @@ def test_another_training_is_refused(changes: dict[str, Any]) -> None:
     assert_silent(trained(network("tanh"), **changes)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("hurried")
 def test_other_weights_are_refused() -> None:
     leak, *_ = trained(network("tanh"))
