@@ -90,9 +90,11 @@ ROOMS = {
     "dense": {"", "numerics", "victim"},
     "convolution": {"", "numerics", "victim", "dense"},
     "masks": {"", "numerics", "victim", "one_example", "batch", "dense"},
-    "unrolled": {"", "numerics", "victim", "batch", "dense", "masks"},
-    "rounds": {"", "numerics", "victim", "dense", "masks", "unrolled"},
     "matching": {"", "numerics", "victim"},
+    "unrolled": {
+        *("", "numerics", "victim", "batch", "dense", "masks", "convolution", "matching"),
+    },
+    "rounds": {"", "numerics", "victim", "dense", "masks", "unrolled"},
     "labels": {
         *("", "numerics", "victim", "one_example", "batch", "counts", "dense", "masks", "unrolled"),
         "rounds",

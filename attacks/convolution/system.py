@@ -107,7 +107,7 @@ class LayerSystem:
         """Solve by conjugate gradients, where two rows of noise give one error for all entries."""
         rows, count = torch.cat([targets, self._noise(targets, generator)[:2]]), len(targets)
         found = cgls(self.product, self.adjoint, rows, scale=self.scale, steps=MOST_STEPS)
-        error = float(found[count:].square().mean().sqrt())
+        error = found[count:].square().mean().sqrt()
         return found[:count], torch.where(self.scale > 0, error, torch.inf)
 
     def _noise(self, targets: Tensor, generator: torch.Generator) -> Tensor:

@@ -44,6 +44,7 @@ from attacks.numerics.rms import row_rms
 from attacks.rounds.answer import images_of_rounds
 from attacks.types import GradientLeak, ImageAttack, NotApplicable
 from attacks.unrolled.answer import STRAYS, images_of_steps
+from attacks.unrolled.one_image import require_no_convolution
 from attacks.victim.network import Network
 from attacks.victim.pixel_map import PixelMap, range_of
 from attacks.victim.require import require_known_layers, require_values
@@ -115,6 +116,7 @@ class AnalyticInversion(ImageAttack):
         if not drops:
             require_known_layers(leak)
         if leak.local_steps > 1:
+            require_no_convolution(network)
             return images_of_steps(leak, network, labels, tolerance=self.tolerance)
         first = network.executed[0]
         inverse = PixelMap.of(network, first)

@@ -7,20 +7,27 @@ section 3: where activations are invertible, a layer's input v answers to two li
 
 Differences from the paper: labels are soft and of any number of classes; nothing needs a bias; the
 equations are weighted by their known rounding, their rank is counted before they are solved, and
-each image comes with an error bar.
+each image comes with an error bar. Several steps on one example are repeated, from what this gives
+for their mean (`attacks.unrolled.one_start`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
+from attacks.answers import LabelRecovery, Reconstruction
 from attacks.convolution.inversion import ChainInversion, Convolutions, Estimate
 from attacks.convolution.rank import recursion_ranks, require_rank
 from attacks.convolution.recursion import descend
-from attacks.types import NotApplicable
+from attacks.convolution.stages import Stage, read_chain
+from attacks.types import GradientLeak, NotApplicable
+from attacks.unrolled.answer import images_of_steps
+from attacks.victim.network import Network
+from attacks.victim.require import require_values
 
 
 @dataclass(frozen=True)
@@ -37,18 +44,25 @@ class RGAP(ChainInversion):
     """
 
     reach: ClassVar[str] = (
-        "one local step of one example or a batch, convolutions with invertible activations"
+        "one local step of one example or a batch, or several of one, convolutions with "
+        "invertible activations"
     )
+
+    def reconstruct(
+        self, leak: GradientLeak, labels: LabelRecovery, generator: torch.Generator
+    ) -> Reconstruction:
+        """Repeat several steps; invert one."""
+        if leak.local_steps == 1:
+            return super().reconstruct(leak, labels, generator)
+        require_values(leak)
+        chain = read_chain(leak)
+        _require_invertible([stage for stage in chain.body if not stage.is_linear])
+        return images_of_steps(leak, Network.of(leak), labels, tolerance=self.tolerance)
 
     def invert(self, known: Convolutions, generator: torch.Generator) -> Estimate:
         """Go down the convolutions."""
         stages, pixels = known.stages, known.chain.pixels
-        hidden = next((stage for stage in stages if not stage.activation.is_invertible), None)
-        if hidden is not None:
-            raise NotApplicable(
-                f"the ReLU after layer {hidden.name!r} hides what goes into it, and the recursion "
-                "needs it; relu-fit takes such networks"
-            )
+        _require_invertible(stages)
         ranks = recursion_ranks(stages, is_shared=known.evidence.is_shared)
         if self.respects_rank:
             require_rank(ranks)
@@ -58,3 +72,17 @@ class RGAP(ChainInversion):
         if any(rank.deficit for rank in ranks):
             error = torch.inf
         return Estimate(pixels.pixels(front.value)[0], error, front.saturated)
+
+
+def _require_invertible(stages: Sequence[Stage]) -> None:
+    """Raise unless what comes out of an activation says what went in.
+
+    Raises:
+        NotApplicable: it is a ReLU's.
+    """
+    hidden = next((stage for stage in stages if not stage.activation.is_invertible), None)
+    if hidden is not None:
+        raise NotApplicable(
+            f"the ReLU after layer {hidden.name!r} hides what goes into it, and the recursion "
+            "needs it; relu-fit takes such networks"
+        )

@@ -2,7 +2,8 @@
 
 [ours] ReLU hides what goes into it, so layers can't be inverted one by one. But two blocks depend
 on the image continuously: the last convolution's output, and its gradient. They are fitted by
-Levenberg-Marquardt from a grey image; see `attacks.convolution.image_fit`.
+Levenberg-Marquardt from a grey image; see `attacks.convolution.image_fit`. Several steps on one
+example are repeated, from what this gives for their mean (`attacks.unrolled.one_start`).
 """
 
 from __future__ import annotations
@@ -13,11 +14,15 @@ from typing import ClassVar
 
 import torch
 
+from attacks.answers import LabelRecovery, Reconstruction
 from attacks.convolution.image_fit import UNFIT, active_outputs, fit_image
 from attacks.convolution.inversion import ChainInversion, Convolutions, Estimate
 from attacks.convolution.rank import image_rank, require_rank
-from attacks.convolution.stages import Stage
-from attacks.types import NotApplicable
+from attacks.convolution.stages import Stage, read_chain
+from attacks.types import GradientLeak, NotApplicable
+from attacks.unrolled.answer import images_of_steps
+from attacks.victim.network import Network
+from attacks.victim.require import require_values
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,8 @@ class ReLUFit(ChainInversion):
     """
 
     reach: ClassVar[str] = (
-        "one local step of one example or a batch, convolutions with ReLU or leaky ReLU"
+        "one local step of one example or a batch, or several of one, convolutions with ReLU or "
+        "leaky ReLU"
     )
     iterations: int = 60
     starts: int = 3
@@ -47,6 +53,17 @@ class ReLUFit(ChainInversion):
         for name in ("iterations", "starts"):
             if not getattr(self, name) >= 1:
                 raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
+
+    def reconstruct(
+        self, leak: GradientLeak, labels: LabelRecovery, generator: torch.Generator
+    ) -> Reconstruction:
+        """Repeat several steps; invert one."""
+        if leak.local_steps == 1:
+            return super().reconstruct(leak, labels, generator)
+        require_values(leak)
+        chain = read_chain(leak)
+        _require_piecewise([stage for stage in chain.body if not stage.is_linear])
+        return images_of_steps(leak, Network.of(leak), labels, tolerance=self.tolerance)
 
     def invert(self, known: Convolutions, generator: torch.Generator) -> Estimate:
         """Count the equations, and fit."""

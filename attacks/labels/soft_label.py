@@ -92,6 +92,7 @@ class SoftLabelRecovery(LabelAttack):
 
     Several steps of SGD, of all examples or of epochs in shuffled batches, are repeated until they
     leave the update that was sent; which step took which example is found: see `attacks.unrolled`.
+    So are several steps on one example through convolutions (`attacks.unrolled.one_image`).
     The feature is that at the weights the client started from.
 
     Of a leak with `earlier` rounds, all of them are taken together: see `attacks.rounds`. Labels
@@ -116,7 +117,8 @@ class SoftLabelRecovery(LabelAttack):
 
     reach: ClassVar[str] = (
         "one local step, of one example or of a batch whose ReLU layers tell examples apart, and "
-        "several steps or epochs of a fully connected network with ReLU"
+        "several steps or epochs of a fully connected network with ReLU, or, on one example, of a "
+        "chain of convolutions"
     )
     combines_rounds: ClassVar[bool] = True
     uses: ClassVar[tuple[type[Fact], ...]] = (*LABELS, *SIZES, *LOSSES)

@@ -16,7 +16,8 @@ from attacks.answers import (
 )
 from attacks.numerics.rms import row_rms
 from attacks.types import GradientLeak
-from attacks.unrolled.replay import Replay, replay
+from attacks.unrolled.found import Replay
+from attacks.unrolled.replay import replay
 from attacks.victim.network import Network
 from attacks.victim.pixel_map import PixelMap, range_of
 
@@ -92,7 +93,7 @@ def images_of_steps(
         NotApplicable: the steps can't be repeated, or pixels don't follow from the first layer.
     """
     found = replay(leak, network)
-    inverse = PixelMap.of(network, network.executed[0])
+    inverse = PixelMap.of(network, network.trace[0].name)
     images = inverse.pixels(found.inputs)
     errors = found.input_bars * inverse.worth
     overshoot = row_rms(images - images.clamp(0, 1))

@@ -44,7 +44,7 @@ def model_of(
     if is_placed:
         of_inputs = [row[:, None][:, update.has_bias :] for row in inputs]
     labels = tied_labels(start.labels) if is_tied else start.labels
-    of_labels = [_label_ways(label, is_tied).T for label in labels]
+    of_labels = [label_ways(label, is_tied=is_tied).T for label in labels]
     blocks = (
         of_each(of_inputs),
         of_each(of_labels),
@@ -83,8 +83,8 @@ def of_each(blocks: list[Tensor]) -> Tensor:
     return found
 
 
-def _label_ways(label: Tensor, is_tied: bool) -> Tensor:
-    """Return directions (P, K) of sum 0."""
+def label_ways(label: Tensor, *, is_tied: bool) -> Tensor:
+    """Return directions (P, K) of sum 0 of a label (K,)."""
     classes = len(label)
     if not is_tied:
         return of_sum_zero(classes).T

@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -79,6 +80,23 @@ class Refined:
         """The median absolute residual; infinite where a step went astray."""
         size = float(self.residuals.abs().median())
         return size if size < math.inf else math.inf
+
+
+class System(Protocol):
+    """Residuals in units of rounding, and their derivatives."""
+
+    @property
+    def size(self) -> float:
+        """Root mean square of what is to be met, in units of rounding."""
+
+    def residuals(self, client: Unknowns) -> Tensor:
+        """Return the residuals (M,)."""
+
+    def linearised(self, model: Model, client: Unknowns) -> tuple[Tensor, Tensor]:
+        """Return the residuals (M,) and their derivatives (M, P)."""
+
+    def cost(self, model: Model) -> float:
+        """Return about how many multiplications `linearised` and a step take."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,9 +211,7 @@ class Effort:
         return self.left <= 0
 
 
-def refine(
-    equations: Equations, model: Model, effort: Effort, most: int = MOST_REFINING
-) -> Refined:
+def refine(equations: System, model: Model, effort: Effort, most: int = MOST_REFINING) -> Refined:
     """Take steps until the merit settles.
 
     Args:

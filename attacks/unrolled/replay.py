@@ -8,13 +8,22 @@ is claimed: a mask that rounding sets otherwise on the client, or a training tol
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from attacks.types import GradientLeak, NotApplicable
+from attacks.unrolled.found import (
+    BAR_SIGMAS,
+    LEAST_BAR,
+    NO_LABEL,
+    OTHER_TRAINING,
+    REPLAY_MISFIT,
+    TIED_FROM,
+    Replay,
+)
+from attacks.unrolled.one_image import has_convolutions
+from attacks.unrolled.one_replay import replay_image
 from attacks.unrolled.problem import Update
 from attacks.unrolled.refine import Effort, Refined
 from attacks.unrolled.simulation import Unknowns
@@ -23,44 +32,6 @@ from attacks.unrolled.start import rough_examples
 from attacks.victim.kept import kept_with
 from attacks.victim.network import Network
 from attacks.victim.require import require_known_layers
-
-REPLAY_MISFIT = 3e-5
-"""Of the whole update, relative, root mean square: right examples leave 1e-7 to 5e-6."""
-TIED_FROM = 5
-"""Classes from which labels equal in all but two entries say less than free ones."""
-BAR_SIGMAS = 10.0
-"""Of what is known of an example, standard deviations in its error bar."""
-LEAST_BAR = 1e-6
-"""Of a label: it came in float32."""
-OTHER_TRAINING = (
-    "the training of the examples found leaves an update that differs from what was sent by "
-    "{:.1g}, where rounding leaves {:.1g}: steps, examples, optimizer or weights are others than "
-    "was told, or masks change too much on the way"
-)
-NO_LABEL = "its label leaves [0, 1]: the loss, or the training, is another one"
-
-
-@dataclass(frozen=True, eq=False)
-class Replay:
-    """Examples, as the training that they leave says.
-
-    Args:
-        inputs: of the first layer, (n, d), without the bias's 1.
-        features: of the last, at the weights that the client started from, (n, D).
-        labels: (n, K).
-        label_bars: L∞, (n,).
-        input_bars: root mean square error of the inputs, (n,).
-        typical: the median residual, in units of rounding.
-        reasons: why nothing is claimed, example by example; None where the test was passed.
-    """
-
-    inputs: Tensor
-    features: Tensor
-    labels: Tensor
-    label_bars: Tensor
-    input_bars: Tensor
-    typical: float
-    reasons: tuple[str | None, ...]
 
 
 def replay(leak: GradientLeak, network: Network) -> Replay:
@@ -82,11 +53,8 @@ def replay(leak: GradientLeak, network: Network) -> Replay:
 
 def _replay(leak: GradientLeak, network: Network) -> Replay:
     require_known_layers(leak)
-    if isinstance(leak.schedule, tuple):
-        raise NotApplicable(
-            "batches that are told example by example aren't used: which of the examples found has "
-            "which number isn't known"
-        )
+    if has_convolutions(network):
+        return replay_image(leak, network)
     update = Update.of(leak, network)
     start = rough_examples(update, torch.Generator().manual_seed(0))
     starts = start.candidates(update)

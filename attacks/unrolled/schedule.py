@@ -5,6 +5,10 @@ epoch that every example is taken once. To first order in the learning rate the 
 depend on more; its second order does. So at first every example is in every step, by the share of
 the examples that the step takes; then these shares are unknowns beside the examples, and from what
 they end at the nearest schedule is read off, epoch by epoch, by linear assignment.
+
+Batches that are told by their examples' numbers leave open which of the examples found has which
+number: the shares are the told ones times a matrix of n × n whose rows and columns sum to 1, and
+what is read off is a permutation.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from attacks.training import Steps
+from attacks.training import Batches, Steps
 from attacks.types import NotApplicable
 
 
@@ -29,11 +33,13 @@ class Timetable:
         taken: (S, n), in [0, 1]; rows sum to the steps' sizes.
         epoch: steps in which every example is taken once; 0 where each step draws anew.
         is_told: whether `taken` is the schedule itself, all of it 0 or 1.
+        batches: the schedule, (S, n), but for the order of its columns; None where it isn't told.
     """
 
     taken: Tensor
     epoch: int
     is_told: bool
+    batches: Tensor | None = None
 
     @classmethod
     def of(cls, told: Steps, count: int) -> Timetable:
@@ -52,10 +58,7 @@ class Timetable:
         except ValueError as misfit:
             raise NotApplicable(f"of {count} examples that the update shows, {misfit}") from misfit
         if isinstance(told.schedule, tuple):
-            taken = torch.zeros(told.local_steps, count, dtype=torch.float64)
-            for step, batch in enumerate(told.schedule):
-                taken[step, list(batch)] = 1
-            return cls(taken, 0, is_told=True)
+            return cls._of_batches(told.schedule, count)
         size = count if told.schedule == "full-batch" else told.batch_size
         if size is None and told.schedule is None:
             size = count
@@ -66,6 +69,15 @@ class Timetable:
         if size > count:
             raise NotApplicable(f"a step took {size} examples, and the update shows {count}")
         return cls._of_size(told, count, size)
+
+    @classmethod
+    def _of_batches(cls, told: Batches, count: int) -> Timetable:
+        batches = torch.zeros(len(told), count, dtype=torch.float64)
+        for step, batch in enumerate(told):
+            batches[step, list(batch)] = 1
+        taken = batches.mean(dim=1, keepdim=True).expand_as(batches).clone()
+        is_once = bool((batches.sum(dim=0) == 1).all())
+        return cls(taken, len(told) if is_once else 0, taken.equal(batches), batches)
 
     @classmethod
     def _of_size(cls, told: Steps, count: int, size: int) -> Timetable:
@@ -98,16 +110,23 @@ class Timetable:
         """Return directions of ω that keep all numbers, (S, n, Q)."""
         steps, count = self.taken.shape
         across = of_sum_zero(count)
+        if self.batches is not None:
+            left, values, _ = torch.linalg.svd(self.batches @ across, full_matrices=False)
+            blocks = left[:, values > 1e-9 * steps * count]
+            return _products(blocks, across) / self.sizes[:, None, None]
         length = self.epoch or 1
         within = of_sum_zero(length) if self.epoch else torch.ones(1, 1, dtype=torch.float64)
         epochs = torch.eye(steps // length, dtype=torch.float64)
         blocks = torch.einsum("ij,sp->isjp", epochs, within).flatten(2).flatten(0, 1)
-        ways = torch.einsum("sp,nq->snpq", blocks, across).flatten(2)
-        return ways / self.sizes[:, None, None]
+        return _products(blocks, across) / self.sizes[:, None, None]
 
     def nearest(self, shares: Tensor) -> Timetable:
         """Return the schedule that is nearest to relaxed shares (S, n)."""
         wanted = (shares * self.sizes[:, None]).nan_to_num(0.0).numpy()
+        if self.batches is not None:
+            apart = np.square(wanted[:, :, None] - self.batches.numpy()[:, None]).sum(axis=0)
+            own = linear_sum_assignment(apart)[1]
+            return dataclasses.replace(self, taken=self.batches[:, own], is_told=True)
         sizes = self.sizes.round().long().tolist()
         taken = np.zeros_like(wanted)
         if not self.epoch:
@@ -118,6 +137,11 @@ class Timetable:
             places, examples = linear_sum_assignment(-wanted[slots])
             taken[np.asarray(slots)[places], examples] = 1
         return Timetable(torch.from_numpy(taken), self.epoch, is_told=True)
+
+
+def _products(blocks: Tensor, across: Tensor) -> Tensor:
+    """Return all products (S, n, P·Q) of columns (S, P) and (n, Q)."""
+    return torch.einsum("sp,nq->snpq", blocks, across).flatten(2)
 
 
 def of_sum_zero(count: int) -> Tensor:

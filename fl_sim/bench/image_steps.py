@@ -3,9 +3,9 @@
 One factor at a time around a base cell that is what clients do: an epoch over 16 digits in shuffled
 batches of 4, PyTorch's own float32 SGD at 0.1, 784-512-10 without biases and with PyTorch's
 initialisation, smoothed labels, and the float32 weights that come back. Which batch took which
-example isn't told. Everything is blind: `soft-label`, then `analytic`; an example counts as found
-where its label is called RECOVERED. Beside them what is done without a simulation: the update over
-lr times steps, taken for the gradient of one step of all examples.
+example isn't told, but in a row that says so. Everything is blind: `soft-label`, then `analytic`;
+an example counts as found where its label is called RECOVERED. Beside them what is done without a
+simulation: the update over lr times steps, taken for the gradient of one step of all examples.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from attacks import IMAGE_ATTACKS, LABEL_ATTACKS, GradientLeak, LabelRecovery, Reconstruction
-from attacks.training import SGD
+from attacks.training import SGD, Schedule
 from fl_sim.bench.scores import Scores, score_batch, shown_changes, shown_median
 from fl_sim.bench.victims import dataset, draw_batch, linear_chain
 from fl_sim.seeds import numpy_generator, torch_generator
@@ -29,7 +29,8 @@ from fl_sim.testing.leaks import build_seeded, leak_of_steps
 TITLE = "Several local steps and epochs: labels and images by `soft-label` and `analytic`"
 NOTES = (
     "One factor at a time around the first row: an epoch over 16 digits in shuffled batches of 4, "
-    "at 0.1. “batch” equal to “examples” is full batches, “epochs” then their number of steps. "
+    "at 0.1. “batch” equal to “examples” is full batches, “epochs” then their number of steps; "
+    "“told” is an attacker who is told which example each step took, as no server is. "
     "“found” counts examples whose label is called RECOVERED, “false” those of them that are off "
     "by 1e-2 or more, and images that are claimed and below 50 dB. An image that wasn't found "
     "counts as minus infinity.",
@@ -62,6 +63,7 @@ class Cell:
         widths: of the hidden layers.
         bias: whether the layers have biases.
         init: "default" (PyTorch's) or "he".
+        told: whether the attacker is told which examples each step takes, as no server is.
     """
 
     source: str = "mnist-5k"
@@ -73,6 +75,7 @@ class Cell:
     widths: tuple[int, ...] = (512,)
     bias: bool = False
     init: str = "default"
+    told: bool = False
 
     def batches(self, seed: int) -> list[list[int]]:
         """Return the examples of each step, in orders that are drawn for each epoch."""
@@ -80,6 +83,12 @@ class Cell:
         orders = [draws.permutation(self.examples).tolist() for _ in range(self.epochs)]
         starts = range(0, self.examples, self.batch)
         return [order[at : at + self.batch] for order in orders for at in starts]
+
+    def schedule(self, batches: Sequence[Sequence[int]]) -> Schedule:
+        """Return what the attacker is told of these."""
+        if self.told:
+            return tuple(map(tuple, batches))
+        return "full-batch" if self.batch == self.examples else "epochs"
 
 
 def _full(examples: int, steps: int, **other: tuple[int, ...]) -> Cell:
@@ -100,6 +109,7 @@ CELLS = (
     replace(BASE, examples=8, batch=4),
     replace(BASE, examples=8, batch=4, epochs=2, lr=0.05),
     replace(BASE, epochs=2, lr=0.05),
+    replace(BASE, epochs=2, lr=0.05, told=True),
     replace(BASE, examples=32, batch=8),
     _full(8, 5),
     _full(16, 5),
@@ -142,17 +152,35 @@ def rows(*, quick: bool, seed: int) -> Iterator[dict[str, object]]:
 
 def attack(cell: Cell, seed: int) -> Outcome:
     """Train a client, attack what it sends, and score the answers."""
-    leak, images, labels = trained_client(cell, seed)
+    client = trained_client(cell, seed)
+    leak, images, labels = client.leak, client.images, client.labels
     started = time.process_time()
-    answers = _answers(leak, seed)
+    found = answers(leak, seed)
     seconds = time.process_time() - started
-    naive = score_batch(*_answers(as_one_step(leak), seed), images, labels)
-    scores = score_batch(*answers, images, labels)
-    return Outcome(scores, int((naive.psnr > NAIVE_DB).sum()), seconds, answers[0].reason or "")
+    naive = score_batch(*answers(as_one_step(leak), seed), images, labels)
+    scores = score_batch(*found, images, labels)
+    return Outcome(scores, int((naive.psnr > NAIVE_DB).sum()), seconds, found[0].reason or "")
 
 
-def trained_client(cell: Cell, seed: int) -> tuple[GradientLeak, Tensor, Tensor]:
-    """Return what the server sees, and the images and labels of the client."""
+@dataclass(frozen=True, eq=False)
+class Client:
+    """A client after its training.
+
+    Args:
+        leak: what the server sees.
+        images: (B, C, H, W).
+        labels: (B, K).
+        path: its network after each step.
+    """
+
+    leak: GradientLeak
+    images: Tensor
+    labels: Tensor
+    path: tuple[nn.Module, ...]
+
+
+def trained_client(cell: Cell, seed: int) -> Client:
+    """Train a client by PyTorch's own SGD."""
     data = dataset(cell.source)
     images, labels = draw_batch(data, cell.examples, "label-smoothing", seed=seed)
     model = build_seeded(
@@ -166,31 +194,32 @@ def trained_client(cell: Cell, seed: int) -> tuple[GradientLeak, Tensor, Tensor]
         seed=seed,
     )
     batches = cell.batches(seed)
-    local = _trained(model, images, labels, cell, batches)
+    path = _trained(model, images, labels, cell, batches)
     leak = leak_of_steps(
         model,
-        local,
+        path[-1],
         SGD(cell.lr, cell.momentum),
         len(batches),
         batch_size=cell.batch,
         input_shape=tuple(images.shape[1:]),
         examples=cell.examples,
-        schedule="full-batch" if cell.batch == cell.examples else "epochs",
+        schedule=cell.schedule(batches),
     )
-    return leak, images, labels
+    return Client(leak, images, labels, path)
 
 
 def _trained(
     model: nn.Module, images: Tensor, labels: Tensor, cell: Cell, batches: Sequence[Sequence[int]]
-) -> nn.Module:
-    local = copy.deepcopy(model)
+) -> tuple[nn.Module, ...]:
+    path, local = [], copy.deepcopy(model)
     optimizer = torch.optim.SGD(local.parameters(), lr=cell.lr, momentum=cell.momentum)
     for batch in batches:
         optimizer.zero_grad()
         loss = cross_entropy(local(images[list(batch)]), labels[list(batch)])
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    return local
+        path.append(copy.deepcopy(local))
+    return tuple(path)
 
 
 def as_one_step(leak: GradientLeak) -> GradientLeak:
@@ -207,7 +236,8 @@ def as_one_step(leak: GradientLeak) -> GradientLeak:
     )
 
 
-def _answers(leak: GradientLeak, seed: int) -> tuple[LabelRecovery, Reconstruction]:
+def answers(leak: GradientLeak, seed: int) -> tuple[LabelRecovery, Reconstruction]:
+    """Attack a leak by `soft-label` and `analytic`."""
     labels = LABEL_ATTACKS.build("soft-label")(leak, generator=torch_generator(seed, "attack"))
     images = IMAGE_ATTACKS.build("analytic")(
         leak, labels, generator=torch_generator(seed, "attack")

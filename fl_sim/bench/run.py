@@ -34,6 +34,7 @@ SUITES = {
         "image_batches",
         "image_masks",
         "image_steps",
+        "image_steps_limits",
         "image_batch_features",
         "image_convolutions",
         "image_matching",

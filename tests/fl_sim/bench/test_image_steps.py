@@ -31,6 +31,7 @@ def test_cells_change_one_factor_and_what_goes_with_it() -> None:
         {"batch", "epochs"},
         {"examples", "epochs", "lr"},
         {"epochs", "lr"},
+        {"epochs", "lr", "told"},
         {"examples", "batch", "epochs", "widths"},
         {"examples", "widths"},
         {"source", "lr"},
@@ -50,14 +51,20 @@ def test_every_epoch_takes_every_example_once() -> None:
 
 
 def test_the_leak_tells_no_order() -> None:
-    leak, images, labels = trained_client(replace(BASE, examples=8, momentum=0.9), 0)
+    client = trained_client(replace(BASE, examples=8, momentum=0.9), 0)
+    leak, images, labels = client.leak, client.images, client.labels
     assert (leak.schedule, leak.batch_size, leak.examples, leak.local_steps) == ("epochs", 4, 8, 2)
     assert (leak.optimizer_lr, leak.momentum) == (0.1, 0.9)
     assert (len(images), labels.shape) == (8, (8, 10))
 
 
+def test_batches_are_told_where_a_cell_says_so() -> None:
+    cell = replace(BASE, examples=8, told=True)
+    assert trained_client(cell, 0).leak.schedule == tuple(map(tuple, cell.batches(0)))
+
+
 def test_one_step_in_place_of_several_moves_as_far() -> None:
-    leak, *_ = trained_client(replace(BASE, examples=4), 0)
+    leak = trained_client(replace(BASE, examples=4), 0).leak
     whole = as_one_step(leak)
     assert (whole.local_steps, whole.batch_size, whole.schedule) == (1, 4, None)
     for name, gradient in whole.gradients.items():

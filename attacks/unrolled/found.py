@@ -1,0 +1,45 @@
+"""Examples whose training was repeated, and by what they are judged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+REPLAY_MISFIT = 3e-5
+"""Of the whole update, relative, root mean square: right examples leave 1e-7 to 5e-6."""
+TIED_FROM = 5
+"""Classes from which labels equal in all but two entries say less than free ones."""
+BAR_SIGMAS = 10.0
+"""Of what is known of an example, standard deviations in its error bar."""
+LEAST_BAR = 1e-6
+"""Of a label: it came in float32."""
+OTHER_TRAINING = (
+    "the training of the examples found leaves an update that differs from what was sent by "
+    "{:.1g}, where rounding leaves {:.1g}: steps, examples, optimizer or weights are others than "
+    "was told, or masks change too much on the way"
+)
+NO_LABEL = "its label leaves [0, 1]: the loss, or the training, is another one"
+
+
+@dataclass(frozen=True, eq=False)
+class Replay:
+    """Examples, as the training that they leave says.
+
+    Args:
+        inputs: of the first layer, (n, d), without the bias's 1.
+        features: of the last, at the weights that the client started from, (n, D).
+        labels: (n, K).
+        label_bars: L∞, (n,).
+        input_bars: root mean square error of the inputs, (n,).
+        typical: the median residual, in units of rounding.
+        reasons: why nothing is claimed, example by example; None where the test was passed.
+    """
+
+    inputs: Tensor
+    features: Tensor
+    labels: Tensor
+    label_bars: Tensor
+    input_bars: Tensor
+    typical: float
+    reasons: tuple[str | None, ...]
