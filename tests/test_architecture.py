@@ -90,16 +90,17 @@ ROOMS = {
     "dense": {"", "numerics", "victim"},
     "convolution": {"", "numerics", "victim", "dense"},
     "masks": {"", "numerics", "victim", "one_example", "batch", "dense"},
+    "lost": {"", "victim", "dense", "masks"},
     "unrolled": {"", "numerics", "victim", "batch", "dense", "masks"},
     "rounds": {"", "numerics", "victim", "dense", "masks", "unrolled"},
     "matching": {"", "numerics", "victim"},
     "labels": {
         *("", "numerics", "victim", "one_example", "batch", "counts", "dense", "masks", "unrolled"),
-        "rounds",
+        *("lost", "rounds"),
     },
     "images": {
         *("", "numerics", "victim", "batch", "dense", "convolution", "unrolled", "matching"),
-        "rounds",
+        *("lost", "rounds"),
     },
 }
 """What each room of `attacks` may import from, beside itself; "" is the package's own files."""

@@ -33,13 +33,13 @@ from torch import Tensor
 from attacks.answers import ExampleImage, LabelRecovery, Reconstruction, Status, known
 from attacks.batch.second_example import second_example
 from attacks.dense.batch import invert_batch
-from attacks.dense.completion import completed
 from attacks.dense.dropout import Dropped, is_behind_first_layer
 from attacks.dense.image_check import check_images
 from attacks.dense.inputs import UNCERTAIN, Inputs
 from attacks.dense.network import FullyConnected
 from attacks.dense.shortcut import from_bias, from_feature, is_homogeneous
 from attacks.facts import LOSSES, Fact
+from attacks.lost.completed import completed
 from attacks.numerics.rms import row_rms
 from attacks.rounds.answer import images_of_rounds
 from attacks.types import GradientLeak, ImageAttack, NotApplicable
@@ -109,7 +109,8 @@ class AnalyticInversion(ImageAttack):
         require_values(leak)
         if leak.earlier is not None:
             return images_of_rounds(leak, Network.of(leak), labels, tolerance=self.tolerance)
-        leak = completed(leak)
+        completion = completed(leak, generator)
+        leak = completion.leak
         network = Network.of(leak)
         drops = is_behind_first_layer(leak, network)
         if not drops:
@@ -137,6 +138,7 @@ class AnalyticInversion(ImageAttack):
                 NOISE_MARGIN * found.noise * inverse.worth,
                 found.scale_bar * size,
                 factor * test.error * size,
+                completion.errors_of(found.a) * size,
             ]
         ).amax(dim=0)
         images = inverse.pixels(found.a)
