@@ -28,12 +28,13 @@ from typing import ClassVar, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from attacks.answers import ExampleImage, LabelRecovery, Reconstruction, Status, known
 from attacks.batch.second_example import second_example
 from attacks.dense.batch import invert_batch
-from attacks.dense.dropout import Dropped, is_behind_first_layer
+from attacks.dense.dropout import Dropped, is_behind_relus
 from attacks.dense.image_check import check_images
 from attacks.dense.inputs import UNCERTAIN, Inputs
 from attacks.dense.network import FullyConnected
@@ -71,7 +72,7 @@ class AnalyticInversion(ImageAttack):
 
     ReLU and leaky ReLU networks of any depth; sigmoid, tanh, softplus and ELU where the label
     recovery gives features of such. One example with a bias in the first layer: any network above.
-    Dropout in train mode is no obstacle behind the first layer's ReLU.
+    Dropout in train mode is no obstacle behind ReLUs.
 
     Args:
         tolerance: root mean square error in pixels, relative to their range, that RECOVERED stays
@@ -112,7 +113,7 @@ class AnalyticInversion(ImageAttack):
         completion = completed(leak, generator)
         leak = completion.leak
         network = Network.of(leak)
-        drops = is_behind_first_layer(leak, network)
+        drops = is_behind_relus(leak, network)
         if not drops:
             require_known_layers(leak)
         if leak.local_steps > 1:
@@ -251,9 +252,7 @@ def _chain(
             "the chain starts at the last layer's features, which the label attack didn't recover"
         )
     features = labels.features.double().numpy()
-    soft = np.full((batch, network.head.out_features), np.nan)
-    if labels.labels is not None:
-        soft = labels.labels.double().numpy()
+    soft = _soft(labels, batch, network)
     if features.shape != (batch, network.head.in_features):
         raise NotApplicable(
             f"a batch of {batch} needs features of shape {(batch, network.head.in_features)}, "
@@ -277,10 +276,16 @@ def _dropped(
 ) -> Dropped:
     """Return the way forward through what the client's dropout left."""
     assert labels.features is not None
-    assert labels.labels is not None
     layers = FullyConnected.of(leak, network).rescaled(labels.gradient_scale or 1.0)
-    features, soft = labels.features.double().numpy(), labels.labels.double().numpy()
+    features, soft = labels.features.double().numpy(), _soft(labels, len(found.a), network)
     return Dropped.of(layers, found, features, soft, generator)
+
+
+def _soft(labels: LabelRecovery, batch: int, network: Network) -> NDArray[np.float64]:
+    """Return the labels (B, K), NaN where they aren't known."""
+    if labels.labels is None:
+        return np.full((batch, network.head.out_features), np.nan)
+    return labels.labels.double().numpy()
 
 
 def _uncertain(labels: LabelRecovery, batch: int) -> tuple[str | None, ...]:
