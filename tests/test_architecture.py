@@ -90,6 +90,7 @@ ROOMS = {
     "dense": {"", "numerics", "victim"},
     "convolution": {"", "numerics", "victim", "dense"},
     "masks": {"", "numerics", "victim", "one_example", "batch", "dense"},
+    "lost": {"", "victim", "dense", "masks"},
     "matching": {"", "numerics", "victim"},
     "unrolled": {
         *("", "numerics", "victim", "batch", "dense", "masks", "convolution", "matching"),
@@ -97,11 +98,11 @@ ROOMS = {
     "rounds": {"", "numerics", "victim", "dense", "masks", "unrolled"},
     "labels": {
         *("", "numerics", "victim", "one_example", "batch", "counts", "dense", "masks", "unrolled"),
-        "rounds",
+        *("lost", "rounds"),
     },
     "images": {
         *("", "numerics", "victim", "batch", "dense", "convolution", "unrolled", "matching"),
-        "rounds",
+        *("lost", "rounds"),
     },
 }
 """What each room of `attacks` may import from, beside itself; "" is the package's own files."""

@@ -104,21 +104,22 @@ class FullyConnected:
         biased = any(layer.has_bias for layer in self.layers[:-1])
         return not biased and all(a.low is not None for a in self.activations)
 
-    def forward(self, a: Array, first_kept: Array | None = None) -> list[Array]:
+    def forward(self, a: Array, *dropped: Array | None) -> list[Array]:
         """Return each layer's input on first inputs (B, n), and the logits last.
 
         Args:
             a: (B, n).
-            first_kept: what dropout made of the first layer's outputs, factors (B, m); None for no
-                dropout at all.
+            dropped: what dropout made of the outputs of the first layer, the second, …, factors
+                (B, m); None for nothing, as where they end.
         """
         values = [a]
         for index, layer in enumerate(self.layers):
             z = layer.augmented(values[-1]) @ layer.weight.T
             last = index == len(self.activations)
             values.append(z if last else on_array(self.activations[index], z))
-            if index == 0 and first_kept is not None:
-                values[-1] = values[-1] * first_kept
+            factors = dropped[index] if index < len(dropped) else None
+            if factors is not None:
+                values[-1] = values[-1] * factors
         return values
 
     def above_layer(self, index: int) -> FullyConnected:

@@ -22,24 +22,20 @@ before.
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from attacks.answers import ExampleImage, LabelRecovery, Reconstruction, Status, known
 from attacks.batch.second_example import second_example
-from attacks.dense.batch import invert_batch
-from attacks.dense.completion import completed
-from attacks.dense.dropout import Dropped, is_behind_first_layer
+from attacks.dense.descent import by_chain, by_shortcut, statuses_of, through_dropout
+from attacks.dense.dropout import is_behind_relus
 from attacks.dense.image_check import check_images
-from attacks.dense.inputs import UNCERTAIN, Inputs
-from attacks.dense.network import FullyConnected
-from attacks.dense.shortcut import from_bias, from_feature, is_homogeneous
+from attacks.dense.shortcut import is_homogeneous
 from attacks.facts import LOSSES, Fact
+from attacks.lost.completed import completed
 from attacks.numerics.rms import row_rms
 from attacks.rounds.answer import images_of_rounds
 from attacks.types import GradientLeak, ImageAttack, NotApplicable
@@ -56,11 +52,12 @@ SAFETY = 4.0
 """Standard deviations of the scale, and how much more an image may be off than its feature."""
 NOISE_MARGIN = 1.5
 """How much more noise may do than its share in the first layer's gradient."""
-UNKNOWN_SCALE = 0.05
-"""Error of a feature's scale where neither the label attack nor the images tell: no claim."""
 WRONG = (
     "what was found isn't the image: forward through the network it doesn't lead to the layers' "
     "gradients, as where examples are mixed or entries mapped (Adam, sign compression)"
+)
+OPEN_PIXELS = (
+    "what was sent of the gradient leaves some of its pixels open; they are shown as black"
 )
 
 
@@ -72,7 +69,7 @@ class AnalyticInversion(ImageAttack):
 
     ReLU and leaky ReLU networks of any depth; sigmoid, tanh, softplus and ELU where the label
     recovery gives features of such. One example with a bias in the first layer: any network above.
-    Dropout in train mode is no obstacle behind the first layer's ReLU.
+    Dropout in train mode is no obstacle behind ReLUs.
 
     Args:
         tolerance: root mean square error in pixels, relative to their range, that RECOVERED stays
@@ -110,9 +107,10 @@ class AnalyticInversion(ImageAttack):
         require_values(leak)
         if leak.earlier is not None:
             return images_of_rounds(leak, Network.of(leak), labels, tolerance=self.tolerance)
-        leak = completed(leak)
+        completion = completed(leak, generator)
+        leak = completion.leak
         network = Network.of(leak)
-        drops = is_behind_first_layer(leak, network)
+        drops = is_behind_relus(leak, network)
         if not drops:
             require_known_layers(leak)
         if leak.local_steps > 1:
@@ -124,13 +122,13 @@ class AnalyticInversion(ImageAttack):
         if batch > 1 and self.route == "shortcut":
             raise NotApplicable(f"the shortcut is for one example, found {batch}")
         if batch == 1 and not drops and self._takes_shortcut(network, first, inverse):
-            found = _shortcut(leak, network, first, inverse, labels)
+            found = by_shortcut(leak, network, first, inverse, labels)
         else:
-            found = _chain(leak, network, batch, labels, generator)
+            found = by_chain(leak, network, batch, labels, generator)
         if network.linear[first].bias is None:
             found = found.within_range(labels.examples, inverse, SAFETY)
-        statuses = _statuses(labels, batch)
-        dropped = _dropped(leak, network, found, labels, generator) if drops else None
+        statuses = statuses_of(labels, batch)
+        dropped = through_dropout(leak, network, found, labels, generator) if drops else None
         test = check_images(leak, network, inverse, found.a, found.features, statuses, dropped)
         size = row_rms(found.a) * inverse.worth
         factor = 1.0 if batch == 1 else SAFETY
@@ -139,6 +137,7 @@ class AnalyticInversion(ImageAttack):
                 NOISE_MARGIN * found.noise * inverse.worth,
                 found.scale_bar * size,
                 factor * test.error * size,
+                completion.errors_of(found.a) * size,
             ]
         ).amax(dim=0)
         images = inverse.pixels(found.a)
@@ -152,7 +151,11 @@ class AnalyticInversion(ImageAttack):
         strays = overshoot > self.tolerance * (high - low)
         wrong = (test.residual > HOPELESS) | ~found.a.isfinite().all(dim=1)
         lost = wrong | ((errors > HOPELESS * size / (high - low)) & (errors < torch.inf) & ~strays)
-        untold = test.reasons
+        left_open = completion.errors_of(found.a).isinf().tolist()
+        untold = tuple(
+            OPEN_PIXELS if is_open else reason
+            for is_open, reason in zip(left_open, test.reasons, strict=True)
+        )
         if batch == 1:
             untold = (second_example(leak, network) or untold[0],)
         verdicts = [
@@ -212,92 +215,6 @@ class AnalyticInversion(ImageAttack):
             estimate = f"estimated at {error:.2g}, more than {self.tolerance:.2g}"
             return Status.NOT_CONVERGED, f"the image's error is {estimate}", known(error)
         return Status.RECOVERED, None, error
-
-
-def _shortcut(
-    leak: GradientLeak, network: Network, first: str, inverse: PixelMap, labels: LabelRecovery
-) -> Inputs:
-    """Take the way for one example; without a bias in the first layer it needs the feature."""
-    features = labels.features
-    known = features is not None and bool(features.isfinite().all())
-    unknown = torch.full((1, network.head.in_features), torch.nan, dtype=torch.float64)
-    feature = features[:1].double() if features is not None and known else unknown
-    if network.linear[first].bias is not None:
-        a, noise = from_bias(leak, first)
-        bar = torch.zeros(1, dtype=torch.float64)
-        reasons: tuple[str | None, ...] = (None,)
-    elif known:
-        a, noise = from_feature(leak, network, first, inverse, feature[0])
-        bar, reasons = _scale_bars(labels, 1), _uncertain(labels, 1)
-    else:
-        raise NotApplicable(
-            "without biases the image's scale needs the last layer's feature, which the label "
-            "attack didn't recover"
-        )
-    return Inputs(a[None], torch.tensor([noise], dtype=torch.float64), feature, bar, reasons)
-
-
-def _chain(
-    leak: GradientLeak,
-    network: Network,
-    batch: int,
-    labels: LabelRecovery,
-    generator: torch.Generator,
-) -> Inputs:
-    """Go down layer by layer."""
-    layers = FullyConnected.of(leak, network).rescaled(labels.gradient_scale or 1.0)
-    if labels.features is None:
-        raise NotApplicable(
-            "the chain starts at the last layer's features, which the label attack didn't recover"
-        )
-    features = labels.features.double().numpy()
-    soft = np.full((batch, network.head.out_features), np.nan)
-    if labels.labels is not None:
-        soft = labels.labels.double().numpy()
-    if features.shape != (batch, network.head.in_features):
-        raise NotApplicable(
-            f"a batch of {batch} needs features of shape {(batch, network.head.in_features)}, "
-            f"found {features.shape}"
-        )
-    found = invert_batch(layers, features, soft, generator)
-    reasons, bar = found.reasons, found.scale_bar
-    if not layers.layers[0].has_bias:
-        own = _uncertain(labels, batch)
-        reasons = tuple(a or b for a, b in zip(reasons, own, strict=True))
-        bar = torch.where(bar.isnan(), _scale_bars(labels, batch, default=UNKNOWN_SCALE), bar)
-    return dataclasses.replace(found, scale_bar=bar.nan_to_num(0.0), reasons=reasons)
-
-
-def _dropped(
-    leak: GradientLeak,
-    network: Network,
-    found: Inputs,
-    labels: LabelRecovery,
-    generator: torch.Generator,
-) -> Dropped:
-    """Return the way forward through what the client's dropout left."""
-    assert labels.features is not None
-    assert labels.labels is not None
-    layers = FullyConnected.of(leak, network).rescaled(labels.gradient_scale or 1.0)
-    features, soft = labels.features.double().numpy(), labels.labels.double().numpy()
-    return Dropped.of(layers, found, features, soft, generator)
-
-
-def _uncertain(labels: LabelRecovery, batch: int) -> tuple[str | None, ...]:
-    """Say of which examples the scale isn't known, because the label isn't."""
-    return tuple(
-        None if status is Status.RECOVERED else UNCERTAIN for status in _statuses(labels, batch)
-    )
-
-
-def _statuses(labels: LabelRecovery, batch: int) -> tuple[Status, ...]:
-    return labels.statuses or (labels.status,) * batch
-
-
-def _scale_bars(labels: LabelRecovery, batch: int, *, default: float = 0.0) -> Tensor:
-    bars = [example.feature_bar for example in labels.examples] or [None] * batch
-    given = [default if bar is None else bar for bar in bars]
-    return torch.tensor(given, dtype=torch.float64)
 
 
 def _range_of(

@@ -28,8 +28,8 @@ import torch
 from attacks.answers import LabelRecovery, Status
 from attacks.batch.recover import split_batch
 from attacks.batch.second_example import one_example, without_second_example
-from attacks.dense.completion import completed
 from attacks.facts import LABELS, LOSSES, SIZES, Fact
+from attacks.lost.completed import completed
 from attacks.masks.all_layers import with_all_layers
 from attacks.masks.common_factor import Solve
 from attacks.masks.recover import answer_by_masks
@@ -133,7 +133,7 @@ class SoftLabelRecovery(LabelAttack):
         require_values(leak)
         if leak.earlier is not None:
             return labels_of_rounds(leak, tolerance=self.tolerance)
-        leak = completed(leak)
+        leak = completed(leak, generator).leak
         network, models, unknown = Network.of(leak), label_models(leak.told), unknowns(leak)
         if leak.local_steps > 1:
             return labels_of_steps(replay(leak, network), self.tolerance)

@@ -61,13 +61,22 @@ class MaskEquation:
     live: NDArray[np.bool_]
 
     @classmethod
-    def of(cls, network: FullyConnected, index: int, told: int | None) -> MaskEquation:
+    def of(
+        cls,
+        network: FullyConnected,
+        index: int,
+        told: int | None,
+        *,
+        is_above_whole: bool = True,
+    ) -> MaskEquation:
         """Take the layer with that index, and the one above it.
 
         Args:
             network: ends with the last layer.
             index: of the layer, not the last.
             told: B; None where it is to be found.
+            is_above_whole: whether the next layer's gradient has all its entries; of the last one
+                it isn't asked then.
 
         Raises:
             NotApplicable: its activation isn't two-sloped, the rank isn't that of B examples, noise
@@ -93,7 +102,10 @@ class MaskEquation:
         freedom = (len(rows) - size) * (len(columns) - size)
         sigma = float(np.sqrt((values[size:] ** 2).sum() / freedom)) if freedom > 0 else 1.0
         is_last = index + 2 == len(network.layers)
-        basis, target_error = _space_of(above, size, len(rows), is_last=is_last)
+        if is_last and not is_above_whole:
+            basis, target_error = _sums_of_zero(len(above.gradient)), 0.0
+        else:
+            basis, target_error = _space_of(above, size, len(rows), is_last=is_last)
         weighted = (above.weights.T @ basis)[live] / rows[:, None]
         found = cls(
             np.ascontiguousarray(left[:, :size]),
@@ -223,6 +235,11 @@ def _space_of(above: Layer, size: int, units: int, *, is_last: bool) -> tuple[Ar
     error = rounding / max(float(values[kept - 1]), 1e-300)
     is_affordable = units >= 2 * SPARE_UNITS * (size + outputs)
     if is_last and (size >= outputs - 1 or (error > CLEAR_RANK and is_affordable)):
-        ones = np.ones((outputs, 1))
-        return np.linalg.qr(np.hstack([ones, np.eye(outputs)[:, 1:]]))[0][:, 1:], 0.0
+        return _sums_of_zero(outputs), 0.0
     return np.asarray(left[:, :kept]), error
+
+
+def _sums_of_zero(count: int) -> Array:
+    """Return an orthonormal basis (count, count − 1) of the vectors that sum to 0."""
+    ones = np.ones((count, 1))
+    return np.asarray(np.linalg.qr(np.hstack([ones, np.eye(count)[:, 1:]]))[0][:, 1:])

@@ -77,7 +77,7 @@ def examples_of(
         NotApplicable: the last layer's inputs are linearly dependent.
     """
     head = chain.layers[-1]
-    inputs, delta, errors = _first_inputs(equation, pairs, batch)
+    inputs, delta, errors = first_inputs(equation, pairs, batch)
     kept = _dropout(equation, pairs, chain)
     values = chain.forward(inputs, kept)
     features = head.augmented(values[-2])
@@ -105,7 +105,7 @@ def examples_of(
     )
 
 
-def _first_inputs(
+def first_inputs(
     equation: MaskEquation, pairs: Sequence[Pair], batch: int
 ) -> tuple[Array, Array, Array]:
     """Return a layer's inputs (R, n), its δ (R, D) and the inputs' relative errors (R,).
@@ -126,7 +126,7 @@ def _first_inputs(
     if source.has_bias:
         scale = np.where(rows[:, -1:] == 0, np.nan, rows[:, -1:])
         return rows[:, :-1] / scale, batch * scale * delta, errors
-    sign = _signs(rows @ source.weight.T, np.array([pair.is_on for pair in pairs]))
+    sign = signs(rows @ source.weight.T, np.array([pair.is_on for pair in pairs]))
     return sign * rows / sizes[:, None], sign * delta, errors
 
 
@@ -139,7 +139,7 @@ def _dropout(equation: MaskEquation, pairs: Sequence[Pair], chain: FullyConnecte
     return factors
 
 
-def _signs(outputs: Array, masks: NDArray[np.bool_]) -> Array:
+def signs(outputs: Array, masks: NDArray[np.bool_]) -> Array:
     """Return the sign (R, 1) of each input whose outputs (R, D) are on where the masks say."""
     agreeing = np.where((outputs > 0) == masks, 1, -1).sum(axis=1, keepdims=True)
     return np.where(agreeing >= 0, 1.0, -1.0)

@@ -215,13 +215,15 @@ def test_needs_one_step_and_the_features_of_its_batch(
     assert sentence in str(found.reason)
 
 
-@pytest.mark.parametrize("layer", [nn.Dropout(0.5), nn.BatchNorm1d(32)])
+@pytest.mark.parametrize(
+    ("layer", "before"), [(nn.Dropout(0.5), 2), (nn.BatchNorm1d(32), 6)], ids=["pixels", "norm"]
+)
 def test_refuses_layers_in_train_mode(
-    layer: nn.Module, make_model: Build, make_label: Build, make_victim: Build
+    layer: nn.Module, before: int, make_model: Build, make_label: Build, make_victim: Build
 ) -> None:
-    """What dropout drew, or batch norm saw, isn't in the update."""
+    """What dropout took of the pixels, or batch norm saw, isn't in the update."""
     model = make_model(10)
-    model.insert(len(model) - 1, layer)
+    model.insert(before, layer)
     victim = make_victim(model.eval(), make_label(10, "hard", np.random.default_rng(8)))
     leak = dataclasses.replace(victim.leak, mode="train")
     labels = SoftLabelRecovery()(leak, generator=torch.Generator())

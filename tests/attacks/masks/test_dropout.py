@@ -32,12 +32,21 @@ def leak_with(dropout: dict[int, float], victim: Any) -> GradientLeak:
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("widths", [(256,), (256, 256)])
+@pytest.mark.parametrize(
+    ("widths", "dropout"),
+    [
+        ((256,), {3: 0.5}),
+        ((256, 256), {3: 0.5}),
+        ((256, 256), {3: 0.5, 5: 0.3}),
+        ((256, 256, 256), {3: 0.3, 7: 0.3}),
+    ],
+    ids=["one layer", "the first", "both", "first and third"],
+)
 def test_images_follow_through_dropout(
-    widths: tuple[int, ...], bias: bool, make_digits: Build
+    widths: tuple[int, ...], dropout: dict[int, float], bias: bool, make_digits: Build
 ) -> None:
     victim = make_digits(8, widths=widths, bias=bias)
-    leak = leak_with({3: 0.5}, victim)
+    leak = leak_with(dropout, victim)
     draws = torch.Generator().manual_seed(0)
     recovery = SoftLabelRecovery()(leak, generator=draws)
     assert recovery.status is Status.RECOVERED, recovery.reason

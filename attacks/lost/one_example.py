@@ -18,19 +18,12 @@ of it follows from the first layer's input a₀ and the last layer's δ,
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
-import torch
-from numpy.typing import NDArray
 from scipy.optimize import linprog
 
 from attacks.dense.network import FullyConnected, on_array
-from attacks.types import GradientLeak, NotApplicable
-from attacks.victim.gradients import Array, Layer, parameters_of
-from attacks.victim.kept import kept_with
-from attacks.victim.network import Network
-from attacks.victim.pixel_map import PixelMap
+from attacks.types import NotApplicable
+from attacks.victim.gradients import Array, Layer
 
 SWEEPS = 500
 """Alternating least squares: most sweeps."""
@@ -40,43 +33,28 @@ NEAR_ENOUGH = 0.05
 """Misfit on the entries that were sent, relative, from which nothing is put in."""
 
 
-def completed(leak: GradientLeak) -> GradientLeak:
-    """Return a leak with the entries put back in that a defense says it left out.
+def complete_one(layers: FullyConnected, black: Array) -> list[Array]:
+    """Return every layer's gradient of one example.
 
-    Only of one example behind one step of a fully connected network, whose input is fixed by a
-    bias or whose layers are homogeneous; any other leak comes back as it is. It is kept with the
-    leak.
+    Args:
+        layers: from the image to the logits, with what came of their gradients: what isn't zero.
+        black: the first layer's input (n,) on a black image.
+
+    Raises:
+        NotApplicable: a bias wasn't sent, or what is found doesn't agree with what was.
     """
-    if not leak.told.has_lost_entries or leak.batch_size != 1 or leak.local_steps != 1:
-        return leak
-    return kept_with(leak, "_completed", lambda: _completed(leak))
-
-
-def _completed(leak: GradientLeak) -> GradientLeak:
-    try:
-        network = Network.of(leak)
-        layers = FullyConnected.of(leak, network, may_vanish=True)
-    except NotApplicable:
-        return leak
-    has_scale = layers.layers[0].has_bias
-    if layers.kept or not (has_scale or layers.is_homogeneous):
-        return leak
-    try:
-        black = PixelMap.of(network, network.executed[0]).offset.flatten().numpy()
-    except NotApplicable:
-        return leak
     row = _first_input(layers, black)
-    if has_scale:
+    if layers.layers[0].has_bias:
         if row[-1] == 0:
-            return leak
+            raise NotApplicable("the first layer's bias wasn't sent")
         rows = [row[:-1] / row[-1]]
     else:
         rows = [row, -row]
     tried = [predicted_gradients(layers, a) for a in rows]
     best = min(tried, key=lambda gradients: _misfit(layers, gradients))
     if not _misfit(layers, best) <= NEAR_ENOUGH:
-        return leak
-    return _with_gradients(leak, network, layers, best)
+        raise NotApplicable("what is found of the example doesn't agree with what was sent")
+    return best
 
 
 def complete_rank_one(gradient: Array) -> tuple[Array, Array]:
@@ -189,23 +167,3 @@ def _misfit(layers: FullyConnected, gradients: list[Array]) -> float:
     size = sum(float(np.square(sent).sum()) for sent, _ in pairs)
     rest = sum(float(np.square(sent - found).sum()) for sent, found in pairs)
     return float(np.sqrt(rest / size)) if size > 0 else np.inf
-
-
-def _with_gradients(
-    leak: GradientLeak, network: Network, layers: FullyConnected, found: list[Array]
-) -> GradientLeak:
-    gradients = dict(leak.gradients)
-    for layer, predicted in zip(layers.layers, found, strict=True):
-        for name, part in zip(
-            parameters_of(network, layer.name), _parts(layer, predicted), strict=True
-        ):
-            sent = gradients[name]
-            filled = torch.from_numpy(np.ascontiguousarray(part)).reshape(sent.shape).to(sent)
-            gradients[name] = torch.where(sent == 0, filled, sent)
-    return dataclasses.replace(leak, gradients=gradients)
-
-
-def _parts(layer: Layer, gradient: Array) -> list[NDArray[np.float64]]:
-    if not layer.has_bias:
-        return [gradient]
-    return [gradient[:, :-1], gradient[:, -1]]

@@ -1,0 +1,83 @@
+"""The entries of a batch's gradient that a defense left out, found again.
+
+[ours] All of it follows from the first layer's inputs (`attacks.lost.start`) and from ∂L/∂z at the
+logits, which the last layer's entries give by least squares: forward, then backward. Rows of a
+layer with entries enough give their δ themselves, whatever the side of an output near zero.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from attacks.dense.network import FullyConnected, on_array
+from attacks.lost.low_rank import SPARE_ENTRIES
+from attacks.lost.start import TOO_LITTLE, Mask, first_inputs_of
+from attacks.types import NotApplicable
+from attacks.victim.gradients import Array
+
+NEAR_ENOUGH_BATCH = 1e-3
+"""Misfit on the entries that were sent, relative, from which nothing is put in."""
+
+
+def complete_batch(
+    layers: FullyConnected,
+    sent: list[Mask],
+    black: Array,
+    batch: int,
+    generator: torch.Generator,
+) -> tuple[list[Array], Array, Array]:
+    """Return every layer's gradient, the first layer's inputs (B, n), and their errors (B,).
+
+    Args:
+        layers: from the image to the logits, with what came of their gradients.
+        sent: which of each one's entries that is.
+        black: the first layer's input (n,) on a black image.
+        batch: B.
+        generator: draws starts.
+
+    Raises:
+        NotApplicable: too little was sent, or what is found doesn't agree with it.
+    """
+    inputs, std = first_inputs_of(layers, sent, black, batch, generator)
+    *values, _ = layers.forward(inputs)
+    rows = [layer.augmented(a) for layer, a in zip(layers.layers, values, strict=True)]
+    δ, told = _told(layers.layers[-1].gradient, sent[-1], rows[-1])
+    if not told.all():
+        raise NotApplicable(TOO_LITTLE.format(layers.layers[-1].name))
+    found = []
+    for index in reversed(range(len(rows))):
+        own, told = _told(layers.layers[index].gradient, sent[index], rows[index])
+        found.append(np.where(told, own, δ).T @ rows[index])
+        if index:
+            slopes = on_array(layers.activations[index - 1].slope, values[index])
+            δ = (δ @ layers.layers[index].weights) * slopes
+    found = found[::-1]
+    off = misfit(layers, sent, found)
+    if not off <= NEAR_ENOUGH_BATCH:
+        raise NotApplicable(
+            f"what is found of {batch} examples misses the entries that were sent by {off:.1g}, "
+            "relative"
+        )
+    sizes = np.maximum(np.linalg.norm(inputs, axis=1), 1e-300)
+    return found, inputs, np.linalg.norm(std, axis=1) / sizes
+
+
+def misfit(layers: FullyConnected, sent: list[Mask], found: list[Array]) -> float:
+    """Return how far gradients miss the entries that were sent, relative to these."""
+    parts = [
+        (layer.gradient[there], own[there])
+        for layer, own, there in zip(layers.layers, found, sent, strict=True)
+    ]
+    size = sum(float(np.square(came).sum()) for came, _ in parts)
+    rest = sum(float(np.square(came - own).sum()) for came, own in parts)
+    return float(np.sqrt(rest / size)) if size > 0 else np.inf
+
+
+def _told(gradient: Array, sent: Mask, rows: Array) -> tuple[Array, Mask]:
+    """Return δ / B, (B, m), by a layer's inputs (B, n), and of which units entries tell it."""
+    δ, told = np.zeros((len(rows), len(gradient))), sent.sum(axis=1) >= SPARE_ENTRIES * len(rows)
+    for unit in np.flatnonzero(told):
+        there = sent[unit]
+        δ[:, unit] = np.linalg.lstsq(rows[:, there].T, gradient[unit, there], rcond=None)[0]
+    return δ, told
