@@ -138,6 +138,33 @@ class GradientMatching(ImageAttack):
         (found,) = self._restarts.search([problem], [generator])
         return self._answer(leak, labels, problem, found, generator)
 
+    def onwards(
+        self,
+        leak: GradientLeak,
+        labels: LabelRecovery,
+        images: Tensor,
+        *,
+        generator: torch.Generator,
+    ) -> Reconstruction:
+        """Search on from images, as an exact attack that noise kept from the end leaves them.
+
+        Args:
+            leak: as for `reconstruct`.
+            labels: likewise.
+            images: (N, C, H, W), pixels; NaN where there are none. The first start sets out from
+                them, the others from noise.
+            generator: likewise.
+
+        Raises:
+            ValueError: there aren't as many images as examples.
+        """
+        problem = self._problem(leak, labels, getattr(torch, self.precision))
+        expected = (problem.unknowns.examples, *leak.input_shape)
+        if images.shape != expected:
+            raise ValueError(f"images must have the shape {expected}, found {tuple(images.shape)}")
+        (found,) = self._restarts.search([replace(problem, start=images)], [generator])
+        return self._answer(leak, labels, problem, found, generator)
+
     def together(
         self,
         leaks: Sequence[GradientLeak],

@@ -61,6 +61,8 @@ class Problem:
         distance: of gradients.
         priors: of images.
         watched: layers whose inputs priors look at.
+        start: (N, C, H, W), images from which the first start sets out, NaN where there is none;
+            None: all are drawn.
     """
 
     victim: DifferentiableVictim
@@ -70,6 +72,16 @@ class Problem:
     distance: Distance
     priors: tuple[Prior, ...] = ()
     watched: tuple[str, ...] = ()
+    start: Tensor | None = None
+
+    def draw(self, starts: int, generator: torch.Generator) -> Tensor:
+        """Draw rows (R, size), the first one from what there is to set out from."""
+        rows = self.unknowns.draw(starts, generator, self.victim.dtype)
+        if self.start is not None:
+            known = self.start.repeat(self.unknowns.epochs, 1, 1, 1).reshape(-1).to(rows)
+            drawn = rows[0, : len(known)]
+            rows[0, : len(known)] = torch.where(known.isfinite(), known, drawn)
+        return rows
 
     def loss(self, row: Tensor, centre: Tensor, given: Given) -> Tensor:
         """Return the objective of one client at a row (size,).

@@ -86,13 +86,8 @@ class Restarts:
     def _run(
         self, problems: Sequence[Problem], generators: Sequence[torch.Generator], starts: int
     ) -> Found:
-        dtype = problems[0].victim.dtype
-        rows = torch.cat(
-            [
-                problem.unknowns.draw(starts, generator, dtype)
-                for problem, generator in zip(problems, generators, strict=True)
-            ]
-        )
+        pairs = zip(problems, generators, strict=True)
+        rows = torch.cat([problem.draw(starts, generator) for problem, generator in pairs])
         return search(
             evaluation_of(problems, starts, self.stop.iterations, is_compiled=self.is_compiled),
             rows,

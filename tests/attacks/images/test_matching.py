@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,16 @@ import pytest
 import torch
 from torch import nn
 
-from attacks import IMAGE_ATTACKS, ExampleLabel, GradientLeak, LabelRecovery, Status
+from attacks import (
+    IMAGE_ATTACKS,
+    ExampleImage,
+    ExampleLabel,
+    GradientLeak,
+    ImageAttack,
+    LabelRecovery,
+    Reconstruction,
+    Status,
+)
 from attacks.images.auto import EXACT, Auto
 from attacks.images.dlg import DLG
 from attacks.images.feature_matching import FeatureMatching
@@ -263,6 +273,51 @@ def test_auto_takes_the_exact_attack_where_one_applies_and_names_it(
     found = Auto(iterations=2)(leak, labels, generator=draws())
     assert (found.status, found.method) == (Status.RECOVERED, "analytic")
     assert found.gradient_evaluations is None
+
+
+@dataclasses.dataclass(frozen=True)
+class Unsure(ImageAttack):
+    """Gives images and vouches for none; grey ones unless told."""
+
+    images: torch.Tensor | None = None
+
+    def reconstruct(
+        self, leak: GradientLeak, labels: LabelRecovery, generator: torch.Generator
+    ) -> Reconstruction:
+        image = torch.full(SHAPE, 0.5) if self.images is None else self.images[0]
+        example = ExampleImage(Status.NOT_IDENTIFIABLE, "under noise", image.double())
+        return Reconstruction.of([example])
+
+
+@pytest.mark.parametrize(
+    ("is_near", "method"), [(True, "relu-fit"), (False, "inverting-gradients")]
+)
+def test_auto_searches_on_from_images_that_nobody_vouches_for_and_keeps_what_fits_better(
+    is_near: bool, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leak, images, known = victim()
+    near = (images + 1e-4 * torch.randn(images.shape, generator=draws())).clamp(0, 1)
+    monkeypatch.setitem(EXACT, "relu-fit", partial(Unsure, near if is_near else None))  # type: ignore[arg-type]
+    found = Auto(iterations=40)(leak, known, generator=draws())
+    assert found.method == method
+    assert found.gradient_evaluations == 40
+    assert found.images is not None
+    if is_near:
+        assert torch.equal(found.images, near.double())
+
+
+def test_a_search_sets_out_from_images_where_there_are_some() -> None:
+    leak, images, known = victim(2)
+    start = torch.stack([images[0], torch.full(SHAPE, torch.nan)]).double()
+    search = InvertingGradients(iterations=1, precision="float64")
+    found = search.onwards(leak, known, start, generator=draws())
+    drawn = search(leak, known, generator=draws())
+    assert found.images is not None
+    assert drawn.images is not None
+    assert torch.equal(found.images[0], start[0])
+    assert torch.equal(found.images[1], drawn.images[1])
+    with pytest.raises(ValueError, match=r"images must have the shape \(2, 1, 8, 8\)"):
+        search.onwards(leak, known, start[:1], generator=draws())
 
 
 @pytest.mark.parametrize(
