@@ -14,9 +14,11 @@ from attacks import ExampleLabel, GradientLeak, LabelRecovery, Status
 from attacks.images.dlg import DLG
 from attacks.images.inverting_gradients import InvertingGradients
 from attacks.matching.answer import spread_of_copies, write_answer
-from attacks.matching.attack import GradientMatching
+from attacks.matching.attack import GradientMatching, Labels
+from attacks.matching.determined import evidence_for
+from attacks.matching.evaluation import Given, Problem
 from attacks.matching.models import epochs_apart, is_order_guessed, model_of
-from attacks.matching.objectives import EpochAgreement, Seen
+from attacks.matching.objectives import EpochAgreement, Seen, SquaredDistance
 from attacks.matching.unknowns import Candidate, Unknowns
 from attacks.training import SGD
 from attacks.victim.differentiable import DifferentiableVictim
@@ -28,21 +30,29 @@ ORDERS = ((0, 1), (2, 3), (3, 0), (2, 1))
 """Two epochs over four examples."""
 
 
-def images_and_labels(seed: int = 0) -> tuple[Tensor, Tensor]:
+Batches = tuple[tuple[int, ...], ...]
+
+
+def images_and_labels(seed: int = 0, count: int = 4) -> tuple[Tensor, Tensor]:
     draws = torch.Generator().manual_seed(seed)
-    images = torch.rand(4, *SHAPE, generator=draws, dtype=torch.float64)
-    return images, torch.eye(CLASSES, dtype=torch.float64)
+    images = torch.rand(count, *SHAPE, generator=draws, dtype=torch.float64)
+    labels = 0.9 * torch.eye(CLASSES, dtype=torch.float64)[:count] + 0.1 / CLASSES
+    return images, labels
 
 
-def trained(orders: tuple[tuple[int, ...], ...] = ORDERS, lr: float = 0.5) -> GradientLeak:
+def trained(orders: Batches = ORDERS, *, lr: float = 0.5, seed: int = 0) -> GradientLeak:
     """Return what a client sends that tells neither order."""
-    start = build_seeded(
-        lambda: nn.Sequential(nn.Flatten(), nn.Linear(16, 40), nn.Sigmoid(), nn.Linear(40, CLASSES))
-    ).double()
-    local = build_seeded(
-        lambda: nn.Sequential(nn.Flatten(), nn.Linear(16, 40), nn.Sigmoid(), nn.Linear(40, CLASSES))
-    ).double()
-    images, labels = images_and_labels()
+    start, local = (
+        build_seeded(
+            lambda: nn.Sequential(
+                nn.Flatten(), nn.Linear(16, 40), nn.Sigmoid(), nn.Linear(40, CLASSES)
+            ),
+            seed=seed,
+        ).double()
+        for _ in range(2)
+    )
+    examples = 1 + max(map(max, orders))
+    images, labels = images_and_labels(seed, examples)
     optimizer = torch.optim.SGD(local.parameters(), lr=lr)
     for chosen in orders:
         slopes = gradients_of(local, images[list(chosen)], labels[list(chosen)])
@@ -50,8 +60,8 @@ def trained(orders: tuple[tuple[int, ...], ...] = ORDERS, lr: float = 0.5) -> Gr
             local.get_parameter(name).grad = slope
         optimizer.step()
     return leak_of_steps(
-        start, local, SGD(lr), len(orders), batch_size=2, input_shape=SHAPE, examples=4,
-        schedule="epochs",
+        start, local, SGD(lr), len(orders), batch_size=len(orders[0]), input_shape=SHAPE,
+        examples=examples, schedule="epochs",
     )  # fmt: skip
 
 
@@ -158,3 +168,40 @@ def test_steps_that_draw_anew_are_searched_for_an_image_in_every_place() -> None
     found = attack(leak, nothing, generator=torch.Generator().manual_seed(0))
     assert found.images is not None
     assert len(found.images) == 8
+
+
+@pytest.mark.parametrize("error", [0.0, 1e-3])
+def test_the_truth_in_each_epochs_own_order_would_be_vouched_for_and_nothing_near_it(
+    error: float,
+) -> None:
+    orders = ((0,), (1,), (1,), (0,))
+    leak = trained(orders)
+    images, labels = images_and_labels(count=2)
+    victim = DifferentiableVictim.of(leak)
+    unknowns = Unknowns(2, SHAPE, CLASSES, has_labels=True, epochs=2)
+    model = model_of(leak, 2, "unrolled", victim)
+    problem = Problem(victim, Given(victim.target), model, unknowns, SquaredDistance())
+    order = [example for batch in orders for example in batch]
+    pixels, logits = images[order].reshape(-1), labels[order].log().reshape(-1)
+    pixels[-1] += error
+    row = torch.cat([pixels, logits])
+    found = evidence_for(problem, row, leak, torch.Generator().manual_seed(0))
+    if error:
+        assert "nothing vouches for them" in str(found.reason)
+        return
+    assert found.reason is None
+    assert found.error is not None
+    assert found.error < 1e-6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("labels", ["given", "free"])
+def test_nothing_false_is_claimed_of_epochs(labels: Labels) -> None:
+    for seed in range(3):
+        leak = trained(((0,), (1,), (1,), (0,)), lr=1.0, seed=seed)
+        images, own = images_and_labels(seed, 2)
+        attack = DLG(iterations=250, restarts=2, labels=labels)
+        found = attack(leak, known(own), generator=torch.Generator().manual_seed(seed))
+        assert found.images is not None
+        if found.status is Status.RECOVERED:
+            assert float(rms(found.images, images).max()) < 10 ** (-50 / 20)
