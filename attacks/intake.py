@@ -187,3 +187,20 @@ def shallow(module: nn.Module) -> nn.Module:
         vars(one)[name] = value.copy() if isinstance(value, dict) else value
     vars(one)["_compiled_call_impl"] = None  # of Module.compile, which runs the original
     return one
+
+
+def require_buffers(buffers: Mapping[str, Tensor], model: nn.Module) -> None:
+    """Raise unless buffers are of a model.
+
+    Raises:
+        ValueError: one isn't, or has another shape there, or doesn't hold floats.
+    """
+    own = dict(model.named_buffers())
+    for name, buffer in buffers.items():
+        if name not in own:
+            raise ValueError(f"buffer {name!r} is none of the model's")
+        if buffer.shape != own[name].shape or not buffer.is_floating_point():
+            raise ValueError(
+                f"buffer {name!r} must hold floats of the shape {tuple(own[name].shape)} that it "
+                f"has in the model, found {buffer.dtype} of {tuple(buffer.shape)}"
+            )

@@ -10,7 +10,7 @@ import abc
 import functools
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from attacks.answers import LabelRecovery, Reconstruction, Status
 from attacks.facts import Fact, Told
-from attacks.intake import plain_gradients, plain_model
+from attacks.intake import plain_gradients, plain_model, require_buffers
 from attacks.normalization import Normalization
 from attacks.training import SGD, Schedule, Steps
 
@@ -69,6 +69,8 @@ class GradientLeak:
         earlier: what the server saw of the same client in earlier rounds, for attacks that combine
             rounds, in order; whether they share their examples is the attacks' to find out. None:
             this round stands alone.
+        buffers: floating buffers of the model as the client left them, by name, where they came
+            back with the update: batch norm's running statistics, in train mode; empty where not.
 
     Raises:
         TypeError: model, gradients or schedule are of another type.
@@ -102,6 +104,7 @@ class GradientLeak:
     weight_decay: float = 0.0
     optimizer_lr: float | None = None
     earlier: tuple[GradientLeak, ...] | None = None
+    buffers: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "model", plain_model(self.model))
@@ -133,6 +136,7 @@ class GradientLeak:
         self._check_knowledge()
         self._check_training()
         self._check_earlier()
+        require_buffers(self.buffers, self.model)
 
     @functools.cached_property
     def steps(self) -> Steps:

@@ -139,7 +139,7 @@ def run(
     if not scenario.attack:
         typer.echo("fl-sim: the scenario has no [[attack]]: it trains, and nothing else", err=True)
     try:
-        with progress(scenario.rounds) as on_progress:
+        with progress(scenario.rounds, folder) as on_progress:
             path = run_and_report(scenario, folder, resume=resume, on_progress=on_progress)
     except NothingAccepted as error:  # the run is complete: its report says the rest
         if error.report is not None:

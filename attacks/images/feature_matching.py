@@ -8,12 +8,17 @@ the label attack recovers,
 
 The distance d, total variation and optimiser are those of `inverting-gradients`. The paper leaves
 the weight μ_f open.
+
+Differences from the paper: a feature whose label isn't known comes as a direction (its length goes
+with the label), and h(x) is compared in direction. Of several examples, the term is the mean.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import ClassVar
+
+import torch
 
 from attacks.answers import LabelRecovery
 from attacks.images.inverting_gradients import InvertingGradients
@@ -67,4 +72,11 @@ class FeatureMatching(InvertingGradients):
             )
         term = FeatureDistance(self.feature_weight, victim.head_name)
         base = super().setup(leak, labels, victim)
-        return Setup(base.distance, (*base.priors, term), (victim.head_name,), features.detach())
+        has_length = torch.tensor([one.label is not None for one in labels.examples])
+        return Setup(
+            base.distance,
+            (*base.priors, term),
+            (victim.head_name,),
+            features.detach(),
+            has_length.to(features),
+        )

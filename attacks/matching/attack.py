@@ -3,35 +3,33 @@
 from __future__ import annotations
 
 import abc
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from attacks.answers import LabelRecovery, Reconstruction, Status
-from attacks.matching.answer import write_answer
-from attacks.matching.determined import Evidence, evidence_for
-from attacks.matching.evaluation import Given, Problem, evaluation_of
-from attacks.matching.models import Local, model_of
-from attacks.matching.objectives import Distance, Prior
+from attacks.matching.answer import spread_of_copies, verdict_on, write_answer
+from attacks.matching.determined import evidence_for
+from attacks.matching.evaluation import Given, Problem
+from attacks.matching.models import Local, epochs_apart, is_order_guessed, model_of
+from attacks.matching.objectives import Distance, EpochAgreement, Prior
 from attacks.matching.optimisers import Optimiser
+from attacks.matching.restarts import Restarts, Starts
 from attacks.matching.schedules import Schedule
-from attacks.matching.search import Found, Stop, search
+from attacks.matching.search import Stop
 from attacks.matching.unknowns import Unknowns
 from attacks.types import GradientLeak, ImageAttack, NotApplicable
+from attacks.victim.batch_norm import Statistics
 from attacks.victim.differentiable import DifferentiableVictim
 from attacks.victim.network import Network
 from attacks.victim.require import require_values
 
 Labels = Literal["auto", "given", "free"]
 Precision = Literal["float32", "float64"]
-TOLERANCE_RMS = 10 ** (-50 / 20)
-"""Root mean square error that RECOVERED stays below: a PSNR of 50 dB."""
-COPIES = 12
-"""Copies of the gradient, and of what layers take, that one start holds at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,23 +41,16 @@ class Setup:
         priors: of images.
         watched: layers whose inputs priors look at.
         features: (N, D), the recovered ones, where a prior takes them.
+        has_length: (N,), 1 where a feature's length is known, 0 where its direction alone is.
+        statistics: batch norm layer -> mean (C,) and variance (C,), where a prior takes them.
     """
 
     distance: Distance
     priors: tuple[Prior, ...] = ()
     watched: tuple[str, ...] = ()
     features: Tensor | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Starts(Found):
-    """What a search came to for one client.
-
-    Args:
-        redrawn: starts that were drawn anew, as their loss was never finite.
-    """
-
-    redrawn: int = 0
+    has_length: Tensor | None = None
+    statistics: Statistics | None = None
 
 
 @dataclass(frozen=True)
@@ -77,6 +68,8 @@ class GradientMatching(ImageAttack):
             the images; or "auto", given where the label attack has one for every example.
         local: the model of several local steps: "unrolled", "surrogate" or "naive"; see
             `attacks.matching.models`.
+        epoch_weight: of how far epochs' images may differ as a set, at least 0, where several
+            epochs went through the examples in orders that nobody tells.
         patience: iterations without a better loss, at the last step length, that end the search.
         seconds: most time, or None; with it, two runs may differ.
         precision: of the search, "float32" or "float64".
@@ -91,6 +84,7 @@ class GradientMatching(ImageAttack):
     restarts: int = 1
     labels: Labels = "auto"
     local: Local = "unrolled"
+    epoch_weight: float = 30.0
     patience: int = 400
     seconds: float | None = None
     precision: Precision = "float32"
@@ -107,6 +101,8 @@ class GradientMatching(ImageAttack):
         require_one_of("labels", self.labels, get_args(Labels))
         require_one_of("local", self.local, get_args(Local))
         require_one_of("precision", self.precision, get_args(Precision))
+        if not self.epoch_weight >= 0:
+            raise ValueError(f"epoch_weight must be at least 0, found {self.epoch_weight}")
         if self.seconds is not None and not self.seconds > 0:
             raise ValueError(f"seconds must be above 0 or None, found {self.seconds}")
 
@@ -129,12 +125,44 @@ class GradientMatching(ImageAttack):
     is_boxed: ClassVar[bool] = True
     """Whether images stay in [0, 1] on the way."""
 
+    @property
+    def _restarts(self) -> Restarts:
+        stop = Stop(self.iterations, self.patience, seconds=self.seconds)
+        return Restarts(self.restarts, self.optimiser, self.schedule, stop, self.is_compiled)
+
     def reconstruct(
         self, leak: GradientLeak, labels: LabelRecovery, generator: torch.Generator
     ) -> Reconstruction:
         """Search from several starts, take the best, and see what the gradient says of it."""
         problem = self._problem(leak, labels, getattr(torch, self.precision))
-        (found,) = self._search([problem], [generator])
+        (found,) = self._restarts.search([problem], [generator])
+        return self._answer(leak, labels, problem, found, generator)
+
+    def onwards(
+        self,
+        leak: GradientLeak,
+        labels: LabelRecovery,
+        images: Tensor,
+        *,
+        generator: torch.Generator,
+    ) -> Reconstruction:
+        """Search on from images, as an exact attack that noise kept from the end leaves them.
+
+        Args:
+            leak: as for `reconstruct`.
+            labels: likewise.
+            images: (N, C, H, W), pixels; NaN where there are none. The first start sets out from
+                them, the others from noise.
+            generator: likewise.
+
+        Raises:
+            ValueError: there aren't as many images as examples.
+        """
+        problem = self._problem(leak, labels, getattr(torch, self.precision))
+        expected = (problem.unknowns.examples, *leak.input_shape)
+        if images.shape != expected:
+            raise ValueError(f"images must have the shape {expected}, found {tuple(images.shape)}")
+        (found,) = self._restarts.search([replace(problem, start=images)], [generator])
         return self._answer(leak, labels, problem, found, generator)
 
     def together(
@@ -168,7 +196,7 @@ class GradientMatching(ImageAttack):
                 "clients that are attacked together must have one model, and alike numbers of "
                 f"examples, steps and known labels, found {len(kinds)} kinds"
             )
-        found = self._search(problems, generators)
+        found = self._restarts.search(problems, generators)
         return [
             self._answer(leak, known, problem, one, generator)
             for (leak, known), problem, one, generator in zip(
@@ -193,14 +221,16 @@ class GradientMatching(ImageAttack):
         rows = problem.unknowns.settle(found.rows[order]).double()
         exact = self._problem(leak, labels, torch.float64)
         row = rows[0]
-        if exact.given.labels is not None and labels.status is not Status.RECOVERED:
-            # Nobody vouches for them: the images must follow from the gradient with labels free.
-            logits = exact.given.labels.clamp(min=1e-12).log().reshape(-1)
+        is_vouched = labels.status is Status.RECOVERED and not is_order_guessed(leak)
+        if exact.given.labels is not None and not is_vouched:
+            # Nobody vouches for them, or for the steps that they were in: the images must follow
+            # from the gradient with labels free.
+            logits = problem.unknowns.copied(exact.given.labels).clamp(min=1e-12).log().reshape(-1)
             end = problem.unknowns.pixels
             row = torch.cat([row[:end], logits, row[end:]])
             exact = replace(exact, unknowns=replace(exact.unknowns, has_labels=True))
         evidence = evidence_for(exact, row, leak, generator)
-        status, why, error = self._verdict(evidence, found)
+        status, why, error = verdict_on(evidence, found, spread_of_copies(problem.unknowns, row))
         return write_answer(
             problem.unknowns, rows, status, why, found.evaluations, evidence.misfit, error
         )
@@ -208,7 +238,7 @@ class GradientMatching(ImageAttack):
     def _problem(self, leak: GradientLeak, labels: LabelRecovery, dtype: torch.dtype) -> Problem:
         require_values(leak)
         victim = DifferentiableVictim.of(leak, dtype)
-        examples = leak.steps.distinct or labels.batch_size or 1
+        examples = _examples(leak, labels)
         known = self._given(labels, examples)
         unknowns = Unknowns(
             examples,
@@ -217,15 +247,16 @@ class GradientMatching(ImageAttack):
             has_labels=known is None,
             has_position=leak.local_steps > 1 and self.local == "surrogate",
             is_boxed=self.is_boxed,
+            epochs=epochs_apart(leak) if self.local == "unrolled" else 1,
         )
         setup = self.setup(leak, labels, victim)
-        given = Given(
-            victim.target,
-            None if known is None else known.to(dtype),
-            None if setup.features is None else setup.features.to(dtype),
-        )
+        told = (known, setup.features, setup.has_length, setup.statistics)
+        given = Given(victim.target, *tree_map_only(Tensor, lambda part: part.to(dtype), told))
         model = model_of(leak, examples, self.local, victim)
-        return Problem(victim, given, model, unknowns, setup.distance, setup.priors, setup.watched)
+        priors = setup.priors
+        if unknowns.epochs > 1:
+            priors = (*priors, EpochAgreement(self.epoch_weight, unknowns.epochs))
+        return Problem(victim, given, model, unknowns, setup.distance, priors, setup.watched)
 
     def _given(self, labels: LabelRecovery, examples: int) -> Tensor | None:
         """Return labels (N, K) as the label attack has them; None where they are looked for.
@@ -245,92 +276,22 @@ class GradientMatching(ImageAttack):
             )
         return None
 
-    def _search(
-        self, problems: Sequence[Problem], generators: Sequence[torch.Generator]
-    ) -> list[Starts]:
-        """Search from all starts, and once more from others where no loss was finite."""
-        _require_memory(problems[0], self.restarts * len(problems))
-        found = self._run(problems, generators, self.restarts)
-        each = [
-            Starts(rows, losses, found.evaluations // len(problems), found.ended)
-            for rows, losses in zip(
-                found.rows.reshape(len(problems), self.restarts, -1),
-                found.losses.reshape(len(problems), self.restarts),
-                strict=True,
-            )
-        ]
-        return [
-            one if bool(one.losses.isfinite().all()) else self._again(one, problem, generator)
-            for one, problem, generator in zip(each, problems, generators, strict=True)
-        ]
 
-    def _again(self, found: Starts, problem: Problem, generator: torch.Generator) -> Starts:
-        lost = ~found.losses.isfinite()
-        count = int(lost.sum())
-        again = self._run([problem], [generator], count)
-        rows, losses = found.rows.clone(), found.losses.clone()
-        rows[lost], losses[lost] = again.rows, again.losses
-        evaluations = found.evaluations + again.evaluations
-        return Starts(rows, losses, evaluations, found.ended, count)
+def _examples(leak: GradientLeak, labels: LabelRecovery) -> int:
+    """Return how many images are looked for.
 
-    def _run(
-        self, problems: Sequence[Problem], generators: Sequence[torch.Generator], starts: int
-    ) -> Found:
-        dtype = problems[0].victim.dtype
-        rows = torch.cat(
-            [
-                problem.unknowns.draw(starts, generator, dtype)
-                for problem, generator in zip(problems, generators, strict=True)
-            ]
-        )
-        return search(
-            evaluation_of(problems, starts, self.iterations, is_compiled=self.is_compiled),
-            rows,
-            optimiser=self.optimiser,
-            schedule=self.schedule,
-            stop=Stop(self.iterations, self.patience, seconds=self.seconds),
-            project=problems[0].unknowns.project,
-        )
-
-    def _verdict(
-        self, evidence: Evidence, found: Starts
-    ) -> tuple[Status, str | None, float | None]:
-        """Return status, reason and the images' error."""
-        best = float(found.losses.min())
-        starts = "1 start" if self.restarts == 1 else f"the best of {self.restarts} starts"
-        if found.redrawn:
-            starts += f", {found.redrawn} of them drawn anew as their loss wasn't finite"
-        sentence = (
-            f"the images leave a gradient that is {evidence.misfit:.2g} of its size off "
-            f"(objective {best:.3g}, {starts}, {found.evaluations} gradient evaluations, ended by "
-            f"{found.ended.removeprefix('as ')})"
-        )
-        if evidence.reason is not None:
-            return Status.NOT_CONVERGED, f"{sentence}, {evidence.reason}", None
-        assert evidence.error is not None
-        if evidence.error > TOLERANCE_RMS:
-            end = f"from which they follow to {evidence.error:.2g} alone"
-            return Status.NOT_CONVERGED, f"{sentence}, {end}", evidence.error
-        return Status.RECOVERED, None, evidence.error
+    Steps that draw their batches anew are taken never to draw an example twice.
+    """
+    if leak.steps.distinct is not None:
+        return leak.steps.distinct
+    if labels.examples:
+        return len(labels.examples)
+    if leak.local_steps > 1 and leak.schedule == "steps" and leak.processed is not None:
+        return leak.processed
+    return labels.batch_size or 1
 
 
 def require_one_of(name: str, value: str, known: tuple[str, ...]) -> None:
     """Raise a `ValueError` unless an option is one of its values."""
     if value not in known:
         raise ValueError(f"{name} must be one of {', '.join(known)}, found {value!r}")
-
-
-def _require_memory(problem: Problem, starts: int) -> None:
-    """Raise unless a search fits into the memory that is free.
-
-    Raises:
-        NotApplicable: it doesn't.
-    """
-    itemsize = problem.victim.dtype.itemsize
-    needed = COPIES * starts * (problem.victim.size + problem.unknowns.size) * itemsize
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if needed > free:
-        raise NotApplicable(
-            f"{starts} starts on a gradient of {problem.victim.size} entries need about "
-            f"{needed / 2**30:.1f} GiB of memory, and {free / 2**30:.1f} GiB are free"
-        )

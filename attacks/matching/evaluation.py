@@ -17,6 +17,7 @@ from attacks.matching.models import Model
 from attacks.matching.objectives import Distance, Prior, Seen
 from attacks.matching.search import Evaluate
 from attacks.matching.unknowns import Unknowns
+from attacks.victim.batch_norm import Statistics
 from attacks.victim.differentiable import DifferentiableVictim, Tensors
 
 TRACED = 100
@@ -32,11 +33,15 @@ class Given(NamedTuple):
         target: the gradient that was sent, by the parameters' names.
         labels: (N, K) where they are given; None where they are looked for.
         features: (N, D) where the label attack recovered them and a prior asks; or None.
+        has_length: (N,), 1 where a feature's length is known, 0 where its direction alone is.
+        statistics: batch norm layer -> mean (C,) and variance (C,) where a prior asks; or None.
     """
 
     target: Tensors
     labels: Tensor | None = None
     features: Tensor | None = None
+    has_length: Tensor | None = None
+    statistics: Statistics | None = None
 
     @property
     def known(self) -> dict[str, Any]:
@@ -56,6 +61,8 @@ class Problem:
         distance: of gradients.
         priors: of images.
         watched: layers whose inputs priors look at.
+        start: (N, C, H, W), images from which the first start sets out, NaN where there is none;
+            None: all are drawn.
     """
 
     victim: DifferentiableVictim
@@ -65,6 +72,16 @@ class Problem:
     distance: Distance
     priors: tuple[Prior, ...] = ()
     watched: tuple[str, ...] = ()
+    start: Tensor | None = None
+
+    def draw(self, starts: int, generator: torch.Generator) -> Tensor:
+        """Draw rows (R, size), the first one from what there is to set out from."""
+        rows = self.unknowns.draw(starts, generator, self.victim.dtype)
+        if self.start is not None:
+            known = self.start.repeat(self.unknowns.epochs, 1, 1, 1).reshape(-1).to(rows)
+            drawn = rows[0, : len(known)]
+            rows[0, : len(known)] = torch.where(known.isfinite(), known, drawn)
+        return rows
 
     def loss(self, row: Tensor, centre: Tensor, given: Given) -> Tensor:
         """Return the objective of one client at a row (size,).
@@ -77,7 +94,14 @@ class Problem:
         candidate = self.unknowns.read(row, given.labels)
         gradient, inputs = self.model(self.victim, candidate, self.watched)
         loss = self.distance(gradient, given.target)
-        seen = Seen(candidate, inputs, self.unknowns.images(centre), given.features)
+        seen = Seen(
+            candidate,
+            inputs,
+            self.unknowns.images(centre),
+            given.features,
+            given.has_length,
+            given.statistics,
+        )
         for prior in self.priors:
             loss = loss + prior(seen)
         return loss

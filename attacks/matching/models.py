@@ -6,14 +6,16 @@ With w₀ and w_T the weights before and after training, N images and S steps:
 * `Surrogate`: S ∇L(α w₀ + (1 − α) w_T), α looked for along with the images. J. Zhu, R. Yao,
   M. Blaschko, *Surrogate model extension (SME)*, ICML 2023, arXiv 2306.00127, section 4.
 * `Unrolled`: the client's SGD repeated step by step, differentiable (J. Geiping et al., NeurIPS
-  2020, arXiv 2003.14053, section 6; D. Dimitrov et al., TMLR 2022, arXiv 2206.12395).
+  2020, arXiv 2003.14053, section 6). Where several epochs go through the examples in orders that
+  nobody tells, each epoch has images of its own, so that their order is free: D. Dimitrov et al.,
+  *Data leakage in federated averaging*, TMLR 2022, arXiv 2206.12395, section 4.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 from torch import Tensor
 
@@ -27,6 +29,10 @@ Local = Literal["unrolled", "surrogate", "naive"]
 
 class Model(Protocol):
     """Says what a client with candidate images sends."""
+
+    @property
+    def gradients(self) -> int:
+        """How many it takes one after the other, all of which are held at once."""
 
     def __call__(
         self, victim: DifferentiableVictim, candidate: Candidate, watched: Sequence[str]
@@ -43,6 +49,7 @@ class OneGradient:
     """
 
     steps: int = 1
+    gradients: ClassVar[int] = 1
 
     def __call__(
         self, victim: DifferentiableVictim, candidate: Candidate, watched: Sequence[str]
@@ -65,6 +72,7 @@ class Surrogate:
 
     steps: int
     after: Tensors
+    gradients: ClassVar[int] = 1
 
     def __call__(
         self, victim: DifferentiableVictim, candidate: Candidate, watched: Sequence[str]
@@ -95,6 +103,11 @@ class Unrolled:
     sgd: SGD
     divisor: float
     batches: Batches
+
+    @property
+    def gradients(self) -> int:
+        """One for each step."""
+        return len(self.batches)
 
     def __call__(
         self, victim: DifferentiableVictim, candidate: Candidate, watched: Sequence[str]
@@ -137,8 +150,9 @@ def model_of(
 ) -> Model:
     """Return the model of a leak's training.
 
-    Batches that aren't told are taken to go through the examples in order, in every epoch alike: in
-    the first epoch that is only a matter of the examples' names.
+    Batches that aren't told are taken to go through the examples in order: that is only a matter of
+    names where labels are free, and each epoch has examples of its own. Where labels are given, a
+    guess (Dimitrov 2022 draws one).
 
     Args:
         leak: what the server sees.
@@ -163,7 +177,22 @@ def model_of(
             leak.local_steps,
             {name: leak.returned(name).to(victim.dtype) for name in victim.parameters},
         )
-    return Unrolled(leak.optimizer, leak.lr, _batches(leak.steps, examples))
+    return Unrolled(leak.optimizer, leak.lr, _batches(leak.steps, epochs_apart(leak) * examples))
+
+
+def is_order_guessed(leak: GradientLeak) -> bool:
+    """Say whether several steps take parts of the examples, and nobody tells which."""
+    if leak.local_steps == 1 or isinstance(leak.schedule, tuple):
+        return False
+    return leak.schedule != "full-batch" and leak.batch_size != leak.steps.distinct
+
+
+def epochs_apart(leak: GradientLeak) -> int:
+    """Return the epochs that have images of their own, as nobody tells their order; else 1."""
+    sizes, examples = leak.steps.batch_sizes, leak.steps.distinct
+    if leak.schedule != "epochs" or not is_order_guessed(leak) or not (sizes and examples):
+        return 1
+    return sum(sizes) // examples
 
 
 def _batches(steps: Steps, examples: int) -> Batches:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from attacks.matching.unknowns import Candidate
+from attacks.victim.batch_norm import Statistics
 
 Tensors = Mapping[str, Tensor]
 TINY = 1e-30
@@ -64,12 +65,16 @@ class Seen:
         inputs: what watched layers took on the images, by name.
         centre: (N, C, H, W), the mean of all starts' images.
         features: (N, D), of the last layer's input as the label attack recovered it; or None.
+        has_length: (N,), 1 where a feature's length is known, 0 where its direction alone is.
+        statistics: batch norm layer -> mean (C,) and variance (C,) of its input; or None.
     """
 
     candidate: Candidate
     inputs: Tensors
     centre: Tensor
     features: Tensor | None = None
+    has_length: Tensor | None = None
+    statistics: Statistics | None = None
 
 
 class Prior(Protocol):
@@ -121,6 +126,8 @@ class SquaredNorm:
 class FeatureDistance:
     """`‖h(x) − x̂‖² / ‖x̂‖²`: the last layer's input beside the one that was recovered.
 
+    The mean over examples. Where x̂ is known up to a positive factor, h(x) is brought to its length.
+
     Args:
         weight: at least 0.
         layer: the last layer's name.
@@ -131,30 +138,34 @@ class FeatureDistance:
 
     def __call__(self, seen: Seen) -> Tensor:
         """Return the penalty."""
-        assert seen.features is not None
-        squares = (seen.inputs[self.layer].flatten(1) - seen.features).square().sum()
-        return self.weight * squares / (seen.features.square().sum() + TINY)
+        known, has_length = seen.features, seen.has_length
+        assert known is not None
+        assert has_length is not None
+        found = seen.inputs[self.layer].flatten(1)
+        sizes, lengths = found.square().sum(dim=1) + TINY, known.square().sum(dim=1) + TINY
+        factor = torch.where(has_length > 0, 1, (lengths / sizes).sqrt())
+        squares = (factor[:, None] * found - known).square().sum(dim=1)
+        return self.weight * (squares / lengths).mean()
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class BatchNormStatistics:
     """`Σ_l ‖μ_l(x) − μ_l‖ + ‖σ²_l(x) − σ²_l‖` over batch norm layers (Yin 2021, equation 5).
 
     Args:
         weight: at least 0.
-        statistics: each layer's mean and variance, by name.
     """
 
     weight: float
-    statistics: Mapping[str, tuple[Tensor, Tensor]]
 
     def __call__(self, seen: Seen) -> Tensor:
         """Return the penalty."""
+        assert seen.statistics is not None
         terms = []
-        for name, (mean, variance) in self.statistics.items():
+        for name, (mean, variance) in seen.statistics.items():
             given = seen.inputs[name].transpose(0, 1).flatten(1)
             for found, known in ((given.mean(dim=1), mean), (given.var(dim=1), variance)):
-                terms.append(((found - known.to(found)).square().sum() + TINY).sqrt())
+                terms.append(((found - known).square().sum() + TINY).sqrt())
         return self.weight * torch.stack(terms).sum()
 
 
@@ -171,6 +182,29 @@ class GroupConsistency:
     def __call__(self, seen: Seen) -> Tensor:
         """Return the penalty."""
         return self.weight * (seen.candidate.images - seen.centre).square().mean()
+
+
+@dataclass(frozen=True)
+class EpochAgreement:
+    """Mean square by which the mean image of each epoch is off the mean of all epochs.
+
+    Epochs hold the same images in other orders, and a mean has none: D. Dimitrov et al., *Data
+    leakage in federated averaging*, TMLR 2022, arXiv 2206.12395, section 4.2, with the mean for g
+    and squared distances (the differences of all pairs come to the same).
+
+    Args:
+        weight: at least 0.
+        epochs: E, whose images (E·N, C, H, W) follow one another.
+    """
+
+    weight: float
+    epochs: int
+
+    def __call__(self, seen: Seen) -> Tensor:
+        """Return the penalty."""
+        images = seen.candidate.images
+        means = images.reshape(self.epochs, -1, *images.shape[1:]).mean(dim=1)
+        return self.weight * (means - means.mean(dim=0)).square().mean()
 
 
 def _minus(gradient: Tensors, target: Tensors) -> dict[str, Tensor]:

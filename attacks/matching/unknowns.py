@@ -14,8 +14,8 @@ class Candidate:
     """What a row of numbers stands for.
 
     Args:
-        images: (N, C, H, W), pixels.
-        labels: (N, K), rows on the simplex.
+        images: (E·N, C, H, W), pixels.
+        labels: (E·N, K), rows on the simplex.
         position: between the weights before and after training, for the surrogate model; or None.
     """
 
@@ -26,7 +26,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Unknowns:
-    """The numbers of N images, of the logits of labels that aren't given, and of a position.
+    """The numbers of N images in E copies, logits of labels that aren't given, and a position.
 
     Args:
         examples: N.
@@ -35,6 +35,8 @@ class Unknowns:
         has_labels: whether labels are looked for, too: softmax of K numbers each.
         has_position: whether a position is looked for, too.
         is_boxed: whether images stay in [0, 1] on the way; they do in the end.
+        epochs: E, copies of all examples that are looked for: one for each epoch, one epoch's after
+            another's.
     """
 
     examples: int
@@ -43,16 +45,22 @@ class Unknowns:
     has_labels: bool = False
     has_position: bool = False
     is_boxed: bool = True
+    epochs: int = 1
+
+    @property
+    def copies(self) -> int:
+        """E·N."""
+        return self.epochs * self.examples
 
     @property
     def pixels(self) -> int:
-        """N·C·H·W."""
-        return self.examples * math.prod(self.shape)
+        """E·N·C·H·W."""
+        return self.copies * math.prod(self.shape)
 
     @property
     def size(self) -> int:
         """Length of a row."""
-        free = self.examples * self.classes if self.has_labels else 0
+        free = self.copies * self.classes if self.has_labels else 0
         return self.pixels + free + self.has_position
 
     def draw(self, starts: int, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
@@ -64,15 +72,21 @@ class Unknowns:
         return rows.to(dtype)
 
     def images(self, row: Tensor) -> Tensor:
-        """Return the images (N, C, H, W) of a row (size,)."""
-        return row[: self.pixels].reshape(self.examples, *self.shape)
+        """Return the images (E·N, C, H, W) of a row (size,)."""
+        return row[: self.pixels].reshape(self.copies, *self.shape)
+
+    def copied(self, labels: Tensor) -> Tensor:
+        """Return labels (E·N, K) of all copies of examples with labels (N, K)."""
+        return labels.repeat(self.epochs, 1)
 
     def read(self, row: Tensor, labels: Tensor | None) -> Candidate:
         """Say what a row (size,) stands for, with labels (N, K) that are given, or None."""
         if self.has_labels:
-            end = self.pixels + self.examples * self.classes
-            labels = row[self.pixels : end].reshape(self.examples, self.classes).softmax(dim=1)
-        assert labels is not None
+            end = self.pixels + self.copies * self.classes
+            labels = row[self.pixels : end].reshape(self.copies, self.classes).softmax(dim=1)
+        else:
+            assert labels is not None
+            labels = self.copied(labels)
         return Candidate(self.images(row), labels, row[-1] if self.has_position else None)
 
     def project(self, rows: Tensor) -> Tensor:

@@ -90,12 +90,6 @@ class DifferentiableVictim:
         """Entries of the gradient."""
         return sum(gradient.numel() for gradient in self.target.values())
 
-    @property
-    def batch_norms(self) -> dict[str, nn.modules.batchnorm._BatchNorm]:
-        """Batch norm layers, by name."""
-        kind = nn.modules.batchnorm._BatchNorm
-        return {n: m for n, m in self.module.named_modules() if isinstance(m, kind)}
-
     def forward(
         self, parameters: Tensors, images: Tensor, watched: Sequence[str] = ()
     ) -> tuple[Tensor, dict[str, Tensor]]:

@@ -85,7 +85,7 @@ def gradient_leak(
 
     Args:
         model: at the weights that the client received, in the client's precision.
-        sent: parameter name -> what it sent back, as `training.sends` says; buffers are left aside.
+        sent: name -> what it sent back, as `training.sends` says; in train mode buffers as well.
         training: how it trained, without an obstacle; epochs turned into steps by `of_client`,
             unless it tells the examples itself.
         input_shape: (C, H, W).
@@ -102,6 +102,7 @@ def gradient_leak(
     plain = plain_names(sent, model)
     _require_alike(plain.values(), model)
     arrays = {plain[name]: tensor for name, tensor in sent.items()}
+    buffers = _buffers(arrays, model) if training.mode == "train" else {}
     received = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
     arrays = {name: tensor for name, tensor in arrays.items() if name in received}
     if not arrays:
@@ -144,8 +145,19 @@ def gradient_leak(
         normalization=normalization,
         keeps=keeps,
         caveat=_caveat(training),
+        buffers=buffers if training.sends == "weights" else {},
         **_told(training),
     )
+
+
+def _buffers(arrays: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Return the arrays that hold what floating buffers hold; others tell an attacker nothing."""
+    own = {name: buffer for name, buffer in model.named_buffers() if name in arrays}
+    return {
+        name: arrays[name]
+        for name, buffer in own.items()
+        if arrays[name].shape == buffer.shape and arrays[name].is_floating_point()
+    }
 
 
 def _told(training: LocalTraining) -> dict[str, Any]:

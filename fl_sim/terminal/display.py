@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from rich.box import SIMPLE
@@ -15,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from fl_sim.errors import UserError
 from fl_sim.leakage.records import read_lines
 
 logger = logging.getLogger(__name__)
@@ -74,8 +77,14 @@ def progress_bars() -> Progress:
 
 
 @contextmanager
-def progress(rounds: int) -> Iterator[Callable[[int, int, int], None]]:
-    """Show rounds and clients as bars, on a terminal only; each finished round is logged."""
+def progress(rounds: int, folder: Path) -> Iterator[Callable[[int, int, int], None]]:
+    """Show rounds, clients and attacks after the round as bars, on a terminal only.
+
+    Each finished round is logged. How many updates wait for their attacks is read off the run's
+    folder, since the server may be another process.
+    """
+    from fl_sim.capture.pending import PendingRounds
+
     bars = progress_bars()
     all_rounds = bars.add_task("rounds", total=rounds)
     this_round = bars.add_task("clients", total=None)
@@ -87,8 +96,56 @@ def progress(rounds: int) -> Iterator[Callable[[int, int, int], None]]:
         if is_complete:
             logger.info("round %d of %d", server_round, rounds)
 
-    with bars:
+    updates = bars.add_task("updates attacked after their round", total=None, visible=False)
+    pending, ended = PendingRounds(folder / "pending"), threading.Event()
+
+    def show(done: int, total: int) -> None:
+        bars.update(updates, completed=done, total=total, visible=total > 0)
+
+    watch = partial(watch_backlog, lambda: pending.left(rounds).updates, show, ended)
+    with bars, _beside(watch, ended, is_wanted=not bars.disable):
         yield on_progress
+
+
+def watch_backlog(
+    left: Callable[[], int],
+    show: Callable[[int, int], None],
+    ended: threading.Event,
+    *,
+    seconds: float = 1.0,
+) -> None:
+    """Show how much of a backlog is done, now and then, until an event.
+
+    Args:
+        left: counts what waits; it may fail while files come and go.
+        show: called with what is done, and with all that has been waiting so far.
+        ended: ends it.
+        seconds: between two looks.
+    """
+    total = last = 0
+    while not ended.wait(seconds):
+        with suppress(UserError, OSError):
+            now = left()
+            total += max(now - last, 0)
+            last = now
+            show(total - now, total)
+
+
+@contextmanager
+def _beside(
+    function: Callable[[], None], ended: threading.Event, *, is_wanted: bool
+) -> Iterator[None]:
+    """Run a function in a thread until the block is left, or not at all."""
+    if not is_wanted:
+        yield
+        return
+    thread = threading.Thread(target=function, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 @contextmanager

@@ -148,7 +148,17 @@ def test_a_misfit_is_not_claimed_and_is_said() -> None:
     assert "6 gradient evaluations" in found.reason
 
 
-CHANGES = ("none", "noise", "scaled", "other label", "free", "batch", "float32", "update", "part")
+def test_layers_gradients_of_two_images_are_nobodys() -> None:
+    leak, labels, _ = changed("other image", "smooth", 0)
+    found = attack(leak, labels)
+    assert found.status is Status.NOT_CONVERGED
+    assert "nothing vouches for them" in str(found.reason)
+
+
+CHANGES = (
+    *("none", "noise", "scaled", "other label", "other image", "free", "batch", "float32"),
+    *("update", "part"),
+)
 
 
 def changed(change: str, network: str, seed: int) -> tuple[GradientLeak, LabelRecovery, Tensor]:
@@ -166,6 +176,11 @@ def changed(change: str, network: str, seed: int) -> tuple[GradientLeak, LabelRe
         }
     if change == "scaled":
         gradients = {n: 0.6 * g for n, g in gradients.items()}
+    if change == "other image":
+        last = list(gradients)[-2:]
+        gradients = dict(gradients) | {
+            n: g for n, g in victim(network, seed=seed + 100)[0].gradients.items() if n in last
+        }
     if change == "part":
         gradients = dict(list(gradients.items())[-2:])
     if change == "other label":

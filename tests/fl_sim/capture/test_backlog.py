@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -246,13 +246,19 @@ def is_running(pid: int) -> bool:
 class Process:
     """A run of the tiny federation with an attack that takes its time, in a process of its own."""
 
-    def __init__(self, tiny_file: Path, out: Path, *, seconds: float, rounds: int = 3) -> None:
+    def __init__(
+        self, tiny_file: Path, out: Path, *, seconds: float = 0.0, settings: Sequence[str] = ()
+    ) -> None:
         self.out = out
+        slow = (
+            "attack.0.label=third_party:Takes",
+            f"attack.0.label_options.seconds={seconds}",
+            "rounds=3",
+        )
         self._errors = out / "errors"
         paths = [str(tiny_file.parent), os.environ.get("PYTHONPATH", "")]
         command = [sys.executable, "-m", "fl_sim.cli", "run", str(tiny_file)]
-        command += ["--set=attack.0.label=third_party:Takes", f"--set=rounds={rounds}"]
-        command += [f"--set=attack.0.label_options.seconds={seconds}", "--set=server.attack_jobs=2"]
+        command += [f"--set={each}" for each in (*(settings or slow), "server.attack_jobs=2")]
         command += ["--resume", "--out", str(out / "run")]
         (out / "run").mkdir(exist_ok=True)
         with self._errors.open("w") as errors:
@@ -324,6 +330,35 @@ def test_killed_twice_in_the_middle_of_slow_attacks_the_records_are_the_same(
         tmp_path / "inline",
     )
     assert outcome_of(tmp_path / "inline") == outcome_of(tmp_path / "whole" / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+def test_rounds_go_on_while_images_are_searched_and_a_kill_changes_no_record(
+    tiny_file: Path, outcome_of: OutcomeOf, tmp_path: Path
+) -> None:
+    settings = (
+        "attack=[{label='third_party:Formula', image='inverting-gradients', "
+        "image_options={iterations=150}}]",
+        "data.clients=10",
+        "data.options={examples=200}",
+        "rounds=3",
+    )
+    for name in ("broken", "whole"):
+        (tmp_path / name).mkdir()
+    Process(tiny_file, tmp_path / "whole", settings=settings).end()
+    log = read_lines(tmp_path / "whole" / "run" / "leakage.jsonl")
+    assert {r["image_attack"] for r in log} == {"inverting-gradients"}
+    assert [r["round"] for r in log] == [1] * 10 + [2] * 10 + [3] * 10
+    assert {r["gradient_evaluations"] for r in log} == {150}
+    first = Process(tiny_file, tmp_path / "broken", settings=settings)
+    first.wait_for(lambda: first.answers() >= 1)
+    rounds = read_lines(tmp_path / "broken" / "run" / "rounds.jsonl")
+    assert first.kill()
+    assert len(rounds) > 1  # while the first round's attacks were at work
+    assert first.lines() == 0
+    Process(tiny_file, tmp_path / "broken", settings=settings).end()
+    assert outcome_of(tmp_path / "broken" / "run") == outcome_of(tmp_path / "whole" / "run")
 
 
 @pytest.mark.slow

@@ -91,6 +91,21 @@ def test_one_step_gives_the_gradient(training: LocalTraining) -> None:
     assert leak.update_dtype == torch.float64
 
 
+def test_buffers_come_with_weights_of_train_mode_alone() -> None:
+    model = network(batch_norm=True)
+    names = {"2.running_mean", "2.running_var"}
+    for mode, is_told in (("train", True), ("eval", False)):
+        training = LocalTraining(lr=0.1, mode=mode)  # type: ignore[arg-type]
+        sent, _ = train(model, training)
+        sent |= {name: torch.ones(50).double() for name in names - sent.keys()}
+        leak = gradient_leak(model, sent, training, input_shape=SHAPE)
+        assert set(leak.buffers) == (names if is_told else set())
+        assert all(torch.equal(part, sent[name]) for name, part in leak.buffers.items())
+        sent["2.running_var"] = sent["2.running_var"][:1]  # of no use to anybody
+        leak = gradient_leak(model, sent, training, input_shape=SHAPE)
+        assert set(leak.buffers) == ({"2.running_mean"} if is_told else set())
+
+
 @pytest.mark.parametrize("lr", [0.1, 1e-3])
 @pytest.mark.parametrize("name", ["plain", "weight decay", "nesterov"])
 def test_float32_is_as_exact_as_the_leak_states(name: str, lr: float) -> None:
