@@ -37,6 +37,8 @@ SUITES = {
         "image_batch_features",
         "image_convolutions",
         "image_matching",
+        "matching_speed",
+        "matching_quality",
     ),
     "rounds": ("rounds",),
     "simulator": ("audit_overhead", "costs", "engines", "leakage", "leakage_noise", "privacy"),
