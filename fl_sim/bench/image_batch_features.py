@@ -125,7 +125,7 @@ def attack(cell: Cell, seed: int) -> Outcome:
     data = dataset(cell.source)
     classes = cell.classes if cell.classes != data.num_classes else None
     images, labels = draw_batch(data, cell.batch, "label-smoothing", classes=classes, seed=seed)
-    model = _trained(_start(cell)) if cell.steps else _model(cell, seed)
+    model = model_of(cell, seed)
     leak = leak_of(model, images, labels, sent_as=cell.sent_as, batch_size=cell.batch)
     dense = [index for index, layer in enumerate(model) if isinstance(layer, nn.Linear)]
     with torch.no_grad():
@@ -134,7 +134,7 @@ def attack(cell: Cell, seed: int) -> Outcome:
     mixed = [int(((z > 0).any(0) & (z <= 0).any(0)).sum()) for z in outputs]
     started = time.process_time()
     recovery = LABEL_ATTACKS.build("soft-label")(leak, generator=torch_generator(seed, "attack"))
-    found = _features(leak, recovery, seed)
+    found = recovered_features(leak, recovery, seed)
     pictures = None
     if cell.network == CONVNET.network:
         pictures = IMAGE_ATTACKS.build("relu-fit")(
@@ -163,8 +163,12 @@ def attack(cell: Cell, seed: int) -> Outcome:
     )
 
 
-def _model(cell: Cell, seed: int) -> nn.Sequential:
-    """Return the untrained network; all its parts in one sequence."""
+def model_of(cell: Cell, seed: int) -> nn.Sequential:
+    """Return a cell's network, all its parts in one sequence; a trained one is that of seed 0."""
+    return _trained(_start(cell)) if cell.steps else _untrained(cell, seed)
+
+
+def _untrained(cell: Cell, seed: int) -> nn.Sequential:
     data = dataset(cell.source)
     if cell.network != CONVNET.network:
         model = untrained(
@@ -192,7 +196,7 @@ def _start(cell: Cell) -> Cell:
 @functools.cache
 def _trained(cell: Cell) -> nn.Sequential:
     """Return the network of seed 0 after some steps on augmented examples."""
-    data, model = dataset(cell.source), _model(cell, 0)
+    data, model = dataset(cell.source), _untrained(cell, 0)
     draws = numpy_generator(0, "training", cell.network)
     optimizer = torch.optim.Adam(model.parameters(), lr=RATES.get(cell.network, 1e-3))
     for _ in range(cell.steps):
@@ -207,7 +211,7 @@ def _trained(cell: Cell) -> nn.Sequential:
     return model
 
 
-def _features(leak: GradientLeak, recovery: LabelRecovery, seed: int) -> Tensor | None:
+def recovered_features(leak: GradientLeak, recovery: LabelRecovery, seed: int) -> Tensor | None:
     """Return the inputs (B, n) of the first dense layer; None without the last one's."""
     if recovery.features is None or recovery.labels is None:
         return None

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from attacks import ExampleLabel, GradientLeak, LabelRecovery, Reconstruction, Status
 from attacks.matching.attack import GradientMatching
 from fl_sim.bench.victims import dataset, draw_batch, untrained
-from fl_sim.data import Dataset
 from fl_sim.leakage.image_scores import is_identified
 from fl_sim.leakage.judge import psnr_db
 from fl_sim.testing.leaks import leak_of
@@ -122,9 +121,15 @@ def gallery(name: str = "photos") -> Tensor:
     return dataset(name).test_images[:OTHERS]
 
 
-def mean_image(data: Dataset) -> Tensor:
-    """Return the guess (C, H, W) that needs no gradient."""
-    return data.test_images.mean(dim=0)
+def mean_psnrs(truths: Sequence[Tensor], source: str = "photos") -> list[float]:
+    """Return the PSNR in dB that a guess without any gradient has of each image.
+
+    Args:
+        truths: images (B, C, H, W) of each client.
+        source: of the images, whose test images' mean is the guess; a name in `fl_sim.DATASETS`.
+    """
+    mean = dataset(source).test_images.mean(dim=0)
+    return [psnr_db(mean, image) for images in truths for image in images]
 
 
 def pair_images(found: Reconstruction, images: Tensor) -> Tensor | None:
@@ -162,7 +167,6 @@ def summary(
         source: of the photographs, a name in `fl_sim.DATASETS`.
     """
     scores = psnrs(found, truths)
-    mean = mean_image(dataset(source))
     named = [
         paired is not None
         and paired[row].isfinite().all()
@@ -171,24 +175,32 @@ def summary(
         for paired in (pair_images(one, images),)
         for row in range(len(images))
     ]
-    guesses = [psnr_db(mean, image) for images in truths for image in images]
     return {
         "PSNR median dB": rounded(np.median(scores)),
         "PSNR worst dB": rounded(min(scores)),
         **{f"above {level} dB": share([s > level for s in scores]) for level in LEVELS_DB},
         "found": share([bool(one) for one in named]),
-        "mean image dB": rounded(np.median(guesses)),
+        "mean image dB": rounded(np.median(mean_psnrs(truths, source))),
         "called recovered": sum(s is Status.RECOVERED for one in found for s in one.statuses),
     }
 
 
 def difference(scores: Sequence[float], base: Sequence[float]) -> str:
-    """Return the mean paired difference with its 95 % interval (Student's t)."""
+    """Return the mean paired difference with its 95 % interval."""
+    mean, low, high = interval(scores, base)
+    return f"{mean:+.2f}" + (f" ({low:+.2f} to {high:+.2f})" if len(scores) > 1 else "")
+
+
+def interval(scores: Sequence[float], base: Sequence[float]) -> tuple[float, float, float]:
+    """Return the mean paired difference, and the bounds of its 95 % interval (Student's t).
+
+    Of a single pair, the bounds are the difference itself.
+    """
     rest = np.array(scores) - np.array(base)
-    if len(rest) < 2:
-        return f"{rest.mean():+.2f}"
-    half = stats.t.ppf(0.975, len(rest) - 1) * rest.std(ddof=1) / len(rest) ** 0.5
-    return f"{rest.mean():+.2f} ({rest.mean() - half:+.2f} to {rest.mean() + half:+.2f})"
+    mean, half = float(rest.mean()), 0.0
+    if len(rest) > 1:
+        half = float(stats.t.ppf(0.975, len(rest) - 1) * rest.std(ddof=1) / len(rest) ** 0.5)
+    return mean, mean - half, mean + half
 
 
 def share(holds: Sequence[bool]) -> str:

@@ -39,6 +39,8 @@ SUITES = {
         "image_matching",
         "matching_speed",
         "matching_quality",
+        "matching_networks",
+        "matching_batches",
     ),
     "rounds": ("rounds",),
     "simulator": ("audit_overhead", "costs", "engines", "leakage", "leakage_noise", "privacy"),
