@@ -25,8 +25,8 @@ from fl_sim.bench.matching import (
     drawn,
     known,
     psnrs,
+    score_columns,
     seeded,
-    summary,
     together,
     unknown,
     victims_of,
@@ -161,7 +161,7 @@ def _row(
         "images": len(scores),
         "labels known": sum(len(one.labels) for one in labels if one.labels is not None),
         "iterations": attack.iterations,
-        **summary(found, truths),
+        **score_columns(found, truths),
         "difference": "" if base is None else difference(scores, base),
         "CPU seconds": round(seconds, 1),
     }

@@ -116,7 +116,7 @@ def seeded(seed: int) -> torch.Generator:
 
 
 @functools.cache
-def gallery(name: str = "photos") -> Tensor:
+def other_images(name: str = "photos") -> Tensor:
     """Return images (M, C, H, W) that no client trained on."""
     return dataset(name).test_images[:OTHERS]
 
@@ -156,7 +156,7 @@ def psnrs(found: Sequence[Reconstruction], truths: Sequence[Tensor]) -> list[flo
     return scores
 
 
-def summary(
+def score_columns(
     found: Sequence[Reconstruction], truths: Sequence[Tensor], source: str = "photos"
 ) -> dict[str, Any]:
     """Return the columns that say how near images (B, C, H, W) of each client came.
@@ -170,7 +170,7 @@ def summary(
     named = [
         paired is not None
         and paired[row].isfinite().all()
-        and is_identified(paired[row], images, row, gallery(source))
+        and is_identified(paired[row], images, row, other_images(source))
         for one, images in zip(found, truths, strict=True)
         for paired in (pair_images(one, images),)
         for row in range(len(images))

@@ -19,7 +19,7 @@ from attacks.images.inverting_gradients import InvertingGradients
 from attacks.labels.soft_label import SoftLabelRecovery
 from attacks.matching.attack import GradientMatching
 from fl_sim.bench.image_batch_features import Cell, model_of, recovered_features
-from fl_sim.bench.matching import FOUND_NOTE, difference, psnrs, seeded, summary
+from fl_sim.bench.matching import FOUND_NOTE, difference, psnrs, score_columns, seeded
 from fl_sim.bench.victims import dataset, draw_batch
 from fl_sim.testing.leaks import gradients_of, leak_of
 
@@ -95,7 +95,7 @@ def rows(*, quick: bool, seed: int) -> Iterator[dict[str, object]]:
                 "way": way,
                 "images": len(batch.images),
                 "iterations": length,
-                **summary([found], [batch.images], cell.source),
+                **score_columns([found], [batch.images], cell.source),
                 "difference": "" if base is None else difference(scores, base),
                 "CPU seconds": round(seconds, 1),
             }

@@ -24,8 +24,8 @@ from fl_sim.bench.matching import (
     known,
     mean_psnrs,
     psnrs,
+    score_columns,
     seeded,
-    summary,
 )
 from fl_sim.bench.training import accuracy
 from fl_sim.bench.victims import augment, dataset, draw_batch, untrained
@@ -122,14 +122,14 @@ def _row(cell: Cell, seed: int) -> dict[str, object]:
         data, cell.batch * cell.clients, "label-smoothing", classes=CLASSES, seed=seed
     )
     attack = InvertingGradients(iterations=cell.iterations, total_variation=SMOOTH)
-    truths = list(images.split(cell.batch))
+    truths = _parts(images, cell.batch)
     started = time.process_time()
     found = [
         attack(mode_leak(model, own, label, cell.mode), known(label), generator=seeded(number))
-        for number, (own, label) in enumerate(zip(truths, labels.split(cell.batch), strict=True))
+        for number, (own, label) in enumerate(zip(truths, _parts(labels, cell.batch), strict=True))
     ]
     seconds = time.process_time() - started
-    counted, scores, base = summary(found, truths), psnrs(found, truths), mean_psnrs(truths)
+    counted, scores, base = score_columns(found, truths), psnrs(found, truths), mean_psnrs(truths)
     return {
         "network": cell.network.split(":")[-1],
         "training": f"{STEPS} steps" if cell.is_trained else "none",
@@ -143,6 +143,10 @@ def _row(cell: Cell, seed: int) -> dict[str, object]:
         "learned": _learned(scores, base, counted["found"]),
         "CPU seconds": round(seconds, 1),
     }
+
+
+def _parts(values: Tensor, size: int) -> list[Tensor]:
+    return [values[at : at + size] for at in range(0, len(values), size)]
 
 
 def _learned(scores: list[float], base: list[float], found: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from fl_sim.errors import UserError
@@ -51,7 +53,7 @@ def vit_tiny(
         raise UserError(
             "vit_tiny needs timm, which isn't installed: pip install 'fl-sim[vit]'"
         ) from error
-    network = VisionTransformer(
+    network: Any = VisionTransformer(
         img_size=height,
         patch_size=height // PATCHES,
         in_chans=channels,
@@ -60,8 +62,7 @@ def vit_tiny(
         depth=12,
         num_heads=3,
     )
-    for layer in network.modules():
-        if hasattr(layer, "fused_attn"):
-            layer.fused_attn = False
+    for block in network.blocks:
+        block.attn.fused_attn = False
     network.head = nn.Linear(network.embed_dim, num_classes, bias=bias)
     return nn.Sequential(Normalize(mean, std), network)

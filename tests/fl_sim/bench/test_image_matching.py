@@ -6,7 +6,7 @@ import torch
 
 from attacks import ExampleImage, Reconstruction, Status
 from fl_sim.bench.image_matching import rows
-from fl_sim.bench.matching import difference, pair_images, psnrs, summary
+from fl_sim.bench.matching import difference, pair_images, psnrs, score_columns
 
 
 def test_rows_are_flat_and_paired() -> None:
@@ -47,6 +47,6 @@ def test_images_are_paired_with_the_nearest_ones_and_a_missing_one_counts_as_fai
 
 def test_what_was_found_is_counted_among_all() -> None:
     truth = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    counted = summary([answer(truth[0].double()), answer(None)], [truth, truth])
+    counted = score_columns([answer(truth[0].double()), answer(None)], [truth, truth])
     assert counted["found"] == counted["above 30 dB"] == "1 of 2"
     assert counted["called recovered"] == 0
