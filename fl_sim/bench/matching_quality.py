@@ -68,7 +68,7 @@ class Budget:
     starts: int
 
 
-BUDGETS = {"convnet": Budget(150, 150, 10), "lenet": Budget(150, 1200, 2)}
+BUDGETS = {"convnet": Budget(150, 150, 10), "lenet": Budget(150, 600, 2)}
 
 
 def rows(*, quick: bool, seed: int) -> Iterator[dict[str, object]]:

@@ -40,7 +40,8 @@ NOTES = (
     "breaching 0.1.2 takes part where it is installed beside fl-sim; its iterations alone are "
     "timed. “start” is what comes before the first turn, tracing or compiling, in seconds by the "
     "clock; “peak MiB” what a search, prepared and run, adds at its peak to the memory "
-    "of a process of its own, libraries apart (not measured where a compiler is one of them).",
+    "of a process of its own in which the plain loop has run before (not measured where a compiler "
+    "is loaded, too).",
     initial_weights("lenet", "convnet"),
 )
 TURN = 20
