@@ -15,14 +15,13 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, one_hot
 
 from attacks import IMAGE_ATTACKS, LABEL_ATTACKS, GradientLeak, LabelRecovery, NotApplicable, Status
 from attacks.dense.batch import invert_batch
 from attacks.dense.network import FullyConnected
 from attacks.victim.network import Network
-from fl_sim.bench.training import accuracy
-from fl_sim.bench.victims import augment, dataset, draw_batch, untrained
+from fl_sim.bench.training import accuracy, take_steps
+from fl_sim.bench.victims import dataset, draw_batch, untrained
 from fl_sim.seeds import numpy_generator, torch_generator
 from fl_sim.testing.leaks import SentAs, build_seeded, leak_of
 
@@ -197,17 +196,15 @@ def _start(cell: Cell) -> Cell:
 def _trained(cell: Cell) -> nn.Sequential:
     """Return the network of seed 0 after some steps on augmented examples."""
     data, model = dataset(cell.source), _untrained(cell, 0)
-    draws = numpy_generator(0, "training", cell.network)
-    optimizer = torch.optim.Adam(model.parameters(), lr=RATES.get(cell.network, 1e-3))
-    for _ in range(cell.steps):
-        chosen = torch.from_numpy(draws.integers(len(data.images), size=2 * TRAINING_BATCH))
-        hard = one_hot(data.labels[chosen], data.num_classes).double()
-        images, labels = augment(data.images[chosen], hard, "label-smoothing", draws)
-        computed = torch.autograd.grad(cross_entropy(model(images), labels), [*model.parameters()])
-        for parameter, gradient in zip(model.parameters(), computed, strict=True):
-            parameter.grad = gradient
-        optimizer.step()
-    model.zero_grad()
+    take_steps(
+        model,
+        data,
+        cell.steps,
+        batch=TRAINING_BATCH,
+        classes=data.num_classes,
+        learning_rate=RATES.get(cell.network, 1e-3),
+        draws=numpy_generator(0, "training", cell.network),
+    )
     return model
 
 

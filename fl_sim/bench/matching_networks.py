@@ -9,9 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, one_hot
 
 from attacks import GradientLeak
 from attacks.images.inverting_gradients import InvertingGradients
@@ -27,8 +25,8 @@ from fl_sim.bench.matching import (
     score_columns,
     seeded,
 )
-from fl_sim.bench.training import accuracy
-from fl_sim.bench.victims import augment, dataset, draw_batch, untrained
+from fl_sim.bench.training import accuracy, take_steps
+from fl_sim.bench.victims import dataset, draw_batch, untrained
 from fl_sim.seeds import numpy_generator
 from fl_sim.testing.leaks import gradients_of
 
@@ -180,17 +178,14 @@ def network_of(name: str, seed: int, *, is_trained: bool) -> tuple[nn.Module, fl
     model = untrained(name, data, classes=CLASSES, seed=seed, init=INIT.get(name))
     if not is_trained:
         return model, None
-    draws = numpy_generator(seed, "training", name)
-    optimizer = torch.optim.Adam(model.parameters(), lr=RATES.get(name, 1e-3))
-    model.train()
-    for _ in range(STEPS):
-        chosen = torch.from_numpy(draws.integers(len(data.images), size=2 * TRAINING_BATCH))
-        hard = one_hot(data.labels[chosen], CLASSES).double()
-        images, labels = augment(data.images[chosen], hard, "label-smoothing", draws)
-        computed = torch.autograd.grad(cross_entropy(model(images), labels), [*model.parameters()])
-        for parameter, gradient in zip(model.parameters(), computed, strict=True):
-            parameter.grad = gradient
-        optimizer.step()
-    model.zero_grad()
+    take_steps(
+        model.train(),
+        data,
+        STEPS,
+        batch=TRAINING_BATCH,
+        classes=CLASSES,
+        learning_rate=RATES.get(name, 1e-3),
+        draws=numpy_generator(seed, "training", name),
+    )
     model.eval()
     return model, accuracy(model, data)

@@ -75,11 +75,11 @@ def rows(*, quick: bool, seed: int) -> Iterator[dict[str, object]]:
     """Measure, and yield one row for each network and way.
 
     Args:
-        quick: few images and iterations, of `lenet` alone.
+        quick: one image and few iterations, of `lenet` alone.
         seed: of weights, images and labels; starts are the same for all.
     """
     for network, budget in {"lenet": Budget(12, 12, 2)}.items() if quick else BUDGETS.items():
-        victims = victims_of(network, ("label-smoothing",), 2 if quick else 20, seed)
+        victims = victims_of(network, ("label-smoothing",), 1 if quick else 20, seed)
         yield from _network_rows(network, victims, budget)
 
 
