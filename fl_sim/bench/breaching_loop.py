@@ -66,7 +66,8 @@ def breaching_search(
         "buffers": list(leak.model.buffers()),
         "metadata": metadata,
     }
-    found, _ = attacker.reconstruct([server], [sent], {}, initial_data=start)
+    with torch.random.fork_rng(devices=[]):  # it draws a start of its own, and drops it
+        found, _ = attacker.reconstruct([server], [sent], {}, initial_data=start)
     image = found["data"][0].detach().double()
     example = ExampleImage(Status.NOT_CONVERGED, "breaching says nothing", image)
     answer = Reconstruction.of([example], gradient_evaluations=iterations)
