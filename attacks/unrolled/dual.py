@@ -26,11 +26,11 @@ from attacks.masks.equation import MaskEquation
 from attacks.unrolled.vanishing import behind, keep, off_units, sharpened
 from attacks.victim.gradients import Array
 
-PASSES, ROUNDS, FRUITLESS = 4, 12, 2
+PASSES, ROUNDS, ROUNDS_IDLE = 4, 12, 2
 """Over random starts, at most; of completion in each, at most; and without news, in a row."""
 INDEPENDENT = 0.01
 """Least singular value of directions that are all of the examples'."""
-LEAST_PART = 0.01
+LEAST_EXCHANGED = 0.01
 """Of a chosen direction in another, relative to the largest, from which they may be exchanged."""
 MASK_UNITS = 2
 """Units where an input says off, for each example, at least: fewer leave no direction alone."""
@@ -91,7 +91,7 @@ class Duality:
             for q in self._proposals([found[i] for i in chosen], generator):
                 keep(self.equation, q, found)
             fruitless = 0 if len(found) > before else fruitless + 1
-            if fruitless and (len(chosen) == self.equation.size or fruitless == FRUITLESS):
+            if fruitless and (len(chosen) == self.equation.size or fruitless == ROUNDS_IDLE):
                 break
         return self.chosen(found)
 
@@ -122,7 +122,7 @@ class Duality:
 
     def _inputs(self, q: Array) -> Array:
         """Return the inputs in their coordinates, (R, R), with a bias of the right sign."""
-        inputs: Array = np.linalg.inv(q).T
+        inputs = np.asarray(np.linalg.inv(q).T)
         return inputs if self.bias is None else inputs * np.sign(inputs @ self.bias)[:, None]
 
     def _agreement(self, q: Array, off: NDArray[np.bool_]) -> float:
@@ -159,7 +159,7 @@ def exchanges(q: Array, chosen: Sequence[int]) -> list[list[int]]:
     trials = []
     for other in sorted(set(range(len(q))) - set(chosen)):
         parts = np.abs(np.linalg.solve(q[list(chosen)].T, q[other]))
-        places = np.flatnonzero(parts > LEAST_PART * parts.max())
+        places = np.flatnonzero(parts > LEAST_EXCHANGED * parts.max()).tolist()
         trials += [[*chosen[:at], other, *chosen[at + 1 :]] for at in places]
     return trials
 

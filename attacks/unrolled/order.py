@@ -61,7 +61,8 @@ def weights_on_the_way(update: Update, inputs: Tensor, taken: Tensor) -> Iterato
 
 def _parts(update: Update, inputs: Tensor) -> Tensor:
     """Return what of the first layer's update is each example's, (n, D)."""
-    return (update.moves[0] @ torch.linalg.pinv(inputs)).T
+    parts: Tensor = update.moves[0] @ torch.linalg.pinv(inputs)
+    return parts.T
 
 
 def _nearest(update: Update, inputs: Tensor, weights: Iterator[Tensor]) -> Timetable:

@@ -31,7 +31,7 @@ from attacks.victim.gradients import Array
 
 PEELED = 1e-4
 """Mean misfit of one epoch's examples that needs no exchange."""
-ALONG = (0.0, 0.25, 0.5, 0.75, 1.0)
+ON_THE_WAY = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Shares of the way from the weights that were sent to those that came back."""
 MOST_DERIVATIVES = 3e8
 """Of all equations by all unknowns, which memory must hold: 64 examples of 512 units."""
@@ -169,7 +169,7 @@ def _pairs(
         pairs = steady_pairs(equation, chain, generator)
         return pairs, list(range(len(pairs)))
     first = update.chain.layers[0]
-    weights = [first.weight - share * update.reach * first.gradient for share in ALONG]
+    weights = [first.weight - share * update.reach * first.gradient for share in ON_THE_WAY]
     directions, chosen = Duality.of(equation, weights).search(generator)
     return [vanishing_pair(equation, q) for q in directions], chosen
 

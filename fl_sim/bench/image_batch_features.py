@@ -15,14 +15,13 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, one_hot
 
 from attacks import IMAGE_ATTACKS, LABEL_ATTACKS, GradientLeak, LabelRecovery, NotApplicable, Status
 from attacks.dense.batch import invert_batch
 from attacks.dense.network import FullyConnected
 from attacks.victim.network import Network
-from fl_sim.bench.training import accuracy
-from fl_sim.bench.victims import augment, dataset, draw_batch, untrained
+from fl_sim.bench.training import accuracy, take_steps
+from fl_sim.bench.victims import dataset, draw_batch, untrained
 from fl_sim.seeds import numpy_generator, torch_generator
 from fl_sim.testing.leaks import SentAs, build_seeded, leak_of
 
@@ -125,7 +124,7 @@ def attack(cell: Cell, seed: int) -> Outcome:
     data = dataset(cell.source)
     classes = cell.classes if cell.classes != data.num_classes else None
     images, labels = draw_batch(data, cell.batch, "label-smoothing", classes=classes, seed=seed)
-    model = _trained(_start(cell)) if cell.steps else _model(cell, seed)
+    model = model_of(cell, seed)
     leak = leak_of(model, images, labels, sent_as=cell.sent_as, batch_size=cell.batch)
     dense = [index for index, layer in enumerate(model) if isinstance(layer, nn.Linear)]
     with torch.no_grad():
@@ -134,7 +133,7 @@ def attack(cell: Cell, seed: int) -> Outcome:
     mixed = [int(((z > 0).any(0) & (z <= 0).any(0)).sum()) for z in outputs]
     started = time.process_time()
     recovery = LABEL_ATTACKS.build("soft-label")(leak, generator=torch_generator(seed, "attack"))
-    found = _features(leak, recovery, seed)
+    found = recovered_features(leak, recovery, seed)
     pictures = None
     if cell.network == CONVNET.network:
         pictures = IMAGE_ATTACKS.build("relu-fit")(
@@ -163,8 +162,12 @@ def attack(cell: Cell, seed: int) -> Outcome:
     )
 
 
-def _model(cell: Cell, seed: int) -> nn.Sequential:
-    """Return the untrained network; all its parts in one sequence."""
+def model_of(cell: Cell, seed: int) -> nn.Sequential:
+    """Return a cell's network, all its parts in one sequence; a trained one is that of seed 0."""
+    return _trained(_start(cell)) if cell.steps else _untrained(cell, seed)
+
+
+def _untrained(cell: Cell, seed: int) -> nn.Sequential:
     data = dataset(cell.source)
     if cell.network != CONVNET.network:
         model = untrained(
@@ -192,22 +195,20 @@ def _start(cell: Cell) -> Cell:
 @functools.cache
 def _trained(cell: Cell) -> nn.Sequential:
     """Return the network of seed 0 after some steps on augmented examples."""
-    data, model = dataset(cell.source), _model(cell, 0)
-    draws = numpy_generator(0, "training", cell.network)
-    optimizer = torch.optim.Adam(model.parameters(), lr=RATES.get(cell.network, 1e-3))
-    for _ in range(cell.steps):
-        chosen = torch.from_numpy(draws.integers(len(data.images), size=2 * TRAINING_BATCH))
-        hard = one_hot(data.labels[chosen], data.num_classes).double()
-        images, labels = augment(data.images[chosen], hard, "label-smoothing", draws)
-        computed = torch.autograd.grad(cross_entropy(model(images), labels), [*model.parameters()])
-        for parameter, gradient in zip(model.parameters(), computed, strict=True):
-            parameter.grad = gradient
-        optimizer.step()
-    model.zero_grad()
+    data, model = dataset(cell.source), _untrained(cell, 0)
+    take_steps(
+        model,
+        data,
+        cell.steps,
+        batch=TRAINING_BATCH,
+        classes=data.num_classes,
+        learning_rate=RATES.get(cell.network, 1e-3),
+        draws=numpy_generator(0, "training", cell.network),
+    )
     return model
 
 
-def _features(leak: GradientLeak, recovery: LabelRecovery, seed: int) -> Tensor | None:
+def recovered_features(leak: GradientLeak, recovery: LabelRecovery, seed: int) -> Tensor | None:
     """Return the inputs (B, n) of the first dense layer; None without the last one's."""
     if recovery.features is None or recovery.labels is None:
         return None

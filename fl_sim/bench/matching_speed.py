@@ -1,16 +1,19 @@
-"""How fast gradient matching is, beside the loop that everyone writes first."""
+"""How fast gradient matching is, beside the plain loop and beside breaching, and its memory."""
 
 from __future__ import annotations
 
+import multiprocessing
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import log_softmax
 
-from attacks import ExampleImage, GradientLeak, Reconstruction, Status
+from attacks import GradientLeak
 from attacks.matching.evaluation import Given, Problem, evaluation_of
 from attacks.matching.models import OneGradient
 from attacks.matching.objectives import CosineDistance, TotalVariation
@@ -19,138 +22,173 @@ from attacks.matching.schedules import StepDecay
 from attacks.matching.search import Stop, search
 from attacks.matching.unknowns import Unknowns
 from attacks.victim.differentiable import DifferentiableVictim
-from fl_sim.bench.victims import dataset, draw_batch, untrained
-from fl_sim.testing.leaks import leak_of
+from fl_sim.bench.breaching_loop import breaching_search, has_breaching, loaded
+from fl_sim.bench.matching import SMOOTH, Victim, seeded, victims_of
+from fl_sim.bench.memory import added_bytes
+from fl_sim.bench.plain_loop import LR, plain_start, plain_step
+from fl_sim.bench.victims import initial_weights
+from fl_sim.threads import one_thread
 
+TITLE = "How fast gradient matching is: `inverting-gradients` beside a plain loop and breaching"
+NOTES = (
+    "Photographs of 32×32 pixels, ten classes, the last layer without a bias, the label given, "
+    "float32, one thread. All ways do the same steps from the same kind of start: cosine distance, "
+    "total variation, Adam on signs. They take short turns one after another, in one process; a "
+    "rate is the median over turns of gradient evaluations a CPU second, a ratio that of the "
+    "ratios within a round of turns, with its quartiles. Of several victims at once, each one's "
+    "evaluation counts.",
+    "breaching 0.1.2 takes part where it is installed beside fl-sim; its iterations alone are "
+    "timed. “start” is what comes before the first turn, tracing or compiling, in seconds by the "
+    "clock; “peak MiB” what a search, prepared and run, adds at its peak to the memory "
+    "of a process of its own in which the plain loop has run before (not measured where a compiler "
+    "is loaded, too).",
+    initial_weights("lenet", "convnet"),
+)
 TURN = 20
 """Iterations of a turn."""
 VICTIMS = 16
-SMOOTH = 1e-4
+PLAIN, ONE, MANY, BREACHING = "plain loop", "one victim", f"{VICTIMS} victims at once", "breaching"
+COMPILED = f"{ONE}, compiled"
+MIB = 2**20
+
+Turn = Callable[[], tuple[int, float]]
+"""Does a turn; returns gradient evaluations and CPU seconds."""
 
 
-def plain_search(
-    leak: GradientLeak, label: Tensor, iterations: int, smooth: float, generator: torch.Generator
-) -> Reconstruction:
-    """Return what the plain loop finds: double backward, `torch.optim.Adam` on signs, step decay.
-
-    Args:
-        leak: of one example.
-        label: (1, K).
-        iterations: of Adam at 0.1.
-        smooth: weight of total variation.
-        generator: of the start.
-    """
-    image = torch.rand(1, *leak.input_shape, generator=generator, dtype=torch.float64).float()
-    image.requires_grad_()
-    optimizer = torch.optim.Adam([image], lr=0.1)
-    best, least = image.detach().clone(), torch.inf
-    for step in range(iterations):
-        for group in optimizer.param_groups:
-            group["lr"] = StepDecay(0.1).rate(step, iterations)
-        before = image.detach().clone()
-        loss = _plain_step(leak, label, image, optimizer, smooth)
-        if loss < least:
-            best, least = before, loss
-    example = ExampleImage(Status.NOT_CONVERGED, "a plain loop says nothing", best[0].double())
-    return Reconstruction.of([example], gradient_evaluations=iterations)
-
-
-def _plain_step(
-    leak: GradientLeak,
-    label: Tensor,
-    image: Tensor,
-    optimizer: torch.optim.Optimizer,
-    smooth: float,
-) -> float:
-    parameters = [p for p in leak.model.parameters() if p.requires_grad]
-    loss = -(log_softmax(leak.model(image), 1) * label).sum(1).mean()
-    gradients = torch.autograd.grad(loss, parameters, create_graph=True)
-    pairs = list(zip(gradients, leak.gradients.values(), strict=True))
-    dot = torch.stack([(a * b).sum() for a, b in pairs]).sum()
-    own = torch.stack([a.square().sum() for a, _ in pairs]).sum().sqrt()
-    sent = torch.stack([b.square().sum() for _, b in pairs]).sum().sqrt()
-    across = (image[..., 1:] - image[..., :-1]).abs().mean()
-    down = (image[..., 1:, :] - image[..., :-1, :]).abs().mean()
-    total = 1 - dot / own / sent + smooth * (across + down)
-    (slope,) = torch.autograd.grad(total, [image])
-    image.grad = slope.sign()
-    optimizer.step()
-    with torch.no_grad():
-        image.clamp_(0, 1)
-    return float(total.detach())
-
-
-def speeds(
-    network: str, *, turns: int, seed: int, is_compiled: bool = False
-) -> dict[str, tuple[float, str]]:
-    """Return gradient evaluations a CPU second of each way, and how many times the plain loop's.
+def rows(*, quick: bool, seed: int) -> Iterator[dict[str, object]]:
+    """Measure, and yield one row for each network and way.
 
     Args:
-        network: a name in `fl_sim.MODELS`.
-        turns: that each way takes, alternately.
+        quick: few turns, of `lenet` alone, and nothing compiled.
         seed: of weights and images.
-        is_compiled: whether the search is compiled, which takes a minute, and several victims are
-            left out.
     """
-    data = dataset("photos")
-    model = untrained(network, data, classes=10, seed=seed)
-    images, labels = draw_batch(data, VICTIMS, "label-smoothing", classes=10, seed=seed)
-    pairs = list(zip(images[:, None], labels[:, None], strict=True))
-    leaks = [leak_of(model, image, label) for image, label in pairs]
-    ways: dict[str, Callable[[], int]] = {"plain loop": partial(_plain_turn, leaks[0], labels[:1])}
-    if is_compiled:
-        ways["one victim, compiled"] = _turn(leaks[:1], labels, is_compiled=True)
-    else:
-        ways["one victim"] = _turn(leaks[:1], labels, is_compiled=False)
-        ways[f"{VICTIMS} victims at once"] = _turn(leaks, labels, is_compiled=False)
-    best = dict.fromkeys(ways, 0.0)
-    for run in ways.values():
-        run()
-    for _ in range(turns):
-        for way, run in ways.items():
-            started = time.process_time()
-            done = run()
-            best[way] = max(best[way], done / (time.process_time() - started))
-    return {way: (rate, f"{rate / best['plain loop']:.2f} times") for way, rate in best.items()}
+    for network in ("lenet",) if quick else ("lenet", "convnet"):
+        yield from _network_rows(network, ways(is_quick=quick), 2 if quick else 10, seed)
 
 
-def _plain_turn(leak: GradientLeak, label: Tensor) -> int:
-    image = torch.full((1, *leak.input_shape), 0.3).requires_grad_()
-    optimizer = torch.optim.Adam([image], lr=0.1)
+def ways(*, is_quick: bool) -> tuple[str, ...]:
+    """Return the ways that there are on this machine."""
+    can_compile = not is_quick and shutil.which("g++") is not None
+    return (
+        PLAIN,
+        *([BREACHING] if has_breaching() else []),
+        *(ONE, MANY),
+        *([COMPILED] if can_compile else []),
+    )
+
+
+def _network_rows(
+    network: str, names: tuple[str, ...], rounds: int, seed: int
+) -> Iterator[dict[str, object]]:
+    victims = victims_of(network, ("label-smoothing",), VICTIMS, seed)
+    turn_of(PLAIN, victims)()  # what is imported only now
+    turns, starts = dict[str, Turn](), dict[str, float]()
+    for way in names:
+        started = time.monotonic()
+        turns[way] = turn_of(way, victims)
+        turns[way]()
+        starts[way] = time.monotonic() - started
+    rates = np.array([[_rate(turn) for turn in turns.values()] for _ in range(rounds)])
+    plain = rates[:, names.index(PLAIN)]
+    for column, way in enumerate(names):
+        own = rates[:, column]
+        peer = rates[:, names.index(BREACHING)] if BREACHING in names else None
+        yield {
+            "network": network,
+            "way": way,
+            "evaluations a CPU second": round(float(np.median(own))),
+            "times the plain loop": _quartiles(own / plain),
+            "times breaching": "–" if peer is None else _quartiles(own / peer),
+            "start": f"{starts[way]:.1f}",
+            "peak MiB": "–" if way == COMPILED else _in_a_process_of_its_own(network, way, seed),
+        }
+
+
+def _rate(turn: Turn) -> float:
+    evaluations, seconds = turn()
+    return evaluations / seconds
+
+
+def _quartiles(ratios: np.ndarray) -> str:
+    low, middle, high = np.quantile(ratios, (0.25, 0.5, 0.75))
+    return f"{middle:.2f} ({low:.2f} to {high:.2f})"
+
+
+def _in_a_process_of_its_own(network: str, way: str, seed: int) -> str:
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+        added = pool.submit(search_bytes, network, way, seed).result()
+    return "–" if added is None else f"{added / MIB:.0f}"
+
+
+def search_bytes(network: str, way: str, seed: int) -> int | None:
+    """Return what a way's preparation and first turns add to this process's memory."""
+    victims = victims_of(network, ("label-smoothing",), VICTIMS, seed)
+    with one_thread():
+        turn_of(PLAIN, victims)()  # after this, all libraries are there
+        if way == BREACHING:
+            loaded()
+
+        def search_some() -> None:
+            turn = turn_of(way, victims)
+            turn()
+            turn()
+
+        return added_bytes(search_some)
+
+
+def turn_of(way: str, victims: list[Victim]) -> Turn:
+    """Return a turn of one of the `ways`, ready to run."""
+    leak, _, label = victims[0]
+    if way == PLAIN:
+        return partial(_plain_turn, leak, label)
+    if way == BREACHING:
+        return partial(_breaching_turn, leak, label)
+    several = victims if way == MANY else victims[:1]
+    return _search_turn(several, is_compiled=way == COMPILED)
+
+
+def _start(leak: GradientLeak) -> Tensor:
+    return torch.rand(1, *leak.input_shape, generator=seeded(0))
+
+
+def _plain_turn(leak: GradientLeak, label: Tensor) -> tuple[int, float]:
+    image, optimizer = plain_start(_start(leak))
+    started = time.process_time()
     for _ in range(TURN):
-        _plain_step(leak, label, image, optimizer, SMOOTH)
-    return TURN
+        plain_step(leak, label, image, optimizer, SMOOTH)
+    return TURN, time.process_time() - started
 
 
-def _turn(leaks: list[GradientLeak], labels: Tensor, *, is_compiled: bool) -> Callable[[], int]:
-    """Return a turn of the search on victims at once, ready to run."""
-    shape = leaks[0].input_shape
-    unknowns = Unknowns(1, shape, labels.shape[1])
-    victims = [DifferentiableVictim.of(leak, torch.float32) for leak in leaks]
-    problems = [
-        Problem(
-            victim,
-            Given(victim.target, label[None]),
-            OneGradient(),
-            unknowns,
-            CosineDistance(),
-            (TotalVariation(SMOOTH),),
-        )
-        for victim, label in zip(victims, labels, strict=False)
-    ]
+def _breaching_turn(leak: GradientLeak, label: Tensor) -> tuple[int, float]:
+    _, seconds = breaching_search(leak, label, TURN, SMOOTH, _start(leak))
+    return TURN, seconds
+
+
+def _search_turn(victims: list[Victim], *, is_compiled: bool) -> Turn:
+    """Return a turn of the search on victims at once."""
+    leak, _, label = victims[0]
+    unknowns = Unknowns(1, leak.input_shape, label.shape[1])
+    problems = []
+    for one in victims:
+        view = DifferentiableVictim.of(one.leak, torch.float32)
+        given = Given(view.target, one.labels)
+        smooth = (TotalVariation(SMOOTH),)
+        problems.append(Problem(view, given, OneGradient(), unknowns, CosineDistance(), smooth))
     evaluate = evaluation_of(problems, 1, 1000, is_compiled=is_compiled)
-    draws = torch.Generator().manual_seed(0)
+    draws = seeded(0)
     rows = torch.cat([unknowns.draw(1, draws, torch.float32) for _ in problems])
 
-    def run() -> int:
+    def run() -> tuple[int, float]:
+        started = time.process_time()
         found = search(
             evaluate,
             rows,
             optimiser=Adam(),
-            schedule=StepDecay(0.1),
+            schedule=StepDecay(LR),
             stop=Stop(TURN, patience=TURN),
             project=unknowns.project,
         )
-        return found.evaluations
+        return found.evaluations, time.process_time() - started
 
     return run

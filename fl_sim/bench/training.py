@@ -8,6 +8,7 @@ import os
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -109,6 +110,39 @@ def train(
             if reached >= target:
                 break
     return reached
+
+
+def take_steps(
+    model: nn.Module,
+    data: Dataset,
+    steps: int,
+    *,
+    batch: int,
+    classes: int,
+    learning_rate: float,
+    draws: np.random.Generator,
+) -> None:
+    """Train a network in place, in the mode that it is in, by Adam on smoothed labels.
+
+    Args:
+        model: the network.
+        data: gives the images.
+        steps: of Adam.
+        batch: examples of a step.
+        classes: K, at least the data set's.
+        learning_rate: Adam's.
+        draws: of the examples and of what is done to them.
+    """
+    optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
+    for _ in range(steps):
+        chosen = torch.from_numpy(draws.integers(len(data.images), size=2 * batch))
+        hard = one_hot(data.labels[chosen], classes).double()
+        images, labels = augment(data.images[chosen], hard, "label-smoothing", draws)
+        computed = torch.autograd.grad(cross_entropy(model(images), labels), [*model.parameters()])
+        for parameter, gradient in zip(model.parameters(), computed, strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+    model.zero_grad()
 
 
 def _file(network: str, data_name: str, augmentation: str, bias: bool, seed: int) -> Path:

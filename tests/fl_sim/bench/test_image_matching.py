@@ -1,9 +1,12 @@
-"""The benchmark of gradient matching: its rows, and the plain loop that it stands beside."""
+"""The benchmarks of gradient matching: their rows, and what they share."""
 
 from __future__ import annotations
 
-from fl_sim.bench import image_matching
+import torch
+
+from attacks import ExampleImage, Reconstruction, Status
 from fl_sim.bench.image_matching import rows
+from fl_sim.bench.matching import difference, pair_images, psnrs, score_columns
 
 
 def test_rows_are_flat_and_paired() -> None:
@@ -20,13 +23,30 @@ def test_rows_are_flat_and_paired() -> None:
     assert [row["labels known"] for row in found] == [4, 4, 4, 0]
 
 
-def test_the_search_goes_where_the_plain_loop_goes() -> None:
-    """The same starts, the same steps: images alike to what rounding does to signs."""
-    plain, ours, _ = image_matching._quality_rows("lenet", 1, 12, 0)
-    assert plain["setting"] == "plain loop, IG"
-    assert abs(float(str(plain["PSNR median dB"])) - float(str(ours["PSNR median dB"]))) <= 0.1
-
-
 def test_intervals_are_students() -> None:
-    text = image_matching._difference([1.0, 2.0, 3.0], [1.0, 1.0, 1.0])
+    text = difference([1.0, 2.0, 3.0], [1.0, 1.0, 1.0])
     assert text == "+1.00 (-1.48 to +3.48)"  # 1 ± 4.303 / √3
+
+
+def answer(*images: torch.Tensor | None) -> Reconstruction:
+    return Reconstruction.of(
+        [ExampleImage(Status.NOT_CONVERGED, "none", image) for image in images],
+        gradient_evaluations=1,
+    )
+
+
+def test_images_are_paired_with_the_nearest_ones_and_a_missing_one_counts_as_failed() -> None:
+    draws = torch.Generator().manual_seed(0)
+    truth = torch.rand(3, 3, 32, 32, generator=draws)
+    swapped = answer(truth[2].double(), None, truth[0].double())
+    paired = pair_images(swapped, truth)
+    assert paired is not None
+    assert torch.equal(paired[0], truth[0].double()) and torch.equal(paired[2], truth[2].double())
+    assert psnrs([swapped, answer(None)], [truth, truth[:1]]) == [200.0, 0.0, 200.0, 0.0]
+
+
+def test_what_was_found_is_counted_among_all() -> None:
+    truth = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    counted = score_columns([answer(truth[0].double()), answer(None)], [truth, truth])
+    assert counted["found"] == counted["above 30 dB"] == "1 of 2"
+    assert counted["called recovered"] == 0

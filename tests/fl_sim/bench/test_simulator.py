@@ -22,6 +22,10 @@ def test_a_benchmark_has_a_title_notes_and_rows(suite: str, name: str) -> None:
     assert isinstance(module.TITLE, str)
     assert isinstance(module.NOTES, tuple)
     assert list(inspect.signature(module.rows).parameters) == ["quick", "seed"]
+    # What else the runner calls where a module has it, with one argument.
+    for hook in ("summary", "figure", "gallery"):
+        if hasattr(module, hook):
+            assert len(inspect.signature(getattr(module, hook)).parameters) == 1, hook
 
 
 @pytest.mark.parametrize("table", sorted(RESULTS.glob("*.md")), ids=lambda path: path.stem)
