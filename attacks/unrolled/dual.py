@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
@@ -26,8 +27,10 @@ from attacks.masks.equation import MaskEquation
 from attacks.unrolled.vanishing import behind, keep, off_units, sharpened
 from attacks.victim.gradients import Array
 
-PASSES, ROUNDS, ROUNDS_IDLE = 4, 12, 2
-"""Over random starts, at most; of completion in each, at most; and without news, in a row."""
+PASSES, PASSES_BEHIND = 5, (2, 4)
+"""Over random starts, at most; and which also look behind the directions that are found."""
+ROUNDS, ROUNDS_IDLE = 12, 2
+"""Of completion in each pass, at most; and without news, in a row."""
 INDEPENDENT = 0.01
 """Least singular value of directions that are all of the examples'."""
 LEAST_EXCHANGED = 0.01
@@ -67,20 +70,15 @@ class Duality:
         """
         found: list[Array] = []
         chosen: list[int] = []
-        for _ in range(PASSES):
-            for q in sharpened(self.equation.left, generator):
+        for turn in range(PASSES):
+            starts = chain.from_iterable(
+                behind(self.equation, one, generator) for one in found[:] if turn in PASSES_BEHIND
+            )
+            for q in chain(starts, sharpened(self.equation.left, generator)):
                 keep(self.equation, q, found)
             chosen = self._completed(found, generator)
             if len(chosen) == self.equation.size:
                 break
-        while len(chosen) < self.equation.size:
-            before = len(found)
-            for one in found[:]:
-                for q in behind(self.equation, one, generator):
-                    keep(self.equation, q, found)
-            if len(found) == before:
-                break
-            chosen = self._completed(found, generator)
         return np.array(found).reshape(-1, self.equation.size), chosen
 
     def _completed(self, found: list[Array], generator: torch.Generator) -> list[int]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from attacks.unrolled.problem import Update
 from attacks.unrolled.schedule import Timetable
-from attacks.unrolled.simulation import Unknowns
+from attacks.unrolled.simulation import Unknowns, Weights
 from attacks.unrolled.vanishing import VANISHED
 
 TURNS, HALF_TURNS = 12, 8
@@ -52,7 +52,8 @@ def weights_on_the_way(update: Update, inputs: Tensor, taken: Tensor) -> Iterato
     """
     reach = torch.tensor(update.optimizer.responses(update.steps), dtype=torch.float64) @ taken
     each = _parts(update, inputs) / reach[:, None]
-    weights, buffers = (update.simulation.weights[0],), None
+    weights: Weights = (update.simulation.weights[0],)
+    buffers: Weights | None = None
     for share in taken:
         yield weights[0]
         gradient = (share[:, None] * each).T @ inputs

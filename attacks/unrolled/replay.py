@@ -25,7 +25,7 @@ from attacks.unrolled.found import (
 from attacks.unrolled.one_image import has_convolutions
 from attacks.unrolled.one_replay import replay_image
 from attacks.unrolled.problem import Update
-from attacks.unrolled.refine import Effort, Refined
+from attacks.unrolled.refine import MOST_EFFORT, Effort, Refined
 from attacks.unrolled.simulation import Unknowns
 from attacks.unrolled.solve import MET, solve
 from attacks.unrolled.start import rough_examples
@@ -58,7 +58,7 @@ def _replay(leak: GradientLeak, network: Network) -> Replay:
     update = Update.of(leak, network)
     start = rough_examples(update, torch.Generator().manual_seed(0))
     starts = start.candidates(update)
-    effort, is_placed = Effort(), not update.simulation.slopes[0]
+    effort, is_placed = _effort_for(update), not update.simulation.slopes[0]
     if len(update.chain.layers[-1].weight) >= TIED_FROM:
         found = solve(update, starts, effort, is_tied=True, is_placed=is_placed)
         if found.typical < MET:
@@ -66,6 +66,12 @@ def _replay(leak: GradientLeak, network: Network) -> Replay:
         if found.misfit < math.inf:
             starts = [found.client, *starts]
     return _judged(update, solve(update, starts, Effort(), is_tied=False, is_placed=is_placed))
+
+
+def _effort_for(update: Update) -> Effort:
+    """Return what may be spent: twice as much where the orders of several epochs aren't told."""
+    timetable = update.timetable
+    return Effort() if timetable.is_told or timetable.is_one_epoch else Effort(2 * MOST_EFFORT)
 
 
 def _judged(update: Update, found: Refined) -> Replay:
