@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -105,7 +104,7 @@ def test_rank_says_how_many_examples_there_are(train: Train) -> None:
 @pytest.fixture
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets little be spent on what is refused in the end: found are these in less."""
-    monkeypatch.setattr("attacks.unrolled.replay.Effort", functools.partial(Effort, 5e9))
+    monkeypatch.setattr("attacks.unrolled.replay.Effort", lambda *_: Effort(5e9))
 
 
 @pytest.mark.usefixtures("hurried")

@@ -29,7 +29,9 @@ def of_client(victim: Any) -> tuple[Update, Unknowns]:
     layers = victim.leak.model
     inputs = update.chain.layers[0].augmented(layers[1](layers[0](victim.images)).numpy())
     alpha = torch.from_numpy(inputs @ update.span.T)
-    return update, Unknowns(alpha, victim.labels, Timetable.of(victim.leak.steps, 4).shares)
+    timetable = Timetable.of(victim.leak.steps, 4)
+    taken = timetable.taken if timetable.batches is None else timetable.batches
+    return update, Unknowns(alpha, victim.labels, taken / timetable.sizes[:, None])
 
 
 @pytest.mark.parametrize("options", SGDS, ids=str)
