@@ -96,7 +96,7 @@ def assert_silent(leak: GradientLeak, image_attack: type[ImageAttack] = RGAP) ->
     [
         ("tanh", {}, 115),
         pytest.param("sigmoid", {"lr": 0.1}, 95, marks=pytest.mark.slow),
-        ("relu", {"lr": 0.01}, 105),
+        pytest.param("relu", {"lr": 0.01}, 105, marks=pytest.mark.slow),
         pytest.param("softplus", {}, 100, marks=pytest.mark.slow),
         pytest.param("leaky", {"lr": 0.01}, 105, marks=pytest.mark.slow),
         pytest.param("tanh", {"steps": 20, "lr": 0.02}, 105, marks=pytest.mark.slow),

@@ -147,6 +147,7 @@ def test_steps_without_end_cost_a_sentence_and_no_memory(train: Train) -> None:
     assert "1000000000 local steps were told" in assert_silent(leak)
 
 
+@pytest.mark.usefixtures("hurried")
 def test_other_weights_are_refused(train: Train) -> None:
     leak = train().leak
     with torch.no_grad():
