@@ -129,6 +129,7 @@ class AnalyticInversion(ImageAttack):
             found = found.within_range(labels.examples, inverse, SAFETY)
         statuses = statuses_of(labels, batch)
         dropped = through_dropout(leak, network, found, labels, generator) if drops else None
+        lost_errors = completion.errors_of(found.a)
         test = check_images(leak, network, inverse, found.a, found.features, statuses, dropped)
         size = row_rms(found.a) * inverse.worth
         factor = 1.0 if batch == 1 else SAFETY
@@ -137,7 +138,7 @@ class AnalyticInversion(ImageAttack):
                 NOISE_MARGIN * found.noise * inverse.worth,
                 found.scale_bar * size,
                 factor * test.error * size,
-                completion.errors_of(found.a) * size,
+                lost_errors * size,
             ]
         ).amax(dim=0)
         images = inverse.pixels(found.a)
@@ -151,10 +152,9 @@ class AnalyticInversion(ImageAttack):
         strays = overshoot > self.tolerance * (high - low)
         wrong = (test.residual > HOPELESS) | ~found.a.isfinite().all(dim=1)
         lost = wrong | ((errors > HOPELESS * size / (high - low)) & (errors < torch.inf) & ~strays)
-        left_open = completion.errors_of(found.a).isinf().tolist()
         untold = tuple(
             OPEN_PIXELS if is_open else reason
-            for is_open, reason in zip(left_open, test.reasons, strict=True)
+            for is_open, reason in zip(lost_errors.isinf().tolist(), test.reasons, strict=True)
         )
         if batch == 1:
             untold = (second_example(leak, network) or untold[0],)

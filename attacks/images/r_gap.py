@@ -19,24 +19,21 @@ from typing import ClassVar
 
 import torch
 
-from attacks.answers import LabelRecovery, Reconstruction
-from attacks.convolution.inversion import ChainInversion, Convolutions, Estimate
+from attacks.convolution.inversion import Convolutions, Estimate
 from attacks.convolution.rank import recursion_ranks, require_rank
 from attacks.convolution.recursion import descend
-from attacks.convolution.stages import Stage, read_chain
-from attacks.types import GradientLeak, NotApplicable
-from attacks.unrolled.answer import images_of_steps
-from attacks.victim.network import Network
-from attacks.victim.require import require_values
+from attacks.convolution.stages import Stage
+from attacks.images.convolutional import ConvolutionalInversion
+from attacks.types import NotApplicable
 
 
 @dataclass(frozen=True)
-class RGAP(ChainInversion):
+class RGAP(ConvolutionalInversion):
     """Invert convolutions with invertible activations, and linear layers above them.
 
     The loss is assumed to be the cross-entropy, which the label recovery stands on.
 
-    Arguments, errors and what an answer says: those of `ChainInversion`.
+    Arguments, errors and what an answer says: those of `ConvolutionalInversion`.
 
     Note:
         Of ReLU, too few equations are left: see `relu-fit`, which for leaky ReLU is the more exact
@@ -48,21 +45,24 @@ class RGAP(ChainInversion):
         "invertible activations"
     )
 
-    def reconstruct(
-        self, leak: GradientLeak, labels: LabelRecovery, generator: torch.Generator
-    ) -> Reconstruction:
-        """Repeat several steps; invert one."""
-        if leak.local_steps == 1:
-            return super().reconstruct(leak, labels, generator)
-        require_values(leak)
-        chain = read_chain(leak)
-        _require_invertible([stage for stage in chain.body if not stage.is_linear])
-        return images_of_steps(leak, Network.of(leak), labels, tolerance=self.tolerance)
+    @staticmethod
+    def require(stages: Sequence[Stage]) -> None:
+        """Raise unless what comes out of an activation says what went in.
+
+        Raises:
+            NotApplicable: it is a ReLU's.
+        """
+        hidden = next((stage for stage in stages if not stage.activation.is_invertible), None)
+        if hidden is not None:
+            raise NotApplicable(
+                f"the ReLU after layer {hidden.name!r} hides what goes into it, and the recursion "
+                "needs it; relu-fit takes such networks"
+            )
 
     def invert(self, known: Convolutions, generator: torch.Generator) -> Estimate:
         """Go down the convolutions."""
         stages, pixels = known.stages, known.chain.pixels
-        _require_invertible(stages)
+        self.require(stages)
         ranks = recursion_ranks(stages, is_shared=known.evidence.is_shared)
         if self.respects_rank:
             require_rank(ranks)
@@ -72,17 +72,3 @@ class RGAP(ChainInversion):
         if any(rank.deficit for rank in ranks):
             error = torch.inf
         return Estimate(pixels.pixels(front.value)[0], error, front.saturated)
-
-
-def _require_invertible(stages: Sequence[Stage]) -> None:
-    """Raise unless what comes out of an activation says what went in.
-
-    Raises:
-        NotApplicable: it is a ReLU's.
-    """
-    hidden = next((stage for stage in stages if not stage.activation.is_invertible), None)
-    if hidden is not None:
-        raise NotApplicable(
-            f"the ReLU after layer {hidden.name!r} hides what goes into it, and the recursion "
-            "needs it; relu-fit takes such networks"
-        )

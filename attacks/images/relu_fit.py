@@ -14,24 +14,21 @@ from typing import ClassVar
 
 import torch
 
-from attacks.answers import LabelRecovery, Reconstruction
 from attacks.convolution.image_fit import UNFIT, active_outputs, fit_image
-from attacks.convolution.inversion import ChainInversion, Convolutions, Estimate
+from attacks.convolution.inversion import Convolutions, Estimate
 from attacks.convolution.rank import image_rank, require_rank
-from attacks.convolution.stages import Stage, read_chain
-from attacks.types import GradientLeak, NotApplicable
-from attacks.unrolled.answer import images_of_steps
-from attacks.victim.network import Network
-from attacks.victim.require import require_values
+from attacks.convolution.stages import Stage
+from attacks.images.convolutional import ConvolutionalInversion
+from attacks.types import NotApplicable
 
 
 @dataclass(frozen=True)
-class ReLUFit(ChainInversion):
+class ReLUFit(ConvolutionalInversion):
     """Fit the image to convolutions with ReLU or leaky ReLU, and linear layers above them.
 
     The loss is assumed to be the cross-entropy, which the label recovery stands on.
 
-    Further arguments, and what an answer says: those of `ChainInversion`.
+    Further arguments, and what an answer says: those of `ConvolutionalInversion`.
 
     Args:
         iterations: of Levenberg-Marquardt for each start, at least 1.
@@ -54,21 +51,28 @@ class ReLUFit(ChainInversion):
             if not getattr(self, name) >= 1:
                 raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
 
-    def reconstruct(
-        self, leak: GradientLeak, labels: LabelRecovery, generator: torch.Generator
-    ) -> Reconstruction:
-        """Repeat several steps; invert one."""
-        if leak.local_steps == 1:
-            return super().reconstruct(leak, labels, generator)
-        require_values(leak)
-        chain = read_chain(leak)
-        _require_piecewise([stage for stage in chain.body if not stage.is_linear])
-        return images_of_steps(leak, Network.of(leak), labels, tolerance=self.tolerance)
+    @staticmethod
+    def require(stages: Sequence[Stage]) -> None:
+        """Raise unless the fit's steps, from one linear piece to the next, lead to the image.
+
+        Raises:
+            NotApplicable: there is no convolution, or only smooth activations.
+        """
+        if not stages:
+            raise NotApplicable(
+                "the network has no convolution to fit an image through; r-gap and analytic read "
+                "it off the linear layers' gradients"
+            )
+        if not any(stage.activation.is_piecewise for stage in stages):
+            raise NotApplicable(
+                f"the {stages[-1].activation.name} after layer {stages[-1].name!r} is smooth and "
+                "invertible: r-gap takes such networks"
+            )
 
     def invert(self, known: Convolutions, generator: torch.Generator) -> Estimate:
         """Count the equations, and fit."""
         chain, stages, front = known.chain, known.stages, known.front
-        _require_piecewise(stages)
+        self.require(stages)
         active = active_outputs(front, stages[-1])
         live = (front.delta * active).reshape(stages[-1].output_shape).flatten(1).any(dim=1)
         rank = image_rank(chain, stages[-1], outputs=int(active.sum()), rows=int(live.sum()))
@@ -85,21 +89,3 @@ class ReLUFit(ChainInversion):
         )
         image = point.image.reshape(chain.pixels.slope.shape)
         return Estimate(image, torch.inf if rank.deficit else error, is_fit=point.misfit <= UNFIT)
-
-
-def _require_piecewise(stages: Sequence[Stage]) -> None:
-    """Raise unless the fit's steps, from one linear piece to the next, lead to the image.
-
-    Raises:
-        NotApplicable: there is no convolution, or only smooth activations.
-    """
-    if not stages:
-        raise NotApplicable(
-            "the network has no convolution to fit an image through; r-gap and analytic read it "
-            "off the linear layers' gradients"
-        )
-    if not any(stage.activation.is_piecewise for stage in stages):
-        raise NotApplicable(
-            f"the {stages[-1].activation.name} after layer {stages[-1].name!r} is smooth and "
-            "invertible: r-gap takes such networks"
-        )

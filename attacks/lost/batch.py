@@ -12,7 +12,8 @@ import torch
 
 from attacks.dense.network import FullyConnected, on_array
 from attacks.lost.low_rank import SPARE_ENTRIES
-from attacks.lost.start import TOO_LITTLE, Mask, first_inputs_of
+from attacks.lost.sent import Mask, misfit
+from attacks.lost.start import TOO_LITTLE, first_inputs_of
 from attacks.types import NotApplicable
 from attacks.victim.gradients import Array
 
@@ -53,7 +54,7 @@ def complete_batch(
             slopes = on_array(layers.activations[index - 1].slope, values[index])
             δ = (δ @ layers.layers[index].weights) * slopes
     found = found[::-1]
-    off = misfit(layers, sent, found)
+    off = misfit(layers.layers, sent, found)
     if not off <= NEAR_ENOUGH_BATCH:
         raise NotApplicable(
             f"what is found of {batch} examples misses the entries that were sent by {off:.1g}, "
@@ -61,17 +62,6 @@ def complete_batch(
         )
     sizes = np.maximum(np.linalg.norm(inputs, axis=1), 1e-300)
     return found, inputs, np.linalg.norm(std, axis=1) / sizes
-
-
-def misfit(layers: FullyConnected, sent: list[Mask], found: list[Array]) -> float:
-    """Return how far gradients miss the entries that were sent, relative to these."""
-    parts = [
-        (layer.gradient[there], own[there])
-        for layer, own, there in zip(layers.layers, found, sent, strict=True)
-    ]
-    size = sum(float(np.square(came).sum()) for came, _ in parts)
-    rest = sum(float(np.square(came - own).sum()) for came, own in parts)
-    return float(np.sqrt(rest / size)) if size > 0 else np.inf
 
 
 def _told(gradient: Array, sent: Mask, rows: Array) -> tuple[Array, Mask]:

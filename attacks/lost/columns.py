@@ -14,17 +14,15 @@ black, and its error is infinite.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.linalg import qr, solve_triangular
 
+from attacks.lost.sent import Mask
 from attacks.victim.gradients import Array, Layer
 
 TOLD_BY_ENTRIES = 1e-4
 """Error, relative to the inputs, up to which entries are said to tell a combination of examples."""
 WORST_CONDITION = 1e-6
 """Condition, inverse, of the equations at which they are said to determine all pixels."""
-
-Mask = NDArray[np.bool_]
 
 
 def level_of(outputs: Array, turn: Array, is_on: Mask) -> float:

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from attacks.dense.network import FullyConnected
 from attacks.facts import LostColumns, Pruned
 from attacks.lost.batch import complete_batch
 from attacks.lost.one_example import complete_one
+from attacks.lost.sent import Mask
 from attacks.types import GradientLeak, NotApplicable
 from attacks.victim.gradients import Array, Layer, parameters_of
 from attacks.victim.kept import kept_with
@@ -93,7 +93,7 @@ def _completed(leak: GradientLeak, generator: torch.Generator) -> Completion:
     return Completion(whole, torch.from_numpy(inputs), torch.from_numpy(errors))
 
 
-def _sent(leak: GradientLeak, network: Network, layers: FullyConnected) -> list[NDArray[np.bool_]]:
+def _sent(leak: GradientLeak, network: Network, layers: FullyConnected) -> list[Mask]:
     """Return which entries of each layer's gradient came."""
     columns = {fact.layer for fact in leak.knowledge if isinstance(fact, LostColumns)}
     names = {network.head_name if name is None else name for name in columns}
@@ -112,7 +112,7 @@ def _with_gradients(
     network: Network,
     layers: FullyConnected,
     found: list[Array],
-    sent: list[NDArray[np.bool_]],
+    sent: list[Mask],
 ) -> GradientLeak:
     gradients = dict(leak.gradients)
     for layer, predicted, there in zip(layers.layers, found, sent, strict=True):

@@ -8,8 +8,8 @@ alternating minimization", STOC 2013).
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
+from attacks.lost.sent import Mask
 from attacks.victim.gradients import Array
 
 SPARE_ENTRIES = 1.5
@@ -20,8 +20,6 @@ COMPLETED = 1e-6
 """Relative fall of the residual in a sweep at which they have converged."""
 ENTRY_RIDGE = 1e-12
 """Damping, relative to the mean square of a row's equations."""
-
-Mask = NDArray[np.bool_]
 
 
 def core_of(sent: Mask, least: float) -> tuple[Mask, Mask]:

@@ -22,6 +22,7 @@ import numpy as np
 from scipy.optimize import linprog
 
 from attacks.dense.network import FullyConnected, on_array
+from attacks.lost.sent import misfit
 from attacks.types import NotApplicable
 from attacks.victim.gradients import Array, Layer
 
@@ -50,11 +51,12 @@ def complete_one(layers: FullyConnected, black: Array) -> list[Array]:
         rows = [row[:-1] / row[-1]]
     else:
         rows = [row, -row]
+    sent = [layer.gradient != 0 for layer in layers.layers]
     tried = [predicted_gradients(layers, a) for a in rows]
-    best = min(tried, key=lambda gradients: _misfit(layers, gradients))
-    if not _misfit(layers, best) <= NEAR_ENOUGH:
+    off = [misfit(layers.layers, sent, gradients) for gradients in tried]
+    if not min(off) <= NEAR_ENOUGH:
         raise NotApplicable("what is found of the example doesn't agree with what was sent")
-    return best
+    return tried[off.index(min(off))]
 
 
 def complete_rank_one(gradient: Array) -> tuple[Array, Array]:
@@ -156,14 +158,3 @@ def _nearest_to(ground: Array, matrix: Array, free: Array, right: Array) -> Arra
 
 def _ratio(above: Array, below: Array) -> Array:
     return np.divide(above, below, out=np.zeros_like(above), where=below > 0)
-
-
-def _misfit(layers: FullyConnected, gradients: list[Array]) -> float:
-    """Return how far predictions miss the entries that were sent, relative to these."""
-    pairs = [
-        (layer.gradient[layer.gradient != 0], found[layer.gradient != 0])
-        for layer, found in zip(layers.layers, gradients, strict=True)
-    ]
-    size = sum(float(np.square(sent).sum()) for sent, _ in pairs)
-    rest = sum(float(np.square(sent - found).sum()) for sent, found in pairs)
-    return float(np.sqrt(rest / size)) if size > 0 else np.inf

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from attacks.dense.network import FullyConnected
 from attacks.lost.columns import by_entries, by_outputs, level_of
 from attacks.lost.low_rank import SPARE_ENTRIES, complete_low_rank, core_of
+from attacks.lost.sent import Mask
 from attacks.masks.equation import MaskEquation
 from attacks.masks.examples import first_inputs, signs
 from attacks.masks.find import find_pairs
@@ -38,8 +38,6 @@ SPARE_SHUT = 2.0
 """Shut units for each example of the batch, at least."""
 
 TOO_LITTLE = "of the gradient of layer {!r} too little was sent to complete it"
-
-Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)
