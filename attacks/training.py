@@ -114,6 +114,12 @@ class SGD:
         whole = np.linalg.matrix_power(later, steps - 1) @ step(d)
         return float(whole[0, 0]), -float(whole[0, 2])
 
+    def mean_map(self, steps: int) -> tuple[float, float]:
+        """Return the mean of A and B over the weights `A w − B g` before each of S steps."""
+        maps = [(1.0, 0.0)] + [self.linear_map(t) for t in range(1, steps)]
+        stays, moved = np.mean(maps, axis=0).tolist()
+        return stays, moved
+
 
 @dataclass(frozen=True)
 class Steps:

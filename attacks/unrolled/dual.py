@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 
 from attacks.masks.equation import MaskEquation
-from attacks.unrolled.vanishing import behind, keep, off_units, sharpened
+from attacks.unrolled.vanishing import behind, keep, off_units, sharpened, sharpened_draws
 from attacks.victim.gradients import Array
 
 PASSES, PASSES_BEHIND = 5, (2, 4)
@@ -74,7 +74,7 @@ class Duality:
             starts = chain.from_iterable(
                 behind(self.equation, one, generator) for one in found[:] if turn in PASSES_BEHIND
             )
-            for q in chain(starts, sharpened(self.equation.left, generator)):
+            for q in chain(starts, sharpened_draws(self.equation.left, generator)):
                 keep(self.equation, q, found)
             chosen = self._completed(found, generator)
             if len(chosen) == self.equation.size:
@@ -83,15 +83,18 @@ class Duality:
 
     def _completed(self, found: list[Array], generator: torch.Generator) -> list[int]:
         """Add what the chosen ones' inputs, and those left to missing ones, lead to."""
-        fruitless = 0
+        chosen, fruitless = self.chosen(found), 0
         for _ in range(ROUNDS):
-            chosen, before = self.chosen(found), len(found)
+            before = len(found)
             for q in self._proposals([found[i] for i in chosen], generator):
                 keep(self.equation, q, found)
-            fruitless = 0 if len(found) > before else fruitless + 1
-            if fruitless and (len(chosen) == self.equation.size or fruitless == ROUNDS_IDLE):
+            if len(found) > before:
+                chosen, fruitless = self.chosen(found), 0
+                continue
+            fruitless += 1
+            if len(chosen) == self.equation.size or fruitless == ROUNDS_IDLE:
                 break
-        return self.chosen(found)
+        return chosen
 
     def chosen(self, found: Sequence[Array]) -> list[int]:
         """Return which directions are independent, and the likeliest to be the examples'.
@@ -149,7 +152,8 @@ class Duality:
             for sign in signs:
                 rows = left[sign * outputs < 0]
                 if len(rows) > MASK_UNITS * size:
-                    yield _least(rows)
+                    least = np.linalg.svd(rows, full_matrices=False)[2][-1:]
+                    yield sharpened(rows, least, QUANTILES, AT_EACH)[0]
 
 
 def exchanges(q: Array, chosen: Sequence[int]) -> list[list[int]]:
@@ -160,13 +164,3 @@ def exchanges(q: Array, chosen: Sequence[int]) -> list[list[int]]:
         places = np.flatnonzero(parts > LEAST_EXCHANGED * parts.max()).tolist()
         trials += [[*chosen[:at], other, *chosen[at + 1 :]] for at in places]
     return trials
-
-
-def _least(rows: Array) -> Array:
-    """Return the unit direction (R,) that rows (M, R) leave least of, but for those left out."""
-    q: Array = np.linalg.svd(rows, full_matrices=False)[2][-1]
-    for quantile in np.repeat(QUANTILES, AT_EACH):
-        parts = np.abs(rows @ q)
-        weight = 1 / (1 + (parts / (np.quantile(parts, quantile) + 1e-12)) ** 2)
-        q = np.linalg.eigh(rows.T @ (weight[:, None] * rows))[1][:, 0]
-    return q

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from attacks.unrolled.refine import Refined
+from attacks.unrolled.solve import MET
+
 REPLAY_MISFIT = 3e-5
 """Of the whole update, relative, root mean square: right examples leave 1e-7 to 5e-6."""
 TIED_FROM = 5
@@ -43,3 +46,22 @@ class Replay:
     input_bars: Tensor
     typical: float
     reasons: tuple[str | None, ...]
+
+
+def judged(found: Refined, misfit: float, usual: float) -> tuple[Tensor, tuple[str | None, ...]]:
+    """Return the labels' error bars (n,), L∞, and why nothing is claimed of each example.
+
+    Args:
+        found: the examples.
+        misfit: of the whole update, relative.
+        usual: what of that rounding leaves.
+    """
+    labels = found.client.labels
+    bars = (BAR_SIGMAS * found.noise * found.spread.labels).amax(dim=1).clamp(min=LEAST_BAR)
+    reason = None
+    if not (found.typical < MET and misfit < max(REPLAY_MISFIT, MET * usual)):
+        reason = OTHER_TRAINING.format(misfit, usual)
+    inside = (labels >= -bars[:, None]) & (labels <= 1 + bars[:, None])
+    return bars, tuple(
+        reason or (None if fits else NO_LABEL) for fits in inside.all(dim=1).tolist()
+    )

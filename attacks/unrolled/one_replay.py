@@ -9,15 +9,7 @@ import torch
 from torch import Tensor
 
 from attacks.types import GradientLeak, NotApplicable
-from attacks.unrolled.found import (
-    BAR_SIGMAS,
-    LEAST_BAR,
-    NO_LABEL,
-    OTHER_TRAINING,
-    REPLAY_MISFIT,
-    TIED_FROM,
-    Replay,
-)
+from attacks.unrolled.found import BAR_SIGMAS, TIED_FROM, Replay, judged
 from attacks.unrolled.one_image import ImageEquations
 from attacks.unrolled.one_start import rough_images
 from attacks.unrolled.refine import Effort, Refined, refine
@@ -80,27 +72,21 @@ def _hopped(equations: ImageEquations, best: Refined, effort: Effort) -> Refined
 def _judged(
     leak: GradientLeak, network: Network, equations: ImageEquations, found: Refined
 ) -> Replay:
-    client, rounding = found.client, max(found.typical, 1.0)
+    client = found.client
     inverse = PixelMap.of(network, network.trace[0].name)
     shape = (1, *leak.input_shape)
     image = client.inputs.reshape(shape)
     spread = found.spread.inputs.reshape(shape)
-    label_bar = (BAR_SIGMAS * rounding * found.spread.labels).amax(dim=1).clamp(min=LEAST_BAR)
-    worst = float((BAR_SIGMAS * rounding * spread * inverse.slope).square().mean().sqrt())
-    misfit, usual = _misfit(equations, equations.all_residuals(client))
-    reason = None
-    if not (found.typical < MET and misfit < max(REPLAY_MISFIT, MET * usual)):
-        reason = OTHER_TRAINING.format(misfit, usual)
-    elif not bool(((client.labels >= -label_bar) & (client.labels <= 1 + label_bar)).all()):
-        reason = NO_LABEL
+    worst = float((BAR_SIGMAS * found.noise * spread * inverse.slope).square().mean().sqrt())
+    label_bars, reasons = judged(found, *_misfit(equations, equations.all_residuals(client)))
     return Replay(
         inverse.inputs(image).flatten(1),
         network.double_features(image),
         client.labels,
-        label_bar,
+        label_bars,
         torch.tensor([worst if worst < math.inf else math.inf], dtype=torch.float64),
         found.typical,
-        (reason,),
+        reasons,
     )
 
 

@@ -65,8 +65,7 @@ def midway(leak: GradientLeak) -> GradientLeak:
     assert optimizer is not None
     assert leak.lr is not None
     reach = optimizer.linear_map(steps)[1]
-    maps = [(1.0, 0.0)] + [optimizer.linear_map(t) for t in range(1, steps)]
-    stays, moved = np.mean(maps, axis=0).tolist()
+    stays, moved = optimizer.mean_map(steps)
     mean = {name: leak.lr / reach * part.double() for name, part in leak.gradients.items()}
     model = copy.deepcopy(leak.model).double()
     with torch.no_grad():

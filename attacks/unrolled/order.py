@@ -28,10 +28,9 @@ LOUDEST = 0.05
 
 def by_masks(update: Update, inputs: Tensor) -> Timetable:
     """Return the schedule that inputs (n, r), with a bias at the right scales, agree with best."""
-    timetable = update.timetable
-    taken = timetable.taken
+    parts, taken = update.parts(inputs), update.timetable.taken
     for turn in range(TURNS):
-        nearest = _nearest(update, inputs, weights_on_the_way(update, inputs, taken))
+        nearest = _nearest(update, inputs, parts, _on_the_way(update, inputs, parts, taken))
         taken = (taken + nearest.taken) / 2 if turn < HALF_TURNS else nearest.taken
     return nearest
 
@@ -39,19 +38,20 @@ def by_masks(update: Update, inputs: Tensor) -> Timetable:
 def by_training(update: Update, client: Unknowns) -> Timetable:
     """Return the schedule that the masks of a client's training speak for."""
     weights = (step.weights[0] for step, _ in update.simulation.passes(client))
-    return _nearest(update, client.inputs, weights)
+    return _nearest(update, client.inputs, update.parts(client.inputs), weights)
 
 
-def weights_on_the_way(update: Update, inputs: Tensor, taken: Tensor) -> Iterator[Tensor]:
+def _on_the_way(update: Update, inputs: Tensor, parts: Tensor, taken: Tensor) -> Iterator[Tensor]:
     """Yield the first layer's weights (D, r) before each step, its examples' gradients all alike.
 
     Args:
         update: of the client.
         inputs: (n, r).
+        parts: of the update, each example's, (n, D).
         taken: how much of each example each step takes, (S, n).
     """
     reach = torch.tensor(update.optimizer.responses(update.steps), dtype=torch.float64) @ taken
-    each = _parts(update, inputs) / reach[:, None]
+    each = parts / reach[:, None]
     weights: Weights = (update.simulation.weights[0],)
     buffers: Weights | None = None
     for share in taken:
@@ -60,14 +60,8 @@ def weights_on_the_way(update: Update, inputs: Tensor, taken: Tensor) -> Iterato
         weights, buffers = update.optimizer.step(weights, (gradient,), buffers)
 
 
-def _parts(update: Update, inputs: Tensor) -> Tensor:
-    """Return what of the first layer's update is each example's, (n, D)."""
-    parts: Tensor = update.moves[0] @ torch.linalg.pinv(inputs)
-    return parts.T
-
-
-def _nearest(update: Update, inputs: Tensor, weights: Iterator[Tensor]) -> Timetable:
-    parts = _parts(update, inputs)
+def _nearest(update: Update, inputs: Tensor, parts: Tensor, weights: Iterator[Tensor]) -> Timetable:
+    """Return the schedule that the fewest outputs speak against, at weights before each step."""
     has_none = parts.abs() < VANISHED * parts.square().mean(dim=1, keepdim=True).sqrt()
     against = []
     for before in weights:

@@ -40,7 +40,7 @@ def peeled(update: Update, client: Unknowns, *, until: float = math.inf) -> tupl
     if not update.has_bias:  # scanned around one scale, whatever the start's was
         usual = update.chain.layers[0].weight.shape[1] ** 0.5
         inputs *= usual / inputs.norm(dim=1, keepdim=True)
-    parts = (update.moves[0] @ torch.linalg.pinv(inputs)).T
+    parts = update.parts(inputs)
     shares = torch.zeros_like(client.shares)
     left = torch.ones(len(inputs), dtype=torch.bool)
     weights, buffers, unlike = simulation.weights, None, 0.0

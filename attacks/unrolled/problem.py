@@ -102,13 +102,17 @@ class Update:
         each = [float(np.sqrt(np.mean(layer.rounding**2))) for layer in self.chain.layers]
         return tuple(self.reach * one * self.steps**0.5 for one in each)
 
+    def parts(self, inputs: Tensor) -> Tensor:
+        """Return what of the first layer's D is each example's, (n, D), by all inputs (n, r)."""
+        found: Tensor = self.moves[0] @ torch.linalg.pinv(inputs)
+        return found.T
+
     def midway(self) -> FullyConnected:
         """Return the network at the mean of the weights that the steps' gradients are taken at.
 
         To first order, had all steps had one gradient.
         """
-        maps = [(1.0, 0.0)] + [self.optimizer.linear_map(t) for t in range(1, self.steps)]
-        stays, moved = np.mean(maps, axis=0)
+        stays, moved = self.optimizer.mean_map(self.steps)
         layers = [
             dataclasses.replace(layer, weight=stays * layer.weight - moved * layer.gradient)
             for layer in self.chain.layers

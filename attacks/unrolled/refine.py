@@ -81,6 +81,11 @@ class Refined:
         size = float(self.residuals.abs().median())
         return size if size < math.inf else math.inf
 
+    @property
+    def noise(self) -> float:
+        """What the residuals are taken to be in units of rounding: `typical`, at least 1."""
+        return max(self.typical, 1.0)
+
 
 class System(Protocol):
     """Residuals in units of rounding, and their derivatives."""

@@ -13,15 +13,7 @@ import numpy as np
 import torch
 
 from attacks.types import GradientLeak, NotApplicable
-from attacks.unrolled.found import (
-    BAR_SIGMAS,
-    LEAST_BAR,
-    NO_LABEL,
-    OTHER_TRAINING,
-    REPLAY_MISFIT,
-    TIED_FROM,
-    Replay,
-)
+from attacks.unrolled.found import BAR_SIGMAS, TIED_FROM, Replay, judged
 from attacks.unrolled.one_image import has_convolutions
 from attacks.unrolled.one_replay import replay_image
 from attacks.unrolled.problem import Update
@@ -76,26 +68,20 @@ def _effort_for(update: Update) -> Effort:
 
 def _judged(update: Update, found: Refined) -> Replay:
     """Test the whole update, units included that no step was seen to move."""
-    client, rounding = found.client, max(found.typical, 1.0)
+    client = found.client
     inputs = client.inputs.numpy() @ update.span
     width = inputs.shape[1] - update.has_bias
     features = update.chain.forward(inputs[:, :width])[-2]
-    input_bars = BAR_SIGMAS * rounding * found.spread.inputs.norm(dim=1) / width**0.5
-    slack = (BAR_SIGMAS * rounding * found.spread.labels).amax(dim=1).clamp(min=LEAST_BAR)
-    misfit, usual = _misfit(update, client)
-    reason = None
-    if not (found.typical < MET and misfit < max(REPLAY_MISFIT, MET * usual)):
-        reason = OTHER_TRAINING.format(misfit, usual)
-    inside = (client.labels >= -slack[:, None]) & (client.labels <= 1 + slack[:, None])
-    is_label = inside.all(dim=1).tolist()
+    input_bars = BAR_SIGMAS * found.noise * found.spread.inputs.norm(dim=1) / width**0.5
+    label_bars, reasons = judged(found, *_misfit(update, client))
     return Replay(
         torch.from_numpy(np.ascontiguousarray(inputs[:, :width])),
         torch.from_numpy(features),
         client.labels,
-        slack,
+        label_bars,
         input_bars,
         found.typical,
-        tuple(reason or (None if fits else NO_LABEL) for fits in is_label),
+        reasons,
     )
 
 

@@ -16,7 +16,7 @@ the one; which multiple is seen where further units vanish together.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -72,18 +72,31 @@ def _alone(rows: Array, units: int) -> float:
     return float(least / (len(kept) / units) ** 0.5)
 
 
-def sharpened(left: Array, generator: torch.Generator) -> Iterator[Array]:
+def sharpened_draws(left: Array, generator: torch.Generator) -> Iterator[Array]:
     """Yield where random directions lead that are made to vanish at many rows."""
+    for schedule in SCHEDULES:
+        shape = (DRAWN_AT_ONCE, left.shape[1])
+        q = torch.randn(*shape, generator=generator, dtype=torch.float64).numpy()
+        yield from sharpened(left, q, schedule, ROUNDS_AT_EACH)
+
+
+def sharpened(left: Array, q: Array, quantiles: Sequence[float], rounds: int) -> Array:
+    """Return where directions (N, R) lead that are made to vanish at many rows (D, R).
+
+    Args:
+        left: the rows.
+        q: to start from.
+        quantiles: of what is left at the rows, s in turns.
+        rounds: with each.
+    """
     size = left.shape[1]
     products = (left[:, :, None] * left[:, None, :]).reshape(len(left), -1)
-    for schedule in SCHEDULES:
-        q = torch.randn(DRAWN_AT_ONCE, size, generator=generator, dtype=torch.float64).numpy()
-        for quantile in np.repeat(schedule, ROUNDS_AT_EACH):
-            parts = np.abs(q @ left.T)
-            scale = np.quantile(parts, quantile, axis=1, keepdims=True) + 1e-12
-            weight = 1 / (1 + (parts / scale) ** 2)
-            q = np.linalg.eigh((weight @ products).reshape(-1, size, size))[1][:, :, 0]
-        yield from q
+    for quantile in np.repeat(quantiles, rounds):
+        parts = np.abs(q @ left.T)
+        scale = np.quantile(parts, quantile, axis=1, keepdims=True) + 1e-12
+        weight = 1 / (1 + (parts / scale) ** 2)
+        q = np.linalg.eigh((weight @ products).reshape(-1, size, size))[1][:, :, 0]
+    return q
 
 
 def behind(equation: MaskEquation, one: Array, generator: torch.Generator) -> Iterator[Array]:
@@ -96,7 +109,7 @@ def behind(equation: MaskEquation, one: Array, generator: torch.Generator) -> It
     basis, triangle = np.linalg.qr(rows)
     if np.abs(np.diag(triangle)).min() < VANISHED * np.abs(np.diag(triangle)).max():
         return
-    for q in sharpened(basis, generator):
+    for q in sharpened_draws(basis, generator):
         other = np.linalg.solve(triangle, q) @ others
         plane = np.stack([one, other / np.linalg.norm(other)])
         rest = equation.left[~off] @ plane.T
