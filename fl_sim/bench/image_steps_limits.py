@@ -17,7 +17,6 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from attacks import LabelRecovery
 from fl_sim.bench.image_steps import FIRST_SEED, Cell, Client, answers, trained_client
 from fl_sim.bench.scores import score_batch, shown_median
 from fl_sim.report.drawing import MUTED, plot, share_axis
@@ -112,7 +111,7 @@ def _row(line: Line, value: float, seed: int, seeds: int) -> dict[str, Any]:
         found, false = found + scores.found, false + scores.false
         masks.append(changed_masks(client))
         psnr.append(scores.psnr)
-        reasons.append(_reason(labels))
+        reasons.append(labels.reason or "")
         if seconds[0] > LONG_SECONDS:
             break
     return {
@@ -127,10 +126,6 @@ def _row(line: Line, value: float, seed: int, seeds: int) -> dict[str, Any]:
         "seconds": f"{sorted(seconds)[len(seconds) // 2]:.2g}",
         "why not all": next((reason for reason in reasons if reason), "–"),
     }
-
-
-def _reason(labels: LabelRecovery) -> str:
-    return "" if labels.reason is None else labels.reason.replace("|", "/")
 
 
 def figure(found: Sequence[dict[str, Any]]) -> Figure:

@@ -54,7 +54,7 @@ def write_table(
     lines += [
         "| " + " | ".join(columns) + " |",
         "|" + "---|" * len(columns),
-        *("| " + " | ".join(str(row[column]) for column in columns) + " |" for row in rows),
+        *("| " + " | ".join(_cell(row[column]) for column in columns) + " |" for row in rows),
         "",
     ]
     text = "\n".join(lines)
@@ -65,3 +65,8 @@ def write_table(
         writer.writeheader()
         writer.writerows(rows)
     return text
+
+
+def _cell(value: Any) -> str:
+    """Write what stands in one column alone."""
+    return str(value).replace("|", "\\|")

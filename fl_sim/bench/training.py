@@ -93,18 +93,10 @@ def train(
         target: accuracy at which it ends, or else after `MOST_STEPS` steps.
     """
     draws = numpy_generator(seed, "training", augmentation)
-    parameters = list(model.parameters())
-    optimizer = torch.optim.Adam(parameters, lr=learning_rate)
+    optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
     reached = 0.0
     for step in range(1, MOST_STEPS + 1):
-        chosen = torch.from_numpy(draws.integers(len(data.images), size=2 * BATCH))
-        hard = one_hot(data.labels[chosen], data.num_classes).double()
-        images, labels = augment(data.images[chosen], hard, augmentation, draws)
-        loss = cross_entropy(model(images), labels)
-        gradients = torch.autograd.grad(loss, parameters)
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
-        optimizer.step()
+        _take_step(model, optimizer, data, augmentation, BATCH, data.num_classes, draws)
         if step % CHECK_EVERY == 0:
             reached = accuracy(model, data)
             if reached >= target:
@@ -135,14 +127,27 @@ def take_steps(
     """
     optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
     for _ in range(steps):
-        chosen = torch.from_numpy(draws.integers(len(data.images), size=2 * batch))
-        hard = one_hot(data.labels[chosen], classes).double()
-        images, labels = augment(data.images[chosen], hard, "label-smoothing", draws)
-        computed = torch.autograd.grad(cross_entropy(model(images), labels), [*model.parameters()])
-        for parameter, gradient in zip(model.parameters(), computed, strict=True):
-            parameter.grad = gradient
-        optimizer.step()
+        _take_step(model, optimizer, data, "label-smoothing", batch, classes, draws)
     model.zero_grad()
+
+
+def _take_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    data: Dataset,
+    augmentation: str,
+    batch: int,
+    classes: int,
+    draws: np.random.Generator,
+) -> None:
+    chosen = torch.from_numpy(draws.integers(len(data.images), size=2 * batch))
+    hard = one_hot(data.labels[chosen], classes).double()
+    images, labels = augment(data.images[chosen], hard, augmentation, draws)
+    parameters = list(model.parameters())
+    gradients = torch.autograd.grad(cross_entropy(model(images), labels), parameters)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
+    optimizer.step()
 
 
 def _file(network: str, data_name: str, augmentation: str, bias: bool, seed: int) -> Path:
