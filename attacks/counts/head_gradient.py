@@ -127,10 +127,8 @@ class HeadGradient:
                     "network isn't the client's"
                 )
 
-    def probe(
-        self, images: Tensor, *, parameters: Mapping[str, Tensor] | None = None
-    ) -> tuple[Array, Array]:
-        """Return features (M, D) and probabilities (M, K) on the attacker's images (M, C, H, W).
+    def features(self, images: Tensor, *, parameters: Mapping[str, Tensor] | None = None) -> Array:
+        """Return the last layer's input (M, D) on the attacker's images (M, C, H, W).
 
         Args:
             images: pixels in [0, 1].
@@ -138,14 +136,20 @@ class HeadGradient:
         """
         name = self.network.head_name
         pixels = images.to(self.network.dtype)
-        features = self.network.inputs_of([name], pixels, parameters=parameters)[name]
-        weights, biases = self.weights, self.biases
-        if parameters:
-            weights = as_double(parameters[parameter_name(name, "weight")])
-            if self.network.head.bias is not None:
-                biases = as_double(parameters[parameter_name(name, "bias")])
-        x = as_double(features)
-        return x, np.asarray(softmax(x @ weights.T + biases))
+        return as_double(self.network.inputs_of([name], pixels, parameters=parameters)[name])
+
+    @property
+    def moving(self) -> tuple[Array, ...]:
+        """The layer's weights, and its bias, as far as there is a gradient."""
+        return (self.weights,) if self.bias_gradient is None else (self.weights, self.biases)
+
+    def probabilities(
+        self, x: Array, weights: Array | None = None, biases: Array | None = None
+    ) -> Array:
+        """Return what the layer predicts from features x (M, D), with its weights or others."""
+        weights = self.weights if weights is None else weights
+        biases = self.biases if biases is None else biases
+        return np.asarray(softmax(x @ weights.T + biases))
 
     def answer(self, mass: Array, assumption: str) -> LabelRecovery:
         """Return a count attack's answer; NOT_IDENTIFIABLE, since no count vouches for itself.

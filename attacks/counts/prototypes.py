@@ -22,6 +22,8 @@ from scipy.optimize import nnls
 
 from attacks.victim.gradients import Array
 
+Labels = NDArray[np.int64]
+
 DIRECTIONS = 5
 """Directions of feature space that G is compared in; 3 and 20 did no better."""
 RIDGE = 1e-3
@@ -90,24 +92,27 @@ class Prototypes:
         return np.asarray(mass / mass.sum())
 
 
-def prototypes(gradient: Array, x: Array, p: Array, labels: Array | None) -> Prototypes:
+def main_directions(x: Array) -> Array:
+    """Return orthonormal columns (D, T) that hold most of the features x (M, D)."""
+    _, _, directions = np.linalg.svd(x, full_matrices=False)
+    return np.asarray(directions[:DIRECTIONS].T)
+
+
+def prototypes(gradient: Array, z: Array, p: Array, labels: Labels | None) -> Prototypes:
     """Build the prototypes from examples that the attacker ran through the network.
 
     Args:
-        gradient: (K, D), G.
-        x: (M, D), features; a bias gradient is a further column of G, and 1 a further feature.
+        gradient: (K, T), G along the main directions.
+        z: (M, T), features along them.
         p: (M, K), probabilities.
         labels: (M,), the examples' classes, a class without examples takes all of them; None: every
             example stands for every class.
     """
     classes = len(gradient)
-    _, _, directions = np.linalg.svd(x, full_matrices=False)
-    basis = directions[:DIRECTIONS].T
-    z = x @ basis
     means = []
-    size = (classes - 1) * basis.shape[1]
+    size = (classes - 1) * z.shape[1]
     covariance = np.zeros((size, size))
-    for index, members in enumerate(_members(labels, classes, len(x))):
+    for index, members in enumerate(members_of(labels, classes, len(z))):
         one = np.zeros(classes)
         one[index] = 1
         # The rows of G sum to 0: the last one tells nothing new.
@@ -121,13 +126,20 @@ def prototypes(gradient: Array, x: Array, p: Array, labels: Array | None) -> Pro
     # Without any spread (one image, constant features) rounding is what is left.
     covariance = covariance + (RIDGE * variance + 1e-12 * mean_size) * np.eye(size)
     root = np.linalg.cholesky(covariance)
-    target = (gradient @ basis)[:-1].ravel()
+    target = gradient[:-1].ravel()
     columns = np.column_stack([*means, target])
     white = solve_triangular(root, columns, lower=True)
     return Prototypes(white[:, :-1], white[:, -1])
 
 
-def _members(labels: Array | None, classes: int, count: int) -> Iterator[NDArray[np.intp]]:
+def members_of(labels: Labels | None, classes: int, count: int) -> Iterator[NDArray[np.intp]]:
+    """Yield which of the images stand for each class: all, where there are none of it.
+
+    Args:
+        labels: (M,), their classes; None: every one stands for every class.
+        classes: K.
+        count: M.
+    """
     everyone = np.arange(count)
     for k in range(classes):
         found = everyone if labels is None else np.flatnonzero(labels == k)

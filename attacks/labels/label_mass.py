@@ -10,8 +10,9 @@ for every class. Noise isn't what the clients hold, but the gradient itself tell
 of the batch, `x̄ = ∂L/∂Wᵀ g / ‖g‖²` with g = ∂L/∂b, or without a bias the direction of x̄, by the
 leading singular vector: the noise's features are moved there.
 
-*Several steps*: the weights at the end are known as well as those at the start. Features and
-probabilities are taken at points along the straight line between them.
+*Several steps*: an example's share in the gradient is that of its own step. The training is
+repeated on the attacker's images, which follows from the mass (`attacks.counts.training`), and the
+mass from what the images leave then: both in turn, until the mass stays.
 
 *Trained networks* leave small gradients, of which the noise's prototypes know nothing. How far the
 network is trained shows on auxiliary images at once; without any, it shows in the gradient: an
@@ -31,17 +32,16 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from attacks.answers import LabelRecovery
 from attacks.counts.head_gradient import DUMMIES, Auxiliary, HeadGradient, as_auxiliary
-from attacks.counts.prototypes import Prior, prototypes
-from attacks.numerics.softmax import softmax
+from attacks.counts.prototypes import Labels, Prior, Prototypes, main_directions, prototypes
+from attacks.counts.training import HeadTraining
 from attacks.types import GradientLeak, LabelAttack
 from attacks.victim.gradients import Array
 
-PATH_POINTS = 3
-"""Points along the path of several steps."""
+REPEATS, STEADY = 20, 1e-3
+"""Times that several steps are repeated, at most; total variation of a mass that stays."""
 ASSUMED = 32
 """Examples in one step where the batch size is unknown: only weighs the fit against its prior."""
 UNTRAINED, TRAINED = 0.5, 0.25
@@ -93,23 +93,13 @@ class LabelMass(LabelAttack):
         """Probe the network along the path, and fit the mass."""
         head = HeadGradient.of(leak)
         head.require_same_statistics()
-        classes = len(head.gradient)
         if self.auxiliary is None:
             images = torch.rand(self.dummies, *leak.input_shape, generator=generator)
             labels = None
         else:
-            self.auxiliary.require_fit(leak, classes)
+            self.auxiliary.require_fit(leak, len(head.gradient))
             images, labels = self.auxiliary.images, self.auxiliary.labels.numpy()
-        x, p, points = probe_path(head, images)
-        if labels is None:
-            mean, scale = mean_feature(head, x)
-            x = x + (mean - x.mean(axis=0))
-            p = softmax(x @ head.weights.T + head.biases)
-            trained = trainedness(head, p, scale)
-        else:
-            labels = np.tile(labels, points)
-            trained = skill(p, labels)
-        mass = fit_mass(head, x, p, labels, trained)
+        mass = mass_of_steps(head, HeadTraining.of(head, images, labels))
         source = "noise images" if labels is None else "the auxiliary images"
         return head.answer(
             mass,
@@ -117,25 +107,26 @@ class LabelMass(LabelAttack):
         )
 
 
-def probe_path(head: HeadGradient, images: Tensor) -> tuple[Array, Array, int]:
-    """Return features (P·M, D) and probabilities (P·M, K) at P points between start and end.
-
-    The points are the weights of up to three of the local steps, if these lay on a straight line.
-    Without a learning rate the end is unknown, and the start stands for all.
-    """
-    leak = head.leak
-    if leak.local_steps == 1 or leak.lr is None:
-        return *head.probe(images), 1
-    count = min(leak.local_steps, PATH_POINTS)
-    found = []
-    for fraction in np.linspace(0, 1 - 1 / leak.local_steps, count):
-        weights = {name: p.detach() for name, p in head.network.module.named_parameters()}
-        for name, gradient in leak.gradients.items():
-            moved = weights[name].double() - float(fraction) * leak.lr * gradient.double()
-            weights[name] = moved.to(weights[name].dtype)
-        found.append(head.probe(images, parameters=weights))
-    x, p = (np.concatenate(part) for part in zip(*found, strict=True))
-    return x, p, count
+def mass_of_steps(head: HeadGradient, training: HeadTraining) -> Array:
+    """Return the mass (K,) on the simplex that the training on it leaves the gradient of."""
+    if training.labels is None:
+        mean, length = mean_feature(head, training.features)
+        training = training.moved(mean - training.features.mean(axis=0))
+    gradient, x, classes = head.gradient, training.features, training.classes
+    if head.bias_gradient is not None:
+        gradient = np.column_stack([gradient, head.bias_gradient])
+        x = np.column_stack([x, np.ones(len(x))])
+    basis = main_directions(x)
+    gradient, z = gradient @ basis, x @ basis
+    mass = np.full(len(head.gradient), 1 / len(head.gradient))
+    for _ in range(REPEATS):
+        p = training.probabilities(mass)
+        trained = trainedness(head, p, length) if classes is None else skill(p, classes)
+        seen = prototypes(gradient, z, p, classes)
+        last, mass = mass, fit_mass(head, seen, trained, are_known=classes is not None)
+        if training.steps == 1 or np.abs(mass - last).sum() / 2 < STEADY:
+            break
+    return mass
 
 
 def mean_feature(head: HeadGradient, x: Array) -> tuple[Array, float]:
@@ -173,7 +164,7 @@ def trainedness(head: HeadGradient, p: Array, scale: float) -> float:
     return float(np.clip((UNTRAINED - ratio) / (UNTRAINED - TRAINED), 0, 1))
 
 
-def skill(p: Array, labels: Array) -> float:
+def skill(p: Array, labels: Labels) -> float:
     """Return how far the network is trained, in [0, 1], by its probabilities of the true classes.
 
     Args:
@@ -185,22 +176,17 @@ def skill(p: Array, labels: Array) -> float:
     return float(np.clip((own - 1 / classes) / (1 - 1 / classes) / SKILLED, 0, 1))
 
 
-def fit_mass(head: HeadGradient, x: Array, p: Array, labels: Array | None, trained: float) -> Array:
+def fit_mass(head: HeadGradient, seen: Prototypes, trained: float, *, are_known: bool) -> Array:
     """Return the mass (K,) on the simplex.
 
     Args:
         head: the gradient.
-        x: (M, D), the probes' features.
-        p: (M, K), their probabilities.
-        labels: (M,), their classes; None: noise.
+        seen: what each class leaves in it.
         trained: how far the network is, in [0, 1].
+        are_known: whether labelled images stand behind that, rather than noise.
     """
-    gradient = head.gradient
-    if head.bias_gradient is not None:
-        gradient = np.column_stack([gradient, head.bias_gradient])
-        x = np.column_stack([x, np.ones(len(x))])
     examples = head.drawn or ASSUMED * head.leak.local_steps
-    classes = len(gradient)
+    classes = len(head.gradient)
     negative = np.maximum(-head.row_sums, 0)
     # A negative row is that of a class that is there, with one example at least if labels are hard.
     # An untrained network's fit needs no such help, and would lose the small shares of soft labels.
@@ -208,8 +194,8 @@ def fit_mass(head: HeadGradient, x: Array, p: Array, labels: Array | None, train
     floor /= max(1.0, float(floor.sum()))
     signs = negative / negative.sum() if negative.any() else np.full(classes, 1 / classes)
     prior = Prior(floor, 0.5 * signs + 0.5 / classes, 10 ** (2 * trained - 1))
-    mass = prototypes(gradient, x, p, labels).fit(prior, examples, doubt=trained)
+    mass = seen.fit(prior, examples, doubt=trained)
     by_sign = np.maximum(SHARE_OF_SIGNS * signs + (1 - SHARE_OF_SIGNS) / classes, floor)
     # Auxiliary images say something of a trained network, noise doesn't.
-    weight = trained * (1.0 if labels is None else 0.5)
+    weight = trained * (0.5 if are_known else 1.0)
     return np.asarray((1 - weight) * mass + weight * by_sign / by_sign.sum())

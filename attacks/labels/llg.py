@@ -79,7 +79,8 @@ class LLG(LabelAttack):
             self.auxiliary.require_fit(head.leak, classes)
             images, labels = self.auxiliary.images, self.auxiliary.labels.numpy()
             members = [np.flatnonzero(labels == k) for k in range(classes)]
-        features, p = head.probe(images)
+        features = head.features(images)
+        p = head.probabilities(features)
         sums = features.sum(axis=1, keepdims=True)
         # sums_of[i, k]: the row sum of class k in a batch of class i alone.
         present = [k for k in range(classes) if len(members[k])]
