@@ -232,7 +232,7 @@ def test_label_mass_follows_several_steps(make_model: Maker, known: Auxiliary) -
 def test_a_training_is_repeated_on_the_clients_own_images(
     make_model: Maker, bias: bool, optimizer: SGD
 ) -> None:
-    """Of the last layer alone, so that features stay: p of each step is the client's; and the mass."""
+    """Of the last layer alone, so that features stay: p of every step is the client's."""
     model, steps, counts = make_model(10, bias=bias).double(), 6, [3, 0, 1, 0, 0, 2, 0, 0, 0, 2]
     labels = labels_of(counts).double()
     images = torch.rand(8, *SHAPE, generator=seeded(3))
