@@ -128,7 +128,8 @@ def _nothing(who: str, best: AttackSummary, records: Sequence[Record], *, has_tr
     """Say why nothing was learned, and that this is no sign of safety."""
     causes = reasons(records)
     why = f": {causes[0].reason.rstrip('.')}" if causes else ""
-    if all(record.get("label_status") in (None, "NOT_APPLICABLE") for record in records):
+    statuses = {record.get(f"{what}_status") for what in ("label", "image") for record in records}
+    if statuses <= {None, "NOT_APPLICABLE"}:
         return f"No attack applies to these updates, which is no sign of safety{why}."
     mass = best.leak("mass")
     if has_truth and mass is not None and mass.right is not None:

@@ -83,6 +83,11 @@ def shown(folder: Path) -> str:
             "No attack vouches for anything of 1 example, which is no sign of safety: of noise.",
         ),
         (
+            [dataclasses.replace(NOTHING, image_status="NOT_CONVERGED", image_reason="of noise")],
+            "No attack vouches for anything of 1 example, which is no sign of safety: the update "
+            "sums 7 local steps.",
+        ),
+        (
             [VOUCHED, dataclasses.replace(NOTHING, client=2)],
             "The server vouches for 1 image and 1 label of 2 examples. No truth was given to "
             "compare them with.",
@@ -92,7 +97,7 @@ def shown(folder: Path) -> str:
             "The server vouches for 1 label of 1 example. No truth was given to compare them with.",
         ),
     ],
-    ids=["not applicable", "not vouched for", "some", "no image attack"],
+    ids=["not applicable", "not vouched for", "labels not applicable", "some", "no image attack"],
 )
 def test_page_and_terminal_begin_with_the_same_sentence(
     tmp_path: Path, records: list[LeakageRecord], sentence: str
