@@ -84,8 +84,10 @@ class MaskBatch:
 
     def _problem(self, network: Network, row: int) -> Problem:
         found, head = self.examples, self.chain.layers[-1]
-        feature, bias = found.features[row], None
-        if self.has_scale:  # as if by a bias of 0, where the last layer has none
+        feature, bias, offset = found.features[row], None, None
+        if not found.has_scale and network.head.bias is not None:
+            offset = as_double(network.head.bias)
+        if found.has_scale:  # as if by a bias of 0, where the last layer has none
             bias = as_double(network.head.bias) if head.has_bias else np.zeros(len(head.weight))
             feature = feature if head.has_bias else np.append(feature, 1.0)
         size = float(np.linalg.norm(feature))
@@ -106,6 +108,7 @@ class MaskBatch:
             max(head.eps, OWN_EPS),
             drift,
             head.is_coarse,
+            offset,
         )
 
     def answer(self, network: Network, solve: Solve, tolerance: float) -> LabelRecovery:
@@ -125,7 +128,7 @@ class MaskBatch:
         if common is not None and not all(row.status is Status.RECOVERED for row in rows):
             rows = [_relabelled(*each, common) for each in zip(rows, common.labels, strict=True)]
             factors = [common.factor] * len(rows)
-        elif self.has_scale and (shared := common_factor(measures)) is not None:
+        elif self.examples.has_scale and (shared := common_factor(measures)) is not None:
             for number, row in enumerate(rows):
                 if row.status is not Status.RECOVERED:
                     again = solve_under(shared, problems[number], row, solve, tolerance)
@@ -151,16 +154,11 @@ class MaskBatch:
         both = float(np.mean(self.equation.source.rounding**2))
         return float(np.sqrt(max(1 - self.equation.noise**2 / both, 0.0)))
 
-    @property
-    def has_scale(self) -> bool:
-        """Whether a bias gives the examples their scale."""
-        return self.chain.layers[0].has_bias
-
     def _common_labels(self, tolerance: float) -> CommonLabels | None:
         """Return labels of one smoothing, if they explain all examples."""
         found, head = self.examples, self.chain.layers[-1]
         is_complete = len(self.pairs) == self.size
-        if not (self.has_scale and is_complete and not self.equation.noise):
+        if not (found.has_scale and is_complete and not self.equation.noise):
             return None
         p = softmax(found.features @ head.weight.T)
         common = common_labels(p, found.mixtures, np.hypot(found.spread, head.eps))

@@ -2,8 +2,9 @@
 
 With all R pairs, Q (R, R) of rows q_b, `G_w = Σ_b (U q_b) m_bᵀ` has the inputs `M = Q⁻ᵀ S V`. A
 bias, whose input is 1, gives each row its scale and sign; without one, the sign is that whose way
-through the layer turns on the units that the mask does. From there the network leads to the last
-layer's inputs `x_b`, and these, by least squares on its gradient, to `e_b = p_b − y_b`.
+through the layer turns on the units that the mask does, and the scale another bias's to tell, or a
+label's (`scale`). From there the network leads to the last layer's inputs `x_b`, and these, by
+least squares on its gradient, to `e_b = p_b − y_b`.
 
 The way back is the test: handed down through the network, `e_b` has to give `δ_b`, unit by unit.
 So have the rows of the last layer's gradient to lie in the span of the `x_b`.
@@ -21,6 +22,7 @@ from attacks.dense.network import FullyConnected, on_array
 from attacks.dense.refit import coefficients
 from attacks.masks.equation import MaskEquation
 from attacks.masks.polish import Pair
+from attacks.masks.scale import scales_by_bias
 from attacks.types import NotApplicable
 from attacks.victim.gradients import Array
 
@@ -50,6 +52,7 @@ class Examples:
         returns: share of the layer's units where the way back misses δ, (R,).
         units: of that layer, live ones.
         is_whole: whether the last layer's gradient is that of these inputs.
+        has_scale: whether a bias gives the inputs theirs.
     """
 
     inputs: Array
@@ -60,6 +63,7 @@ class Examples:
     returns: Array
     units: int
     is_whole: bool
+    has_scale: bool
 
 
 def examples_of(
@@ -74,11 +78,16 @@ def examples_of(
         batch: B of the mean.
 
     Raises:
-        NotApplicable: the last layer's inputs are linearly dependent.
+        NotApplicable: the last layer's inputs are linearly dependent, or the bias that gives the
+            first ones their scale tells it too roughly.
     """
     head = chain.layers[-1]
     inputs, delta, errors = first_inputs(equation, pairs, batch)
     kept = _dropout(equation, pairs, chain)
+    if chain.first_bias:  # neither the first layer's nor none
+        scales, off = scales_by_bias(chain, inputs, batch, kept)
+        inputs, delta, errors = scales * inputs, delta / scales, np.hypot(errors, off)
+    has_scale = chain.first_bias is not None
     values = chain.forward(inputs, kept)
     features = head.augmented(values[-2])
     if not np.isfinite(features).all() or np.linalg.matrix_rank(features) < len(features):
@@ -102,6 +111,7 @@ def examples_of(
         returns,
         len(equation.left),
         _is_rounding(rest, head.gradient, np.hypot(head.rounding, equation.noise)),
+        has_scale,
     )
 
 
@@ -110,7 +120,7 @@ def first_inputs(
 ) -> tuple[Array, Array, Array]:
     """Return a layer's inputs (R, n), its δ (R, D) and the inputs' relative errors (R,).
 
-    Without a bias inputs are unit vectors, and δ is of some positive scale.
+    Without a bias inputs are unit vectors, and δ is what belongs to these.
     """
     source = equation.source
     q = np.array([pair.q for pair in pairs])
@@ -127,7 +137,7 @@ def first_inputs(
         scale = np.where(rows[:, -1:] == 0, np.nan, rows[:, -1:])
         return rows[:, :-1] / scale, batch * scale * delta, errors
     sign = signs(rows @ source.weight.T, np.array([pair.is_on for pair in pairs]))
-    return sign * rows / sizes[:, None], sign * delta, errors
+    return sign * rows / sizes[:, None], batch * sign * sizes[:, None] * delta, errors
 
 
 def _dropout(equation: MaskEquation, pairs: Sequence[Pair], chain: FullyConnected) -> Array | None:
@@ -166,7 +176,7 @@ def _returns(
     if kept is not None:
         down = down * kept
     down = down[:, equation.live]
-    if not equation.source.has_bias:
+    if chain.first_bias is None:
         fit = np.sum(down * delta, axis=1) / np.maximum(np.sum(down**2, axis=1), 1e-300)
         down = np.maximum(fit, 0)[:, None] * down
     size = np.sqrt(np.mean(delta**2, axis=1))

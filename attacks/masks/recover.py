@@ -13,6 +13,7 @@ from attacks.masks.examples import examples_of
 from attacks.masks.find import find_pairs
 from attacks.masks.partial import partial_answer
 from attacks.masks.polish import Pair
+from attacks.masks.scale import with_scale
 from attacks.types import GradientLeak, NotApplicable
 from attacks.victim.loss import OTHER_LOSS, is_of_another_loss
 from attacks.victim.network import Network
@@ -52,7 +53,7 @@ def answer_by_masks(
         try:
             _require_known_dropout(chain)
             equation = MaskEquation.of(chain, 0, leak.batch_size)
-            _require_scale(chain)
+            chain = with_scale(chain)
             pairs = find_pairs(equation, chain, 0, generator)
             batch = leak.batch_size or equation.size
             if len(pairs) == equation.size:
@@ -96,18 +97,6 @@ def _in_order(whole: FullyConnected, told: int | None) -> list[int]:
         return float(gradient.any(axis=1).sum() / (size + min(size, len(above) - is_last)))
 
     return sorted(range(len(whole.layers) - 1), key=units_each, reverse=True)
-
-
-def _require_scale(chain: FullyConnected) -> None:
-    """Raise unless a bias, or a network without any above, gives examples their scale."""
-    first, *above = chain.layers
-    if first.has_bias:
-        return
-    if any(layer.has_bias for layer in above) or not chain.is_homogeneous:
-        raise NotApplicable(
-            f"layer {first.name!r} has no bias, and what stands above isn't homogeneous: nothing "
-            "gives an example its scale"
-        )
 
 
 def _require_known_dropout(chain: FullyConnected) -> None:
