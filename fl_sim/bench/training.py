@@ -53,7 +53,7 @@ def trained(
         RuntimeError: the accuracy isn't reached within `MOST_STEPS` steps.
     """
     data = dataset(data_name)
-    init = init or INIT[network]
+    init = init or INIT.get(network, "default")
     model = untrained(network, data, bias=bias, seed=seed, init=init)
     file = _file(network, data_name, augmentation, bias, seed, init)
     if file.exists():
