@@ -48,7 +48,7 @@ def split_batch(leak: GradientLeak, network: Network, generator: torch.Generator
     space = find_subspace(leak, network)
     if is_of_another_loss(space.source.gradient):
         raise NotApplicable(OTHER_LOSS)
-    _require_sparse_features(network)
+    require_sparse(network.probed_features, "the last layer")
     examples = find_examples(space, leak, generator)
     if len(examples) != space.batch_size:
         # Missing some, or with some that are false: then only what a label explains counts.
@@ -82,22 +82,26 @@ def find_examples(
     return examples
 
 
-def _require_sparse_features(network: Network) -> None:
-    """Refuse features that can't be told by their zeros.
+def require_sparse(inputs: torch.Tensor, layer: str) -> None:
+    """Refuse inputs of a layer that can't be told by their zeros.
+
+    Args:
+        inputs: on random images.
+        layer: in words.
 
     Raises:
         NotApplicable: they take both signs, or random images have hardly a zero among theirs.
     """
-    if not network.has_nonnegative_features():
+    if not (inputs >= 0).all():
         raise NotApplicable(
-            "the last layer's inputs take both signs; examples of a batch are told apart by "
-            "features that are never negative, as after a ReLU"
+            f"{layer}'s inputs take both signs; examples of a batch are told apart by features "
+            "that are never negative, as after a ReLU"
         )
-    zeros = float((network.probed_features == 0).sum(dim=1).double().mean())
+    zeros = float((inputs == 0).sum(dim=1).double().mean())
     if zeros < 1:
         raise NotApplicable(
-            "the last layer's inputs are dense, as after pooling: none is zero, and examples of a "
-            "batch are told apart by the zeros of their features"
+            f"{layer}'s inputs are dense, as after pooling: none is zero, and examples of a batch "
+            "are told apart by the zeros of their features"
         )
 
 

@@ -10,6 +10,7 @@ zero of every ray, true or false.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -65,25 +66,28 @@ class Subspace:
         left: U, (K, B), orthonormal columns.
         values: S, (B,), falling.
         right: V, (B, D), orthonormal rows.
-        complement: (K, K − B), orthonormal columns beside U.
         rows: r, (K,).
         columns: c, (D,).
         sigma: rms of what is left of G_w; 1 if float rounding explains it.
         divisor: B of the mean, the rank unless B is told; the rank is lower if features repeat.
-        source: the last layer, its live columns only.
+        source: the layer, its live columns only.
         live: which of all D columns these are; the bias isn't among them.
     """
 
     left: Array
     values: Array
     right: Array
-    complement: Array
     rows: Array
     columns: Array
     sigma: float
     divisor: int
     source: Layer
     live: NDArray[np.bool_]
+
+    @cached_property
+    def complement(self) -> Array:
+        """Orthonormal columns beside U, (K, K − B)."""
+        return np.asarray(np.linalg.qr(self.left, mode="complete")[0][:, self.batch_size :])
 
     @property
     def batch_size(self) -> int:
@@ -118,21 +122,54 @@ def find_subspace(leak: GradientLeak, network: Network) -> Subspace:
     """
     source, live = live_layer(leak, network)
     rows, columns = noise_of_rows_and_columns(source)
+    return _split(source, live, rows, columns, leak.batch_size, _rank)
+
+
+def hidden_subspace(layer: Layer, told: int | None) -> Subspace:
+    """Whiten and split a hidden layer's gradient, its units in the place of the classes.
+
+    Args:
+        layer: with its gradient.
+        told: B; None where it is to be found.
+
+    Raises:
+        NotApplicable: the gradient's rank isn't that of B examples, or too much noise.
+    """
+    kept = np.asarray(layer.gradient.any(axis=0))
+    live = kept[: len(kept) - layer.has_bias]
+    source = layer.only(np.append(live, True) if layer.has_bias else live)
+    rows, columns = noise_of_rows_and_columns(source)
+    # A sum that cancels isn't rounded relative to itself; and a small row says as little.
+    rows = np.maximum(rows, np.sqrt(np.mean(rows**2)))
+
+    def rank(values: Array, shape: tuple[int, int], told: int | None) -> int:
+        return signal_size(values, shape, told, f"layer {layer.name!r}")
+
+    return _split(source, live, rows, columns, told, rank)
+
+
+def _split(
+    source: Layer,
+    live: NDArray[np.bool_],
+    rows: Array,
+    columns: Array,
+    told: int | None,
+    rank: Callable[[Array, tuple[int, int], int | None], int],
+) -> Subspace:
+    """Whiten a gradient by the noise of its rows and columns, and split it at its rank."""
     whitened = source.gradient / rows[:, None] / columns
     left, values, right = np.linalg.svd(whitened, full_matrices=False)
-    size = _rank(values, whitened.shape, leak.batch_size)
+    size = rank(values, (len(rows), len(columns)), told)
     freedom = (len(rows) - size) * (len(columns) - size)
     sigma = float(np.sqrt((values[size:] ** 2).sum() / freedom)) if freedom > 0 else 1.0
-    complete = np.linalg.qr(left[:, :size], mode="complete")[0]
     space = Subspace(
         left[:, :size],
         values[:size],
         np.ascontiguousarray(right[:size]),
-        complete[:, size:],
         rows,
         columns,
         max(sigma, 1e-3),
-        leak.batch_size or size,
+        told or size,
         source,
         live,
     )

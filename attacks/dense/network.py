@@ -104,6 +104,11 @@ class FullyConnected:
         biased = any(layer.has_bias for layer in self.layers[:-1])
         return not biased and all(a.low is not None for a in self.activations)
 
+    @cached_property
+    def first_bias(self) -> int | None:
+        """The index of the first layer with a bias; None without any."""
+        return next((i for i, layer in enumerate(self.layers) if layer.has_bias), None)
+
     def forward(self, a: Array, *dropped: Array | None) -> list[Array]:
         """Return each layer's input on first inputs (B, n), and the logits last.
 

@@ -87,8 +87,9 @@ class SoftLabelRecovery(LabelAttack):
 
     A batch is taken apart in one of two ways. By the last layer's rays, where features have zeros,
     as after a ReLU, and classes outnumber examples: see `attacks.batch`. Where they don't show all
-    examples, by the masks of a hidden layer with a ReLU or leaky ReLU behind it, for any number of
-    classes: see `attacks.masks`. A reason says what stood in the way of either.
+    examples, by the masks of a hidden layer with a ReLU or leaky ReLU behind it, or by the zeros of
+    one with a ReLU before it, for any number of classes: see `attacks.masks`. A reason says what
+    stood in the way of either.
 
     Several steps of SGD, of all examples or of epochs in shuffled batches, are repeated until they
     leave the update that was sent; which step took which example is found: see `attacks.unrolled`.

@@ -18,6 +18,7 @@ behind a ReLU is a mask, too. In the steps of `attacks.batch`, where each exampl
 2. `lifted` and `annealed` propose pairs, in closed form or from random starts;
 3. `polish` sharpens a pair by its own mask, and says how well it fits;
 4. `find` takes turns, and has what is found leave starts for what isn't;
+   or `rays` finds examples by the other factor, `a_b`, and a mask confirms each;
 5. `examples` and `recover`: all pairs give the layer's inputs, these the last layer's, and one
    scalar problem is left for each example; of few classes, one for all (`common_label`).
 """

@@ -25,9 +25,7 @@ from attacks.masks.common_factor import (
     solve_under,
 )
 from attacks.masks.common_label import CommonLabels, common_labels
-from attacks.masks.equation import MaskEquation
-from attacks.masks.examples import WRONG_SHARE, Examples
-from attacks.masks.polish import Pair
+from attacks.masks.examples import WRONG_SHARE, Examples, Parts, examples_of
 from attacks.numerics.least_squares import BAR
 from attacks.numerics.softmax import softmax
 from attacks.one_example.problem import OWN_EPS, Problem
@@ -61,31 +59,40 @@ OTHER_FACTOR = (
 
 
 @dataclass(frozen=True, eq=False)
-class MaskBatch:
+class TakenApart:
     """A batch whose examples are all found, each with its rank-one problem.
 
     Args:
-        equation: of the layer that shows them.
-        pairs: the examples there.
+        parts: theirs of the gradient of the layer that shows them.
         chain: from that layer to the logits.
         size: B.
         examples: their way to the last layer.
     """
 
-    equation: MaskEquation
-    pairs: tuple[Pair, ...]
+    parts: Parts
     chain: FullyConnected
     size: int
     examples: Examples
 
+    @classmethod
+    def of(cls, parts: Parts, chain: FullyConnected, size: int) -> TakenApart:
+        """Follow the examples up a chain.
+
+        Raises:
+            NotApplicable: see `examples_of`.
+        """
+        return cls(parts, chain, size, examples_of(parts, chain, size))
+
     def problems(self, network: Network) -> list[Problem]:
         """Return the last layer's problem of each example, `e_b x_bᵀ`."""
-        return [self._problem(network, row) for row in range(len(self.pairs))]
+        return [self._problem(network, row) for row in range(len(self.parts.inputs))]
 
     def _problem(self, network: Network, row: int) -> Problem:
         found, head = self.examples, self.chain.layers[-1]
-        feature, bias = found.features[row], None
-        if self.has_scale:  # as if by a bias of 0, where the last layer has none
+        feature, bias, offset = found.features[row], None, None
+        if not found.has_scale and network.head.bias is not None:
+            offset = as_double(network.head.bias)
+        if found.has_scale:  # as if by a bias of 0, where the last layer has none
             bias = as_double(network.head.bias) if head.has_bias else np.zeros(len(head.weight))
             feature = feature if head.has_bias else np.append(feature, 1.0)
         size = float(np.linalg.norm(feature))
@@ -100,12 +107,13 @@ class MaskBatch:
             as_numpy(network.head.weight),
             bias,
             sigma,
-            sigma * self._rounding_share(),
+            sigma * self.parts.rounding_share,
             np.hypot(size * found.spread[row], OWN_EPS * np.linalg.norm(alpha)),
             error * np.abs(feature) / size,
             max(head.eps, OWN_EPS),
             drift,
             head.is_coarse,
+            offset,
         )
 
     def answer(self, network: Network, solve: Solve, tolerance: float) -> LabelRecovery:
@@ -125,7 +133,7 @@ class MaskBatch:
         if common is not None and not all(row.status is Status.RECOVERED for row in rows):
             rows = [_relabelled(*each, common) for each in zip(rows, common.labels, strict=True)]
             factors = [common.factor] * len(rows)
-        elif self.has_scale and (shared := common_factor(measures)) is not None:
+        elif self.examples.has_scale and (shared := common_factor(measures)) is not None:
             for number, row in enumerate(rows):
                 if row.status is not Status.RECOVERED:
                     again = solve_under(shared, problems[number], row, solve, tolerance)
@@ -146,21 +154,11 @@ class MaskBatch:
         answers = checked + [missing] * (self.size - len(rows))
         return LabelRecovery.of(answers, gradient_scale=factor)
 
-    def _rounding_share(self) -> float:
-        """Return the share of errors that float rounding explains."""
-        both = float(np.mean(self.equation.source.rounding**2))
-        return float(np.sqrt(max(1 - self.equation.noise**2 / both, 0.0)))
-
-    @property
-    def has_scale(self) -> bool:
-        """Whether a bias gives the examples their scale."""
-        return self.chain.layers[0].has_bias
-
     def _common_labels(self, tolerance: float) -> CommonLabels | None:
         """Return labels of one smoothing, if they explain all examples."""
         found, head = self.examples, self.chain.layers[-1]
-        is_complete = len(self.pairs) == self.size
-        if not (self.has_scale and is_complete and not self.equation.noise):
+        is_complete = len(self.parts.inputs) == self.size
+        if not (found.has_scale and is_complete and not self.parts.noise):
             return None
         p = softmax(found.features @ head.weight.T)
         common = common_labels(p, found.mixtures, np.hypot(found.spread, head.eps))
@@ -174,16 +172,16 @@ class MaskBatch:
         wrong = float(found.returns[number])
         if not found.is_whole:
             reason = NOT_THEIRS
-        elif not self.pairs[number].is_clear:
+        elif not self.parts.is_clear[number]:
             reason = SAME_MASK
         elif wrong > WRONG_SHARE:
-            reason = NO_RETURN.format(self.equation.source.name)
+            reason = NO_RETURN.format(self.chain.layers[0].name)
         elif own is None or factor is None or not _agree(own.value, factor, own.bar):
             ratio = math.nan if own is None or factor is None else own.value / factor
             reason = OTHER_FACTOR.format(ratio)
-        elif len(self.pairs) < self.size and not _agree(factor, 1.0):
+        elif len(self.parts.inputs) < self.size and not _agree(factor, 1.0):
             reason = UNSEEN
-        if row.status is not Status.RECOVERED and len(self.pairs) < self.size:
+        if row.status is not Status.RECOVERED and len(self.parts.inputs) < self.size:
             return dataclasses.replace(row, reason=SHARED_INPUT)
         if reason is None or row.status is not Status.RECOVERED:
             return dataclasses.replace(row, certificate=known(1 / max(wrong, 1 / found.units)))

@@ -102,16 +102,13 @@ class MaskEquation:
         freedom = (len(rows) - size) * (len(columns) - size)
         sigma = float(np.sqrt((values[size:] ** 2).sum() / freedom)) if freedom > 0 else 1.0
         is_last = index + 2 == len(network.layers)
-        if is_last and not is_above_whole:
-            basis, target_error = _sums_of_zero(len(above.gradient)), 0.0
-        else:
-            basis, target_error = _space_of(above, size, len(rows), is_last=is_last)
-        weighted = (above.weights.T @ basis)[live] / rows[:, None]
+        is_free = is_last and not is_above_whole
+        targets, target_error = handed_down(above, size, live, rows, is_last, is_free)
         found = cls(
             np.ascontiguousarray(left[:, :size]),
             values[:size],
             np.ascontiguousarray(right[:size]),
-            np.linalg.qr(weighted)[0],
+            targets,
             target_error,
             low,
             max(sigma, 1e-3),
@@ -220,6 +217,32 @@ def _noise_of(layer: Layer, told: int | None) -> float:
     freedom = (gradient.shape[0] - size) * (gradient.shape[1] - size)
     noise = float(np.sqrt((values[size:] ** 2).sum() / freedom))
     return noise if noise > NOISE_FROM * float(np.sqrt(np.mean(layer.rounding**2))) else 0.0
+
+
+def handed_down(
+    above: Layer,
+    size: int,
+    live: NDArray[np.bool_],
+    rows: Array,
+    is_last: bool,
+    is_free: bool = False,
+) -> tuple[Array, float]:
+    """Return T (D, r), an orthonormal basis of what a layer hands down, and its relative error.
+
+    Args:
+        above: the layer, with its gradient.
+        size: R.
+        live: units of the layer below, D of them.
+        rows: what whitening divides these by, (D,).
+        is_last: whether it is the last layer.
+        is_free: whether its gradient isn't asked: of the last layer's e, sums of 0 are known.
+    """
+    if is_free:
+        basis, error = _sums_of_zero(len(above.gradient)), 0.0
+    else:
+        basis, error = _space_of(above, size, len(rows), is_last=is_last)
+    weighted = (above.weights.T @ basis)[live] / rows[:, None]
+    return np.asarray(np.linalg.qr(weighted)[0]), error
 
 
 def _space_of(above: Layer, size: int, units: int, *, is_last: bool) -> tuple[Array, float]:

@@ -2,8 +2,9 @@
 
 With all R pairs, Q (R, R) of rows q_b, `G_w = Σ_b (U q_b) m_bᵀ` has the inputs `M = Q⁻ᵀ S V`. A
 bias, whose input is 1, gives each row its scale and sign; without one, the sign is that whose way
-through the layer turns on the units that the mask does. From there the network leads to the last
-layer's inputs `x_b`, and these, by least squares on its gradient, to `e_b = p_b − y_b`.
+through the layer turns on the units that the mask does, and the scale another bias's to tell, or a
+label's (`scale`). From there the network leads to the last layer's inputs `x_b`, and these, by
+least squares on its gradient, to `e_b = p_b − y_b`.
 
 The way back is the test: handed down through the network, `e_b` has to give `δ_b`, unit by unit.
 So have the rows of the last layer's gradient to lie in the span of the `x_b`.
@@ -21,6 +22,7 @@ from attacks.dense.network import FullyConnected, on_array
 from attacks.dense.refit import coefficients
 from attacks.masks.equation import MaskEquation
 from attacks.masks.polish import Pair
+from attacks.masks.scale import scales_by_bias
 from attacks.types import NotApplicable
 from attacks.victim.gradients import Array
 
@@ -38,6 +40,56 @@ WRONG_SHARE = 0.1
 
 
 @dataclass(frozen=True, eq=False)
+class Parts:
+    """A layer's gradient taken apart, `∂L/∂[W b] = (1/B) Σ_b δ_b [a_b 1]ᵀ`.
+
+    Args:
+        inputs: a, (R, n); without a bias unit vectors, and δ what belongs to these.
+        delta: δ, (R, D), of the live units.
+        errors: of the inputs, relative, (R,).
+        misfits: of the δ, likewise.
+        is_clear: whether an example's part is its own, (R,).
+        live: which of all units those are, (m,).
+        noise: standard deviation of the gradient's entries that rounding doesn't explain.
+        rounding_share: of the errors, what rounding explains.
+        dropped: factors (R, m) on the layer's outputs that the client's dropout left, if any.
+    """
+
+    inputs: Array
+    delta: Array
+    errors: Array
+    misfits: Array
+    is_clear: NDArray[np.bool_]
+    live: NDArray[np.bool_]
+    noise: float = 0.0
+    rounding_share: float = 1.0
+    dropped: Array | None = None
+
+    @classmethod
+    def of_pairs(
+        cls, equation: MaskEquation, pairs: Sequence[Pair], chain: FullyConnected, batch: int
+    ) -> Parts:
+        """Return them from all pairs of a chain's first layer.
+
+        Args:
+            equation: of that layer.
+            pairs: R of them.
+            chain: from that layer on.
+            batch: B of the mean.
+        """
+        both = float(np.mean(equation.source.rounding**2))
+        return cls(
+            *first_inputs(equation, pairs, batch),
+            np.array([pair.misfit for pair in pairs]),
+            np.array([pair.is_clear for pair in pairs]),
+            equation.live,
+            equation.noise,
+            float(np.sqrt(max(1 - equation.noise**2 / both, 0.0))),
+            _dropout(equation, pairs, chain),
+        )
+
+
+@dataclass(frozen=True, eq=False)
 class Examples:
     """A batch's examples of different inputs.
 
@@ -50,6 +102,7 @@ class Examples:
         returns: share of the layer's units where the way back misses δ, (R,).
         units: of that layer, live ones.
         is_whole: whether the last layer's gradient is that of these inputs.
+        has_scale: whether a bias gives the inputs theirs.
     """
 
     inputs: Array
@@ -60,39 +113,39 @@ class Examples:
     returns: Array
     units: int
     is_whole: bool
+    has_scale: bool
 
 
-def examples_of(
-    equation: MaskEquation, pairs: Sequence[Pair], chain: FullyConnected, batch: int
-) -> Examples:
-    """Go from all pairs of the first layer of a chain to its end, and back.
+def examples_of(parts: Parts, chain: FullyConnected, batch: int) -> Examples:
+    """Go from the first layer of a chain to its end, and back.
 
     Args:
-        equation: of the first layer.
-        pairs: R of them.
+        parts: of the first layer's gradient.
         chain: from that layer to the logits, with its gradients.
         batch: B of the mean.
 
     Raises:
-        NotApplicable: the last layer's inputs are linearly dependent.
+        NotApplicable: the last layer's inputs are linearly dependent, or the bias that gives the
+            first ones their scale tells it too roughly.
     """
     head = chain.layers[-1]
-    inputs, delta, errors = first_inputs(equation, pairs, batch)
-    kept = _dropout(equation, pairs, chain)
-    values = chain.forward(inputs, kept)
+    inputs, delta, errors = parts.inputs, parts.delta, parts.errors
+    if chain.first_bias:  # neither the first layer's nor none
+        scales, off = scales_by_bias(chain, inputs, batch, parts.dropped)
+        inputs, delta, errors = scales * inputs, delta / scales, np.hypot(errors, off)
+    values = chain.forward(inputs, parts.dropped)
     features = head.augmented(values[-2])
     if not np.isfinite(features).all() or np.linalg.matrix_rank(features) < len(features):
         raise NotApplicable("the examples' last features are linearly dependent")
     mixtures, spread = coefficients(head, features, batch)
     rest = head.gradient - mixtures.T @ features / batch
-    if equation.noise:  # it may be another in the last layer, which shows its own
+    if parts.noise:  # it may be another in the last layer, which shows its own
         mixtures, spread = coefficients(head, features, batch, _noise_beside(features, rest))
     # Errors of the features are passed on, too, to first order; they point anywhere.
     inverse = np.linalg.norm(np.linalg.pinv(features), axis=0)
     wrong = errors * np.linalg.norm(features, axis=1) / np.sqrt(features.shape[1])
     spread = np.hypot(spread, np.outer(inverse, wrong @ np.abs(mixtures)))
-    off = np.hypot(errors, [pair.misfit for pair in pairs])
-    returns = _returns(chain, values, mixtures, delta, equation, off, kept)
+    returns = _returns(chain, values, mixtures, delta, parts, np.hypot(errors, parts.misfits))
     return Examples(
         inputs,
         features,
@@ -100,8 +153,9 @@ def examples_of(
         spread,
         errors,
         returns,
-        len(equation.left),
-        _is_rounding(rest, head.gradient, np.hypot(head.rounding, equation.noise)),
+        delta.shape[1],
+        _is_rounding(rest, head.gradient, np.hypot(head.rounding, parts.noise)),
+        chain.first_bias is not None,
     )
 
 
@@ -110,7 +164,7 @@ def first_inputs(
 ) -> tuple[Array, Array, Array]:
     """Return a layer's inputs (R, n), its δ (R, D) and the inputs' relative errors (R,).
 
-    Without a bias inputs are unit vectors, and δ is of some positive scale.
+    Without a bias inputs are unit vectors, and δ is what belongs to these.
     """
     source = equation.source
     q = np.array([pair.q for pair in pairs])
@@ -127,7 +181,7 @@ def first_inputs(
         scale = np.where(rows[:, -1:] == 0, np.nan, rows[:, -1:])
         return rows[:, :-1] / scale, batch * scale * delta, errors
     sign = signs(rows @ source.weight.T, np.array([pair.is_on for pair in pairs]))
-    return sign * rows / sizes[:, None], sign * delta, errors
+    return sign * rows / sizes[:, None], batch * sign * sizes[:, None] * delta, errors
 
 
 def _dropout(equation: MaskEquation, pairs: Sequence[Pair], chain: FullyConnected) -> Array | None:
@@ -150,9 +204,8 @@ def _returns(
     values: Sequence[Array],
     mixtures: Array,
     delta: Array,
-    equation: MaskEquation,
+    parts: Parts,
     errors: Array,
-    kept: Array | None,
 ) -> Array:
     """Return the share of units (R,) where what is handed down isn't δ, (R, D).
 
@@ -163,10 +216,10 @@ def _returns(
         chain.layers[:0:-1], chain.activations[::-1], values[-2:0:-1], strict=True
     ):
         down = (down @ layer.weights) * on_array(activation.slope, a)
-    if kept is not None:
-        down = down * kept
-    down = down[:, equation.live]
-    if not equation.source.has_bias:
+    if parts.dropped is not None:
+        down = down * parts.dropped
+    down = down[:, parts.live]
+    if chain.first_bias is None:
         fit = np.sum(down * delta, axis=1) / np.maximum(np.sum(down**2, axis=1), 1e-300)
         down = np.maximum(fit, 0)[:, None] * down
     size = np.sqrt(np.mean(delta**2, axis=1))

@@ -25,6 +25,9 @@ FRUITLESS, BARREN = 30, 20
 """Rounds in a row that find nothing new before the search ends, and while nothing is found."""
 STALLED = 3
 """The same, before starts are annealed within what the masks found leave."""
+MOST_MISSING = 128
+"""Examples missing up to which it is asked where those found leave them: the linear programs' cost
+grows with their square, and beyond it exceeded that of all random starts."""
 ROUGH_MISFIT = 0.1
 """Misfit of a start's end up to which it is polished."""
 MEMORY, LEAST_EXPECTED = 0.7, 0.02
@@ -54,7 +57,7 @@ def find_pairs(
     while len(found) < equation.size and fruitless < (FRUITLESS if found else BARREN):
         before = len(found)
         kind = Kind(int(torch.multinomial(torch.from_numpy(expected), 1, generator=generator)))
-        if found and fruitless == STALLED:
+        if found and fruitless == STALLED and equation.size - before <= MOST_MISSING:
             leftover = equation.within(leftover_space(equation, found, starts.kept))
         if found and before == equation.size - 1 and not fruitless:
             ends = expected_pairs(equation, starts.of_last(found))

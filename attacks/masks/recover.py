@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
-from attacks.answers import LabelRecovery
+from attacks.answers import LabelRecovery, Status
 from attacks.dense.network import FullyConnected
-from attacks.masks.answer import MaskBatch
+from attacks.masks.answer import TakenApart
 from attacks.masks.common_factor import Solve
 from attacks.masks.equation import MaskEquation
-from attacks.masks.examples import examples_of
+from attacks.masks.examples import Parts
 from attacks.masks.find import find_pairs
 from attacks.masks.partial import partial_answer
 from attacks.masks.polish import Pair
+from attacks.masks.rays import parts_by_rays
+from attacks.masks.scale import with_scale
 from attacks.types import GradientLeak, NotApplicable
 from attacks.victim.loss import OTHER_LOSS, is_of_another_loss
 from attacks.victim.network import Network
 
+FEW_UNITS = 4.0
+"""Live units for each unknown of a pair below which the zeros of inputs are asked first."""
+Answer = Callable[[Parts, FullyConnected], LabelRecovery]
+Partial = tuple[MaskEquation, tuple[Pair, ...], FullyConnected]
 NONE_FOUND = "the masks of layer {!r} show none of {} examples"
 
 
@@ -29,8 +37,8 @@ def answer_by_masks(
 ) -> LabelRecovery:
     """Find examples in the gradient of a hidden layer, and solve the problem of each.
 
-    Layers are tried in the order of their live units for each unknown of a pair, until one shows
-    all examples; else the one that shows most answers for these.
+    By a layer's masks, or by the zeros of its inputs, whichever there are more of: layers are tried
+    until one shows all examples; else the one whose masks show most answers for these.
 
     Args:
         leak: of one step on a batch; its size may be unknown.
@@ -42,32 +50,85 @@ def answer_by_masks(
     Raises:
         NotApplicable: no hidden layer has masks that would tell examples apart, or none shows any.
     """
-    whole = hidden_layers(leak, network)
+    whole, told = hidden_layers(leak, network), leak.batch_size
     if is_of_another_loss(whole.layers[-1].gradient):
         raise NotApplicable(OTHER_LOSS)
+
+    def answer(parts: Parts, chain: FullyConnected) -> LabelRecovery:
+        apart = TakenApart.of(parts, chain, told or len(parts.inputs))
+        return apart.answer(network, solve, tolerance)
+
+    order = _in_order(whole, told)
+    are_few = _units_each(whole, order[0], told) < FEW_UNITS
+    found = _by_rays(whole, network, told, generator, answer) if are_few else None
+    if found is not None:
+        return found
+    found, most, reason = _by_masks(whole, order, told, generator, answer)
+    if found is None and not are_few:
+        found = _by_rays(whole, network, told, generator, answer)
+    if found is not None:
+        return found
+    if most is None:
+        raise NotApplicable(reason)
+    return partial_answer(*most, told or most[0].size)
+
+
+def _by_masks(
+    whole: FullyConnected,
+    order: list[int],
+    told: int | None,
+    generator: torch.Generator,
+    answer: Answer,
+) -> tuple[LabelRecovery | None, Partial | None, str]:
+    """Return the answer of the first layer whose masks show all examples, or the most that are.
+
+    Beside it the reason of the first layer that shows none.
+    """
     reasons: list[str] = []
-    most: tuple[MaskEquation, tuple[Pair, ...], FullyConnected] | None = None
-    for index in _in_order(whole, leak.batch_size):
+    most: Partial | None = None
+    for index in order:
         chain = whole.above_layer(index)
         try:
             _require_known_dropout(chain)
-            equation = MaskEquation.of(chain, 0, leak.batch_size)
-            _require_scale(chain)
+            equation = MaskEquation.of(chain, 0, told)
+            chain = with_scale(chain)
             pairs = find_pairs(equation, chain, 0, generator)
-            batch = leak.batch_size or equation.size
             if len(pairs) == equation.size:
-                examples = examples_of(equation, pairs, chain, batch)
-                found = MaskBatch(equation, pairs, chain, batch, examples)
-                return found.answer(network, solve, tolerance)
+                parts = Parts.of_pairs(equation, pairs, chain, told or equation.size)
+                return answer(parts, chain), None, ""
             clear = tuple(pair for pair in pairs if pair.is_clear)
             if len(clear) > (len(most[1]) if most else 0):
                 most = equation, clear, chain
             reasons.append(NONE_FOUND.format(equation.source.name, equation.size))
         except NotApplicable as reason:
             reasons.append(str(reason))
-    if most is None:
-        raise NotApplicable(reasons[0])
-    return partial_answer(*most, leak.batch_size or most[0].size)
+    return None, most, reasons[0]
+
+
+def _by_rays(
+    whole: FullyConnected,
+    network: Network,
+    told: int | None,
+    generator: torch.Generator,
+    answer: Answer,
+) -> LabelRecovery | None:
+    """Return the answer of the first layer whose inputs' zeros show all examples, the widest first.
+
+    None where none does, or what it shows isn't confirmed.
+    """
+    hidden = range(len(whole.layers) - 1)
+    for index in sorted(hidden, key=lambda i: -whole.layers[i].weights.shape[1]):
+        chain = whole.above_layer(index)
+        if chain.kept and min(chain.kept) < 1:
+            continue  # which outputs dropout left out behind the layer, no ray says
+        try:
+            chain = with_scale(chain)
+            found = answer(parts_by_rays(chain, network, told, generator), chain)
+        except NotApplicable:
+            continue
+        if Status.RECOVERED in found.statuses:
+            return found
+    return None
 
 
 def hidden_layers(leak: GradientLeak, network: Network) -> FullyConnected:
@@ -88,26 +149,16 @@ def hidden_layers(leak: GradientLeak, network: Network) -> FullyConnected:
 
 def _in_order(whole: FullyConnected, told: int | None) -> list[int]:
     """Return the indices of hidden layers, those of most units for each unknown first."""
-
-    def units_each(index: int) -> float:
-        gradient, above = whole.layers[index].gradient, whole.layers[index + 1].gradient
-        size = told or min(*gradient.shape, *above.shape)
-        is_last = index + 2 == len(whole.layers)
-        return float(gradient.any(axis=1).sum() / (size + min(size, len(above) - is_last)))
-
-    return sorted(range(len(whole.layers) - 1), key=units_each, reverse=True)
+    hidden = range(len(whole.layers) - 1)
+    return sorted(hidden, key=lambda index: _units_each(whole, index, told), reverse=True)
 
 
-def _require_scale(chain: FullyConnected) -> None:
-    """Raise unless a bias, or a network without any above, gives examples their scale."""
-    first, *above = chain.layers
-    if first.has_bias:
-        return
-    if any(layer.has_bias for layer in above) or not chain.is_homogeneous:
-        raise NotApplicable(
-            f"layer {first.name!r} has no bias, and what stands above isn't homogeneous: nothing "
-            "gives an example its scale"
-        )
+def _units_each(whole: FullyConnected, index: int, told: int | None) -> float:
+    """Return how many live units a hidden layer has for each unknown of a pair."""
+    gradient, above = whole.layers[index].gradient, whole.layers[index + 1].gradient
+    size = told or min(*gradient.shape, *above.shape)
+    is_last = index + 2 == len(whole.layers)
+    return float(gradient.any(axis=1).sum() / (size + min(size, len(above) - is_last)))
 
 
 def _require_known_dropout(chain: FullyConnected) -> None:

@@ -16,7 +16,6 @@ import numpy as np
 from attacks.answers import Augmentation
 from attacks.numerics.gauss_newton import gauss_newton
 from attacks.numerics.least_squares import BAR, left_inverse, standard_errors
-from attacks.numerics.softmax import softmax
 from attacks.one_example.label_model import LabelModel
 from attacks.one_example.noise import Deviation
 from attacks.one_example.problem import Problem
@@ -149,7 +148,7 @@ def fit_label(
 
 def _start(problem: Problem, root: Root) -> tuple[Array, tuple[int, int]]:
     """Return ŷ at a root, and its two largest classes; under noise, the most significant ones."""
-    p = softmax(root.λ * problem.logits)
+    p = problem.p(root.λ)
     label = p - root.s * problem.α
     excess = label
     if problem.is_noisy:
@@ -164,9 +163,7 @@ def label_at(problem: Problem, model: LabelModel, root: Root) -> Fit:
     label, (a, b) = _start(problem, root)
     base, basis = model.basis(len(label), a, b)
     line = Linearised.at(problem, root.λ, root.s, label, basis, False)
-    target = line.deviation.whiten(
-        problem.α - (softmax(root.λ * problem.logits) - base) / root.s, 0.0
-    )
+    target = line.deviation.whiten(problem.α - (problem.p(root.λ) - base) / root.s, 0.0)
     design = line.design[:, 1:]
     beta = np.asarray(np.linalg.lstsq(design, target, rcond=None)[0])
     surplus = len(label) - 1 - model.unknowns
@@ -207,7 +204,7 @@ class Linearised:
         is_scaled: bool,
     ) -> Linearised:
         """Linearise at λ, s and a label that can move in directions (K, m)."""
-        p = softmax(λ * problem.logits)
+        p = problem.p(λ)
         deviation = Deviation.at(problem, λ, p, label, s)
         g_bias = 0.0 if problem.bias is None else float(problem.g[-1])
         by_scale = p * (problem.logits - p @ problem.logits) / s

@@ -47,6 +47,7 @@ class Problem:
         eps: machine epsilon of the precision that the client computed in, at least `OWN_EPS`.
         drift: Σ_k (G g)_k before centring: 0 but for errors, since p and y both sum to 1.
         is_coarse: whether the gradient, or the weights that it was taken from, have 16 bits.
+        offset: (K,), of the logits: a bias whose gradient fixes no λ; None without one.
     """
 
     α: Array
@@ -60,15 +61,17 @@ class Problem:
     eps: float
     drift: float = 0.0
     is_coarse: bool = False
+    offset: Array | None = None
 
     @property
     def width(self) -> int:
         """D."""
         return int(self.weight.shape[1])
 
-    def p(self, λ: Array) -> Array:
-        """Return `p(λ) = softmax(λ W g + b)` for λ (N,); (N, K)."""
-        return softmax(np.multiply.outer(λ, self.logits))
+    def p(self, λ: Array | float) -> Array:
+        """Return `p(λ) = softmax(λ W g + b)` for λ (N,), (N, K); for a number, (K,)."""
+        scaled = np.multiply.outer(λ, self.logits)
+        return softmax(scaled if self.offset is None else scaled + self.offset)
 
     @property
     def direction_error(self) -> float:

@@ -166,7 +166,8 @@ def _grids(view: View, sign: int) -> Iterator[Array]:
     sure = (np.abs(problem.α) - 2 * problem.σ_α).clip(0).sum()
     first = np.log(max(sure, float(np.abs(problem.α).max())) / 2) - 2 * STEP
     lead = max(logits[-1] - logits[-2], 1e-300)
-    last = min(first + DECADES * np.log(10), max(np.log(SATURATED / lead), first + 1))
+    saturated = SATURATED + (0.0 if problem.offset is None else float(np.ptp(problem.offset)))
+    last = min(first + DECADES * np.log(10), max(np.log(saturated / lead), first + 1))
     grid = sign * np.exp(np.arange(first, last + STEP, STEP))
     length = len(grid) if view.is_whole else PART
     for start in range(0, len(grid) - 2, length):

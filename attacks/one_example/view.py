@@ -44,8 +44,10 @@ class View:
         return np.asarray(self.problem.α[self.classes])
 
     def p(self, λ: Array) -> Array:
-        """Return softmax(λ W g) of its classes, its sum over all classes, (N, n)."""
+        """Return the softmax of its classes, its sum over all classes, for λ (N,); (N, n)."""
         logits = self.problem.logits
+        if self.problem.offset is not None:
+            return np.asarray(self.problem.p(λ)[:, self.classes])
         top = np.where(λ > 0, logits.max(), logits.min())
         sums = np.exp(λ[:, None] * (logits - top[:, None])).sum(axis=-1)
         some = np.exp(λ[:, None] * (logits[self.classes] - top[:, None]))

@@ -144,7 +144,11 @@ class Network:
     @cached_property
     def probed_features(self) -> Tensor:
         """The last layer's input on random images, (8, D)."""
-        return self.features(self._noise(PROBES))
+        return self.probed(self.head_name)
+
+    def probed(self, name: str) -> Tensor:
+        """Return the input (8, n) of a linear layer, by its name, on random images."""
+        return self.inputs_of([name], self._noise(PROBES))[name]
 
     def has_nonnegative_features(self) -> bool:
         """Say whether the last layer's inputs are never negative, as after ReLU or sigmoid.

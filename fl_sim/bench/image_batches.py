@@ -8,6 +8,7 @@ attack by itself.
 from __future__ import annotations
 
 import functools
+import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,21 +21,22 @@ from torch import Tensor, nn
 from attacks import IMAGE_ATTACKS, LABEL_ATTACKS, ExampleLabel, GradientLeak, LabelRecovery, Status
 from attacks.victim.network import Network
 from fl_sim.bench.training import trained
-from fl_sim.bench.victims import draw_batch, linear_chain, untrained
+from fl_sim.bench.victims import INITS, draw_batch, linear_chain, untrained
 from fl_sim.data import Dataset, build_dataset
 from fl_sim.leakage.judge import Truth, pair_examples, psnr_db
-from fl_sim.seeds import seeded_layers
 from fl_sim.testing.leaks import SentAs, leak_of
 
 TITLE = "Images of whole batches from fully connected networks by `analytic`"
 NOTES = (
     "PSNR in dB; an image that wasn't found counts as minus infinity, and is never left out. "
     "Published for one image at 64×64 and smoothing 0.27: 51.2 dB in 4.2 s (arXiv 2402.03124).",
-    "“he” and “default” say how initial weights were drawn (biases of “he” are 0); trained "
-    "networks started from He's.",
+    INITS,
 )
 
 CLASSES = 100
+SOURCES = ("photos", "mnist-5k")
+KINDS: tuple[SentAs, ...] = ("float32", "update")
+BOTH = ("default", "he")
 CLAIM_DB = 50.0
 """PSNR that RECOVERED claims."""
 GIVEN_ERRORS: Mapping[str, float] = {"float32": 1e-6, "update": 1e-3}
@@ -51,7 +53,8 @@ class Setting:
         sent_as: "float32" (a gradient) or "update" (weights after a step at 0.1).
         network: "wide-fcn", or a name in `fl_sim.MODELS`.
         bias: whether its layers have biases.
-        weights: "he", "default" (PyTorch's initialisation) or "trained".
+        init: "default" or "he", how the weights are drawn.
+        is_trained: from there to an accuracy of at least 0.9, or not at all.
         augmentation: of the labels.
         labels: "soft-label" or "given".
     """
@@ -61,7 +64,8 @@ class Setting:
     sent_as: SentAs
     network: str = "wide-fcn"
     bias: bool = False
-    weights: str = "he"
+    init: str = "default"
+    is_trained: bool = False
     augmentation: str = "label-smoothing"
     labels: str = "soft-label"
 
@@ -92,39 +96,46 @@ class Outcome:
 
 
 def settings(*, quick: bool) -> Iterator[Setting]:
-    """Yield what is measured: a dozen settings when quick, otherwise about a hundred."""
-    kinds: tuple[SentAs, ...] = ("float32", "update")
-    for sent_as in kinds:
-        for weights in ("he", "default"):
-            yield Setting("photos-64", 1, sent_as, "fcn4", weights=weights)
-    for source in ("photos", "mnist-5k"):
-        for sent_as in kinds:
-            for labels in ("soft-label", "given"):
-                for batch in (8,) if quick else (8, 16, 32, 64):
-                    yield Setting(source, batch, sent_as, labels=labels)
-                    if not quick:
-                        yield Setting(source, batch, sent_as, bias=True, labels=labels)
+    """Yield what is measured: a dozen settings when quick, otherwise about a hundred.
+
+    He's initial weights come with all else; of PyTorch's, what takes masks takes its time.
+    """
+    for sent_as, init in itertools.product(KINDS, BOTH):
+        yield Setting("photos-64", 1, sent_as, "fcn4", init=init)
     if quick:
+        yield from (Setting("photos", 8, sent_as, bias=True) for sent_as in KINDS)
+        for source, labels in itertools.product(SOURCES, ("soft-label", "given")):
+            yield Setting(source, 8, "update", init="he", labels=labels)
         return
-    for sent_as in kinds:
-        for batch in (8, 16, 32):
-            yield Setting("photos", batch, sent_as, weights="default")
-            yield Setting("photos", batch, sent_as, augmentation="mixup")
-            yield Setting("mnist-5k", batch, sent_as, "mlp", weights="trained")
-            yield Setting("mnist-5k", batch, sent_as, "mlp", weights="trained", labels="given")
+    for source, bias, batch in itertools.product(SOURCES, (False, True), (8, 16, 32, 64)):
+        if batch < 64 or source == "photos":
+            yield Setting(source, batch, "update", bias=bias)
+        for sent_as in KINDS:
+            yield Setting(source, batch, sent_as, bias=bias, init="he")
+    for bias in (False, True):
+        yield Setting("photos", 16, "float32", bias=bias)
+    for source, sent_as, batch in itertools.product(SOURCES, KINDS, (8, 16, 32, 64)):
+        yield Setting(source, batch, sent_as, init="he", labels="given")
+    for sent_as, batch in itertools.product(KINDS, (8, 16, 32)):
+        yield Setting("photos", batch, sent_as, augmentation="mixup", init="he")
+        for labels in ("soft-label", "given"):
+            yield Setting("mnist-5k", batch, sent_as, "mlp", is_trained=True, labels=labels)
+    for batch in (8, 16, 32):
+        yield Setting("photos", batch, "update", bias=True, augmentation="mixup")
+        yield Setting("mnist-5k", batch, "update", "mlp", init="he", is_trained=True)
 
 
 def rows(*, quick: bool, seed: int) -> Iterator[dict[str, object]]:
-    """Yield a row for each setting, over five seeds of images and weights (two when quick)."""
-    count = 2 if quick else 5
+    """Yield a row for each setting, over five seeds of images and weights (fewer of large ones)."""
     for setting in settings(quick=quick):
+        count = 2 if quick else 5 if setting.batch < 64 else 3
         yield _row(setting, [attack_batch(setting, seed + i) for i in range(count)])
 
 
 def attack_batch(setting: Setting, seed: int) -> Outcome:
     """Build a victim, attack it, and score the answer."""
     data = _data(setting.source)
-    classes = None if setting.weights == "trained" else CLASSES
+    classes = None if setting.is_trained else CLASSES
     model = _model(setting, data, seed)
     images, labels = draw_batch(
         data, setting.batch, setting.augmentation, classes=classes, seed=seed
@@ -190,8 +201,9 @@ def wide_fcn(
     bias: bool,
     mean: tuple[float, ...],
     std: tuple[float, ...],
+    init: str = "default",
 ) -> nn.Module:
-    """Return n-1024-512-512-K with ReLU between the layers, He-initialised.
+    """Return n-1024-512-512-K with ReLU between the layers.
 
     Args:
         num_classes: K.
@@ -199,14 +211,15 @@ def wide_fcn(
         bias: whether the layers have biases.
         mean: of each channel.
         std: of each channel.
+        init: "default" or "he", how the weights are drawn; biases are drawn as PyTorch does.
     """
     widths = (int(np.prod(input_shape)), 1024, 512, 512, num_classes)
-    return linear_chain(widths, bias=bias, is_he=True, mean=mean, std=std)
+    return linear_chain(widths, bias=bias, is_he=init == "he", mean=mean, std=std)
 
 
 def gallery(seed: int) -> Figure:
-    """Draw what comes out of one weight update of 16 photographs."""
-    return pictures(Setting("photos", 16, "update"), seed)
+    """Draw what comes out of one weight update of 16 photographs, as PyTorch makes networks."""
+    return pictures(Setting("photos", 16, "update", bias=True), seed)
 
 
 def pictures(setting: Setting, seed: int, *, most: int = 8) -> Figure:
@@ -219,7 +232,10 @@ def pictures(setting: Setting, seed: int, *, most: int = 8) -> Figure:
     """
     outcome = attack_batch(setting, seed)
     shown = slice(min(most, setting.batch))
-    title = f"{setting.batch} {setting.source} images, {setting.network}, {setting.sent_as}"
+    title = (
+        f"{setting.batch} {setting.source} images, {setting.network}, {setting.init} weights, "
+        f"{setting.sent_as}"
+    )
     return draw_pairs(outcome.images[shown], outcome.truth[shown], outcome.psnr[shown], title)
 
 
@@ -246,21 +262,17 @@ def draw_pairs(found: Tensor, truth: Tensor, psnr: Tensor, title: str) -> Figure
 
 
 def figure(table: Sequence[Mapping[str, object]]) -> Figure:
-    """Draw the median PSNR over the batch size, a line for each source and update kind."""
+    """Draw the median PSNR over the batch size, with biases, a line for each source and kind."""
     drawing = Figure(figsize=(6.4, 4), layout="constrained")
     axes = drawing.subplots()
-    kept = [
-        row
-        for row in table
-        if (row["network"], row["weights"], row["bias"]) == ("wide-fcn", "he", False)
-        and row["augmentation"] == "label-smoothing"
-    ]
-    lines = sorted({(row["source"], row["sent_as"], row["labels"]) for row in kept}, key=str)
-    for name in lines:
-        points = [row for row in kept if (row["source"], row["sent_as"], row["labels"]) == name]
+    base = {"network": "wide-fcn", "bias": True, "augmentation": "label-smoothing"}
+    kept = [row for row in table if all(row[name] == value for name, value in base.items())]
+    names = ("source", "sent_as", "init")
+    for line in sorted({tuple(str(row[name]) for name in names) for row in kept}):
+        points = [row for row in kept if tuple(str(row[name]) for name in names) == line]
         batches = [float(str(row["batch"])) for row in points]
         median = [float(str(row["psnr_median_db"])) for row in points]
-        axes.plot(batches, median, marker="o", label=", ".join(map(str, name)))
+        axes.plot(batches, median, marker="o", label=", ".join(line))
     axes.axhline(CLAIM_DB, linestyle=":", color="grey")
     axes.set_xscale("log", base=2)
     axes.set_xlabel("examples behind the gradient")
@@ -304,15 +316,11 @@ def _data(source: str) -> Dataset:
 
 
 def _model(setting: Setting, data: Dataset, seed: int) -> nn.Module:
-    if setting.weights == "trained":
+    if setting.is_trained:
         name = (setting.network, setting.source, setting.augmentation)
-        return trained(*name, bias=setting.bias, seed=seed)[0]
+        return trained(*name, bias=setting.bias, seed=seed, init=setting.init)[0]
     own = setting.network == "wide-fcn"
     network = "fl_sim.bench.image_batches:wide_fcn" if own else setting.network
-    model = untrained(network, data, classes=CLASSES, bias=setting.bias, seed=seed)
-    if setting.weights == "default":
-        with seeded_layers(seed):
-            for layer in model.modules():
-                if isinstance(layer, nn.Linear):
-                    layer.reset_parameters()
-    return model
+    return untrained(
+        network, data, classes=CLASSES, bias=setting.bias, seed=seed, init=setting.init
+    )

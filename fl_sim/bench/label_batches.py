@@ -9,6 +9,7 @@ accepted for their zeros alone.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -29,10 +30,16 @@ from attacks.labels.soft_label import SoftLabelRecovery
 from attacks.numerics.interior_point import solve_by_simplex
 from attacks.victim.network import Network
 from fl_sim.bench.training import trained
-from fl_sim.bench.victims import AUGMENTATIONS, dataset, draw_batch, initial_weights, untrained
+from fl_sim.bench.victims import (
+    AUGMENTATIONS,
+    INITS,
+    dataset,
+    draw_batch,
+    linear_chain,
+    untrained,
+)
 from fl_sim.data import Dataset
-from fl_sim.models import Normalize
-from fl_sim.seeds import torch_generator
+from fl_sim.seeds import seeded_layers, torch_generator
 from fl_sim.testing.leaks import SentAs, leak_of
 
 TITLE = "Every example's soft label and feature from the gradient of a whole batch by `soft-label`"
@@ -40,7 +47,7 @@ NOTES = (
     "“found” counts the examples that are called RECOVERED; “false” those of them that are wrong. "
     "Published: SPEAR recovers hard labels of about 25 examples, with a bias (arXiv 2403.03945), "
     "SPEAR++ of about ten times as many (arXiv 2510.24200).",
-    f"{initial_weights('mlp')} Those of “n-D-K” are He's, too.",
+    INITS,
 )
 
 STRICT, TOLERANCE = 1e-3, 1e-2
@@ -49,6 +56,8 @@ PRECISIONS: tuple[SentAs, ...] = ("float64", "float32", "update")
 SPEAR, SPEAR_PLUS = 25, 250
 """Largest batches reported, for hard labels and with a bias: "SPEAR", NeurIPS 2024, arXiv
 2403.03945; and about ten times that for "SPEAR++", arXiv 2510.24200."""
+TOLD_FROM = 64
+"""Batch from which B is always told."""
 TRAINED_SEEDS = 3
 """Trained networks to a setting."""
 PROTOTYPE_BUDGET = 8
@@ -65,7 +74,8 @@ class Cell:
         width: D.
         classes: K.
         batch: B.
-        is_trained: to an accuracy of at least 0.9, or not at all.
+        init: "default" or "he", how the weights are drawn.
+        is_trained: from there to an accuracy of at least 0.9, or not at all.
     """
 
     source: str
@@ -73,25 +83,49 @@ class Cell:
     width: int
     classes: int
     batch: int
+    init: str = "default"
     is_trained: bool = False
 
 
+BOTH = ("default", "he")
 UNTRAINED = [
-    *(Cell(s, "n-D-K", 512, 100, b) for s in ("MNIST", "one digit") for b in (8, 16, 32)),
-    *(Cell("photographs", "n-D-K", 512, 100, b) for b in (16, 32)),
-    *(Cell(s, "n-D-K", 1024, 100, 64) for s in ("MNIST", "one digit", "photographs")),
-    *(Cell(s, "n-D-K", 1024, 200, 96) for s in ("MNIST", "one digit")),
+    *(
+        Cell(s, "n-D-K", 512, 100, b, init)
+        for init, s, b in itertools.product(BOTH, ("MNIST", "one digit"), (8, 16, 32))
+    ),
+    *(Cell("photographs", "n-D-K", 512, 100, b, init) for init in BOTH for b in (16, 32)),
+    *(
+        Cell(s, "n-D-K", 1024, 100, 64, init)
+        for init, s in itertools.product(BOTH, ("MNIST", "one digit", "photographs"))
+    ),
+    *(
+        Cell(s, "n-D-K", 1024, 200, 96, init)
+        for init, s in itertools.product(BOTH, ("MNIST", "one digit"))
+    ),
     *(Cell(s, "n-D-K", 1024, 400, b) for s in ("MNIST", "one digit") for b in (128, 200)),
+    Cell("MNIST", "n-D-K", 1024, 400, 200, "he"),
     Cell("MNIST", "n-D-K", 512, 400, 128),
     Cell("MNIST", "n-D-K", 512, 400, 160),
-    *(Cell("MNIST", "mlp", 512, 100, b) for b in (8, 16, 32)),
+    *(Cell("MNIST", "mlp", 512, 100, b, init) for init in BOTH for b in (8, 16, 32)),
 ]
-TRAINED = [Cell("100 places", "mlp", 512, 100, b, is_trained=True) for b in (8, 16, 32, 64)]
+TRAINED = [
+    *(
+        Cell("100 places", "mlp", 512, 100, b, init, is_trained=True)
+        for init, b in itertools.product(BOTH, (8, 16, 32))
+    ),
+    Cell("100 places", "mlp", 512, 100, 64, is_trained=True),
+]
+QUICK = [
+    Cell("MNIST", "n-D-K", 512, 100, 16),
+    Cell("MNIST", "n-D-K", 512, 100, 16, "he"),
+    Cell("one digit", "n-D-K", 512, 100, 32),
+    Cell("photographs", "n-D-K", 512, 100, 32),
+]
 
 
 def rows(*, quick: bool, seed: int) -> Iterator[dict[str, object]]:
     """Measure; one row for each setting, precision and method."""
-    cells = [UNTRAINED[2], UNTRAINED[5], UNTRAINED[7]] if quick else [*UNTRAINED, *TRAINED]
+    cells = QUICK if quick else [*UNTRAINED, *TRAINED]
     for cell in cells:
         for own in range(seed, seed + (TRAINED_SEEDS if cell.is_trained else 1)):
             yield from _rows_of(cell, quick, own)
@@ -100,7 +134,7 @@ def rows(*, quick: bool, seed: int) -> Iterator[dict[str, object]]:
 def _rows_of(cell: Cell, quick: bool, seed: int) -> Iterator[dict[str, object]]:
     model, images, labels = _victim(cell, seed)
     for precision in PRECISIONS:
-        for told in (True,) if quick or cell.batch >= 128 else (True, False):
+        for told in (True,) if quick or cell.batch >= TOLD_FROM else (True, False):
             size = len(images) if told else None
             leak = leak_of(model, images, labels, sent_as=precision, batch_size=size)
             features = _features(model, images)
@@ -118,11 +152,12 @@ def _victim(cell: Cell, seed: int) -> tuple[nn.Module, Tensor, Tensor]:
     """Return a network and a batch, a quarter of it with each augmentation."""
     data = _source(cell.source, seed)
     if cell.is_trained:
-        model, _ = trained(cell.network, "photo-places", "mixup+label-smoothing", seed=seed)
+        kind = "mixup+label-smoothing"
+        model, _ = trained(cell.network, "photo-places", kind, seed=seed, init=cell.init)
     elif cell.network == "n-D-K":
-        model = _shallow(data, cell.width, cell.classes, seed)
+        model = _shallow(data, cell, seed)
     else:
-        model = untrained(cell.network, data, classes=cell.classes, seed=seed)
+        model = untrained(cell.network, data, classes=cell.classes, seed=seed, init=cell.init)
     parts = [
         draw_batch(_quarter(data, part), cell.batch // 4, kind, classes=cell.classes, seed=seed)
         for part, kind in enumerate(AUGMENTATIONS)
@@ -145,19 +180,13 @@ def _source(name: str, seed: int) -> Dataset:
     return dataclasses.replace(data, images=data.images[kept], labels=data.labels[kept])
 
 
-def _shallow(data: Dataset, width: int, classes: int, seed: int) -> nn.Module:
-    """Return n-D-K without biases, He-initialised, D chosen freely."""
-    draws = torch_generator(seed, "shallow", str(width))
-    with torch.random.fork_rng(devices=[]):  # the default initialisation draws, too
-        layers = [
-            nn.Linear(data.images[0].numel(), width, bias=False),
-            nn.Linear(width, classes, bias=False),
-        ]
-    for layer in layers:
-        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=draws)
-    return nn.Sequential(
-        Normalize(data.mean, data.std), nn.Flatten(), layers[0], nn.ReLU(), layers[1]
-    )
+def _shallow(data: Dataset, cell: Cell, seed: int) -> nn.Module:
+    """Return n-D-K without biases, D chosen freely."""
+    widths = (data.images[0].numel(), cell.width, cell.classes)
+    with seeded_layers(seed):
+        return linear_chain(
+            widths, bias=False, is_he=cell.init == "he", mean=data.mean, std=data.std
+        )
 
 
 @torch.no_grad()
@@ -207,6 +236,7 @@ def _row(
     return {
         "source": cell.source,
         "network": cell.network,
+        "init": cell.init,
         "trained": "yes" if cell.is_trained else "no",
         "D": cell.width,
         "K": cell.classes,
@@ -256,28 +286,38 @@ def figure(found: Sequence[dict[str, Any]]) -> Figure:
     drawing = Figure(figsize=(10.5, 3.4), layout="constrained")
     axes = drawing.subplots(1, len(PRECISIONS), sharey=True)
     ours = [r for r in found if r["B told"] == "yes" and r["method"] == "soft-label"]
-    lines = list(dict.fromkeys((r["source"], r["network"], r["trained"]) for r in ours))
+    keys = ("source", "network", "trained")
+    colors = {line: f"C{number}" for number, line in enumerate(_distinct(ours, keys))}
     for axis, precision in zip(axes, PRECISIONS, strict=True):
-        for source, network, is_trained in lines:
+        for *line, init in _distinct(ours, (*keys, "init")):
             some = [
                 r
                 for r in ours
-                if (r["source"], r["network"], r["trained"]) == (source, network, is_trained)
-                and r["precision"] == precision
+                if [*(r[key] for key in keys), r["init"], r["precision"]]
+                == [*line, init, precision]
             ]
             sizes = sorted({int(r["B"]) for r in some})
             shares = [
                 np.mean([int(r["found"]) / size for r in some if int(r["B"]) == size])
                 for size in sizes
             ]
-            name = f"{source}, {network}" + (", trained" if is_trained == "yes" else "")
-            axis.plot(sizes, shares, "o-", label=name, markersize=4)
+            source, network, is_trained = line
+            name = f"{source}, {network}{', trained' * (is_trained == 'yes')}, {init}"
+            style = "o-" if init == "default" else "x:"
+            color = colors[source, network, is_trained]
+            axis.plot(sizes, shares, style, label=name, markersize=4, color=color)
         for size, name in ((SPEAR, "SPEAR"), (SPEAR_PLUS, "SPEAR++")):
             axis.axvline(size, color="grey", linestyle=":")
-            axis.text(size, 0.02, name, rotation=90, fontsize=7, ha="right")
+            place = axis.get_xaxis_transform()
+            axis.text(size, 0.4, name, rotation=90, fontsize=7, ha="right", transform=place)
         axis.set_xscale("log", base=2)
         axis.set_title(precision, fontsize=9)
         axis.set_xlabel("batch size B")
     axes[0].set_ylabel("share of examples recovered")
-    axes[0].legend(fontsize=6)
+    axes[0].legend(fontsize=5)
     return drawing
+
+
+def _distinct(found: Sequence[dict[str, Any]], keys: Sequence[str]) -> list[tuple[Any, ...]]:
+    """Return the combinations of some columns, in the order in which they come."""
+    return list(dict.fromkeys(tuple(row[key] for key in keys) for row in found))

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from attacks import Status
 from attacks.labels.soft_label import SoftLabelRecovery
 from fl_sim.bench.labels import DATA, Cell, head_leaks
-from fl_sim.bench.victims import AUGMENTATIONS, initial_weights
+from fl_sim.bench.victims import AUGMENTATIONS, INIT, initial_weights
 from fl_sim.seeds import numpy_generator
 
 TITLE = "Soft labels from a clipped gradient: the factor c isn't told, nor the augmentation"
@@ -30,7 +30,7 @@ def rows(*, quick: bool, seed: int) -> Iterator[dict[str, object]]:
     for network in ("fcn4", "lenet"):
         for classes in DATA:
             for augmentation in AUGMENTATIONS:
-                cell = Cell(network, classes, False, False, augmentation)
+                cell = Cell(network, INIT[network], classes, False, False, augmentation)
                 leaks, labels = head_leaks(cell.model(seed)[0], cell, number, seed)
                 for low, high in FACTORS:
                     draws = numpy_generator(seed, "clipping", str(low))

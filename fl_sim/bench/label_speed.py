@@ -15,7 +15,7 @@ from attacks import GradientLeak
 from attacks.labels.soft_label import SoftLabelRecovery
 from attacks.labels.soft_label_pso import ScalarProblem, SoftLabelPSO
 from fl_sim.bench.labels import Cell, head_leaks
-from fl_sim.bench.victims import initial_weights
+from fl_sim.bench.victims import INIT, initial_weights
 from fl_sim.seeds import seeded_layers
 from fl_sim.testing import facts_of, gradients_of
 
@@ -39,7 +39,7 @@ def rows(*, quick: bool, seed: int) -> Iterator[dict[str, object]]:
     for classes in (10, 100):
         for augmentation in ("label-smoothing", "mixup"):
             for is_trained in (False, True):
-                cell = Cell("lenet", classes, is_trained, False, augmentation)
+                cell = Cell("lenet", INIT["lenet"], classes, is_trained, False, augmentation)
                 model, state = cell.model(seed)
                 leaks, _ = head_leaks(model, cell, number, seed)
                 yield {

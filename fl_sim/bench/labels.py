@@ -1,4 +1,4 @@
-"""Label recovery from one example: every network, K, state, bias and augmentation, by attack.
+"""Label recovery from one example, by network, weights, K, bias, augmentation and attack.
 
 The leak is the float32 gradient of the last layer, which is all that these attacks read. The
 augmentation isn't told, but to `soft-label-pso`, which needs it.
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from attacks import LABEL_ATTACKS, GradientLeak, Status
 from attacks.victim.network import Network
 from fl_sim.bench.training import trained
-from fl_sim.bench.victims import dataset, draw_batch, initial_weights, untrained
+from fl_sim.bench.victims import INITS, dataset, draw_batch, inits, untrained
 from fl_sim.seeds import torch_generator
 from fl_sim.testing import facts_of, gradients_of
 
@@ -36,11 +36,13 @@ NOTES = (
     "Published (arXiv 2402.03124, stored outputs of its code): CIFAR-10, ResNet-18 untrained, "
     "smoothing 1000 of 1000 at 0.87 s each; LeNet trained, mixup 900 of 900 at 8.6 s each, each "
     "root accepted by comparison with the truth.",
-    initial_weights("fcn4", "lenet", "resnet18"),
+    INITS,
 )
 DATA = {10: "mnist-5k", 100: "photo-places"}
 """The data set for each K."""
 FORWARD_AT_ONCE = 100
+GRADIENTS, SEARCHES = 500, 10
+"""In a cell, of which so many are searched by `soft-label-pso`, too."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Cell:
 
     Args:
         network: a name in `fl_sim.MODELS`.
+        init: how its weights are drawn, trained or not.
         classes: K, a key of `DATA`.
         is_trained: whether it was trained with the augmentation, to 90 % accuracy.
         bias: whether the last layer has one.
@@ -56,6 +59,7 @@ class Cell:
     """
 
     network: str
+    init: str
     classes: int
     is_trained: bool
     bias: bool
@@ -66,35 +70,43 @@ class Cell:
         name = DATA[self.classes]
         if not self.is_trained:
             data = dataset(name)
-            return untrained(self.network, data, bias=self.bias, seed=seed), "untrained"
-        model, accuracy = trained(self.network, name, self.augmentation, bias=self.bias, seed=seed)
+            kept = untrained(self.network, data, bias=self.bias, seed=seed, init=self.init)
+            return kept, "untrained"
+        kind = self.augmentation
+        model, accuracy = trained(
+            self.network, name, kind, bias=self.bias, seed=seed, init=self.init
+        )
         return model, f"trained, {accuracy:.0%}"
 
 
 def cells(*, quick: bool) -> list[Cell]:
-    """Return the grid."""
-    return [
-        Cell(network, classes, is_trained, bias, augmentation)
+    """Return the grid; of ResNet-18, which takes minutes to train, only part of the trained one."""
+    grid = [
+        Cell(network, init, classes, is_trained, bias, augmentation)
         for network in (("fcn4", "lenet") if quick else ("fcn4", "lenet", "resnet18"))
+        for init in inits(network)
         for classes in ((10,) if quick else (10, 100))
         for is_trained in (False, True)
         for bias in (False, True)
         for augmentation in ("label-smoothing", "mixup")
     ]
+    long = [c for c in grid if c.network == "resnet18" and c.is_trained]
+    return [c for c in grid if c not in long or (c.classes == 10 and not c.bias)]
 
 
 def rows(*, quick: bool, seed: int) -> Iterator[dict[str, object]]:
     """Measure; one row for each cell and attack."""
     for cell in cells(quick=quick):
-        number = 50 if quick else 1000
+        number = 50 if quick else GRADIENTS
         model, state = cell.model(seed)
         leaks, labels = head_leaks(model, cell, number, seed)
-        counts = {"soft-label": number, "soft-label-pso": 5 if quick else 20}
+        counts = {"soft-label": number, "soft-label-pso": 2 if quick else SEARCHES}
         if cell.bias:
             counts["bias-ratio"] = min(number, 200)
         for attack, count in counts.items():
             yield {
                 "network": cell.network,
+                "init": cell.init,
                 "K": cell.classes,
                 "state": state,
                 "bias": "yes" if cell.bias else "no",

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.functional import cross_entropy, one_hot
 
-from fl_sim.bench.victims import augment, dataset, untrained
+from fl_sim.bench.victims import INIT, augment, dataset, untrained
 from fl_sim.data import Dataset
 from fl_sim.data.downloads import DEFAULT_ROOT
 from fl_sim.seeds import numpy_generator
@@ -27,7 +27,13 @@ RATES = {"lenet": 5e-3}
 
 
 def trained(
-    network: str, data_name: str, augmentation: str, *, bias: bool = False, seed: int = 0
+    network: str,
+    data_name: str,
+    augmentation: str,
+    *,
+    bias: bool = False,
+    seed: int = 0,
+    init: str | None = None,
 ) -> tuple[nn.Module, float]:
     """Return a network trained to an accuracy of at least `TARGET`, and its accuracy.
 
@@ -41,13 +47,15 @@ def trained(
         augmentation: one of `fl_sim.bench.victims.AUGMENTATIONS`.
         bias: whether the last layer has one.
         seed: of weights and draws.
+        init: how the weights are drawn that it starts from; None: as in `INIT`.
 
     Raises:
         RuntimeError: the accuracy isn't reached within `MOST_STEPS` steps.
     """
     data = dataset(data_name)
-    model = untrained(network, data, bias=bias, seed=seed)
-    file = _file(network, data_name, augmentation, bias, seed)
+    init = init or INIT.get(network, "default")
+    model = untrained(network, data, bias=bias, seed=seed, init=init)
+    file = _file(network, data_name, augmentation, bias, seed, init)
     if file.exists():
         model.load_state_dict(load_file(file))
         return model, accuracy(model, data)
@@ -150,8 +158,10 @@ def _take_step(
     optimizer.step()
 
 
-def _file(network: str, data_name: str, augmentation: str, bias: bool, seed: int) -> Path:
-    recipe = [network, data_name, augmentation, bias, seed, BATCH, CHECK_EVERY, RATES, TARGET]
+def _file(
+    network: str, data_name: str, augmentation: str, bias: bool, seed: int, init: str
+) -> Path:
+    recipe = [network, data_name, augmentation, bias, seed, init, BATCH, CHECK_EVERY, RATES, TARGET]
     name = hashlib.sha256(json.dumps([*recipe, version("torch")]).encode()).hexdigest()[:16]
     root = Path(os.environ.get("FL_SIM_DATA") or DEFAULT_ROOT).expanduser()
     return root / "bench" / f"{network}-{name}.safetensors"

@@ -35,6 +35,16 @@ _WEIGHTS = {
     "convnet": "PyTorch's",
     "resnet18": "torchvision's",
 }
+INITS = (
+    "`init` says how initial weights were drawn: “default” as PyTorch does (`resnet18`: as "
+    "torchvision does), “he” as He et al. (biases 0), “dlg” as in DLG (uniform in ±0.5)."
+)
+"""The note of tables that have such a column."""
+
+
+def inits(network: str) -> tuple[str, ...]:
+    """Return the initialisations on which tables show a network: PyTorch's, and its other one."""
+    return tuple(dict.fromkeys(("default", INIT[network])))
 
 
 def initial_weights(*networks: str) -> str:

@@ -35,7 +35,7 @@ def digits(
     *,
     widths: tuple[int, ...] = (512,),
     classes: int = 10,
-    bias: bool = True,
+    bias: bool | tuple[bool, ...] = True,
     activation: Callable[[], nn.Module] = nn.ReLU,
     kind: str = "label-smoothing",
     seed: int = 0,
@@ -43,7 +43,10 @@ def digits(
     sent_as: Any = "update",
     **options: Any,
 ) -> Digits:
-    """Build 784-widths-K and the update of one step; labels smoothed alike, or drawn by a kind."""
+    """Build 784-widths-K and the update of one step; labels smoothed alike, or drawn by a kind.
+
+    Biases are all layers' or none's, or each layer's own.
+    """
     data = dataset("mnist-5k")
     draws = np.random.default_rng(seed)
     chosen = draws.choice(len(data.images), size, replace=False)
@@ -57,10 +60,11 @@ def digits(
 
     def build() -> nn.Sequential:
         layers: list[nn.Module] = [Normalize((0.13,), (0.31,)), nn.Flatten()]
-        sizes = (784, *widths)
-        for inputs, outputs in zip(sizes, widths, strict=False):
-            layers += [nn.Linear(inputs, outputs, bias=bias), activation()]
-        return nn.Sequential(*layers, nn.Linear(widths[-1], classes, bias=bias))
+        sizes = (784, *widths, classes)
+        biases = bias if isinstance(bias, tuple) else (bias,) * len(sizes)
+        for inputs, outputs, has_bias in zip(sizes, sizes[1:], biases, strict=False):
+            layers += [nn.Linear(inputs, outputs, bias=has_bias), activation()]
+        return nn.Sequential(*layers[:-1])
 
     model = build_seeded(build, seed=seed)
     leak = leak_of(model, images, labels, sent_as=sent_as, **options)

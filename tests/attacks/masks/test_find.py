@@ -198,3 +198,21 @@ def test_masks_say_where_the_missing_are(make_digits: Build) -> None:
     after = np.linalg.norm(missing @ leftover_space(equation, found, 1.0), axis=1)
     assert before.min() < 0.7
     assert after.min() > 0.97  # measured: 0.99
+
+
+def test_of_very_many_that_are_missing_it_isnt_asked_where_they_are(
+    make_digits: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A linear program for each that is found would cost more than all random starts."""
+    asked: list[int] = []
+
+    def leftover(equation: MaskEquation, found: list[Pair], kept: float) -> np.ndarray:
+        asked.append(equation.size - len(found))
+        return leftover_space(equation, found, kept)
+
+    monkeypatch.setattr("attacks.masks.find.leftover_space", leftover)
+    monkeypatch.setattr("attacks.masks.find.FRUITLESS", 4)
+    monkeypatch.setattr("attacks.masks.find.MOST_MISSING", 24)
+    found = pairs_of(make_digits(40, widths=(128,), sent_as="float64"))
+    assert 0 < len(found) < 40
+    assert max(asked, default=0) <= 24

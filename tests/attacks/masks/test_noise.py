@@ -17,7 +17,7 @@ from attacks.labels.soft_label import SoftLabelRecovery
 from attacks.masks.answer import MOST_APART, SAME_FACTOR, _agree
 from attacks.masks.common_factor import Measure, common_factor
 from attacks.masks.equation import MaskEquation
-from attacks.masks.examples import examples_of
+from attacks.masks.examples import Parts, examples_of
 from attacks.masks.find import find_pairs
 from attacks.victim.network import Network
 
@@ -45,7 +45,7 @@ def test_standard_deviations_of_the_labels_part_hold(make_digits: Build) -> None
     chain = FullyConnected.above(leak, network, network.executed[0])
     equation = MaskEquation.of(chain, 0, 16)
     pairs = find_pairs(equation, chain, 0, torch.Generator().manual_seed(0))
-    found = examples_of(equation, pairs, chain, 16)
+    found = examples_of(Parts.of_pairs(equation, pairs, chain, 16), chain, 16)
     truth = (victim.model(victim.images).softmax(1).double() - victim.labels).detach().numpy()
     off = np.abs(found.mixtures[:, None] - truth).max(axis=2)
     rows, columns = linear_sum_assignment(off)

@@ -16,7 +16,9 @@ def test_settings_cover_sources_batches_and_updates() -> None:
     quick, full = (list(settings(quick=quick)) for quick in (True, False))
     assert len(set(quick)) == len(quick) < 20 < len(set(full)) == len(full)
     assert {s.batch for s in full} == {1, 8, 16, 32, 64}
-    assert {s.weights for s in full} == {"he", "default", "trained"}
+    assert {(s.init, s.is_trained) for s in full} == {
+        (init, is_trained) for init in ("default", "he") for is_trained in (False, True)
+    }
     assert {s.bias for s in full} == {False, True}
 
 
@@ -50,7 +52,7 @@ def test_a_row_counts_failures() -> None:
 
 
 def test_rows_are_flat_and_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    few = [Setting("mnist-5k", batch, "float32", labels="given") for batch in (2, 3)]
+    few = [Setting("mnist-5k", batch, "float32", bias=True, labels="given") for batch in (2, 3)]
     monkeypatch.setattr(image_batches, "settings", lambda *, quick: iter(few))
     table = list(image_batches.rows(quick=True, seed=0))
     assert [row["batch"] for row in table] == [2, 3]

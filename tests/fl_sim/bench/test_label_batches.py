@@ -41,10 +41,15 @@ def test_no_image_is_twice_in_a_batch() -> None:
 
 
 def test_rows_have_one_form_and_a_figure() -> None:
-    found = list(islice(rows(quick=True, seed=0), 4))
+    found = list(islice(rows(quick=True, seed=0), 8))
     assert {row["method"] for row in found} == {"soft-label", "HiGHS, random objectives"}
+    assert [row["init"] for row in found] == ["default"] * 4 + ["he"] * 4
     assert len({tuple(row) for row in found}) == 1
-    for row in found[:3]:
-        assert row["found"] == 32
+    for row in (*found[:3], *found[4:7]):
+        assert row["found"] == 16
         assert row["false"] == 0
-    assert len(figure(found).axes) == 3
+    panels = figure(found).axes
+    assert len(panels) == 3
+    for panel in panels:
+        names = [line.get_label() for line in panel.lines[:2]]
+        assert names == ["MNIST, n-D-K, default", "MNIST, n-D-K, he"]
