@@ -28,7 +28,7 @@ import torch
 from attacks.answers import LabelRecovery, Status
 from attacks.batch.recover import split_batch
 from attacks.batch.second_example import one_example, without_second_example
-from attacks.facts import LABELS, LOSSES, SIZES, Fact
+from attacks.facts import LABELS, LOSSES, SIZES, Fact, Quantized
 from attacks.lost.completed import completed
 from attacks.masks.all_layers import with_all_layers
 from attacks.masks.common_factor import Solve
@@ -43,6 +43,7 @@ from attacks.one_example.scan import find_roots
 from attacks.one_example.verdict import Tried, decide
 from attacks.one_example.view import View, view_few
 from attacks.rounds.answer import labels_of_rounds
+from attacks.rounds.known_noise import with_noise_known
 from attacks.types import GradientLeak, LabelAttack, NotApplicable
 from attacks.unrolled.answer import labels_of_steps
 from attacks.unrolled.replay import replay
@@ -121,7 +122,7 @@ class SoftLabelRecovery(LabelAttack):
         "chain of convolutions"
     )
     combines_rounds: ClassVar[bool] = True
-    uses: ClassVar[tuple[type[Fact], ...]] = (*LABELS, *SIZES, *LOSSES)
+    uses: ClassVar[tuple[type[Fact], ...]] = (*LABELS, *SIZES, *LOSSES, Quantized)
     tolerance: float = 1e-2
 
     def __post_init__(self) -> None:
@@ -133,6 +134,13 @@ class SoftLabelRecovery(LabelAttack):
         require_values(leak)
         if leak.earlier is not None:
             return labels_of_rounds(leak, tolerance=self.tolerance)
+        return with_noise_known(
+            leak,
+            lambda: self._of_one_round(leak, generator),
+            lambda: labels_of_rounds(leak, tolerance=self.tolerance),
+        )
+
+    def _of_one_round(self, leak: GradientLeak, generator: torch.Generator) -> LabelRecovery:
         leak = completed(leak, generator).leak
         network, models, unknown = Network.of(leak), label_models(leak.told), unknowns(leak)
         if leak.local_steps > 1:
