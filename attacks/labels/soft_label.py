@@ -29,7 +29,7 @@ from attacks.answers import LabelRecovery, Status
 from attacks.batch.recover import split_batch
 from attacks.batch.second_example import one_example, without_second_example
 from attacks.facts import LABELS, LOSSES, SIZES, Fact, Quantized
-from attacks.lost.completed import completed
+from attacks.lost.completed import completed, with_doubt
 from attacks.masks.all_layers import with_all_layers
 from attacks.masks.common_factor import Solve
 from attacks.masks.recover import answer_by_masks
@@ -141,7 +141,13 @@ class SoftLabelRecovery(LabelAttack):
         )
 
     def _of_one_round(self, leak: GradientLeak, generator: torch.Generator) -> LabelRecovery:
-        leak = completed(leak, generator).leak
+        completion = completed(leak, generator)
+        if len(completion.errors):
+            found = self._of_whole(completion.leak, generator)
+            return with_doubt(found, float(completion.errors.max()))
+        return self._of_whole(completion.leak, generator)
+
+    def _of_whole(self, leak: GradientLeak, generator: torch.Generator) -> LabelRecovery:
         network, models, unknown = Network.of(leak), label_models(leak.told), unknowns(leak)
         if leak.local_steps > 1:
             return labels_of_steps(replay(leak, network), self.tolerance)

@@ -12,6 +12,6 @@ isotropic noise shifts all its eigenvalues alike. Four steps:
    own column (`columns`), with masks that a unit's whole row speaks for (`masks`);
 4. `answer`: images and labels with error bars, and a test of the whole (`rest`).
 
-Behind one round this is the attacker who takes noise for what it is (`known_noise`), and rounding to
-levels for noise that is another in each entry (`levels`).
+Behind one round this is the attacker who takes noise for what it is (`known_noise`), and rounding
+to levels for noise that is another in each entry (`levels`).
 """
