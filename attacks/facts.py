@@ -192,6 +192,7 @@ class Told:
         gradient_norm: L2 bound on a step's gradient.
         is_scaled: whether gradients are multiplied by a factor that isn't told.
         has_lost_entries: whether entries are left out, and come as zeros.
+        is_rounded: whether entries are rounded to levels.
     """
 
     type: str | None = None
@@ -201,6 +202,7 @@ class Told:
     gradient_norm: float | None = None
     is_scaled: bool = False
     has_lost_entries: bool = False
+    is_rounded: bool = False
 
     @classmethod
     def by(cls, facts: Sequence[Fact]) -> Told:
@@ -223,6 +225,7 @@ class Told:
             min(norms, default=None),
             any(isinstance(fact, ScaledGradient) for fact in facts),
             any(isinstance(fact, LOSSES) for fact in facts),
+            any(isinstance(fact, Quantized) for fact in facts),
         )
 
 

@@ -90,7 +90,7 @@ ROOMS = {
     "dense": {"", "numerics", "victim"},
     "convolution": {"", "numerics", "victim", "dense"},
     "masks": {"", "numerics", "victim", "one_example", "batch", "dense"},
-    "lost": {"", "victim", "dense", "masks"},
+    "lost": {"", "numerics", "victim", "dense", "masks"},
     "matching": {"", "numerics", "victim"},
     "unrolled": {
         *("", "numerics", "victim", "batch", "dense", "masks", "convolution", "matching"),

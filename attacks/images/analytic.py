@@ -34,10 +34,11 @@ from attacks.dense.descent import by_chain, by_shortcut, statuses_of, through_dr
 from attacks.dense.dropout import is_behind_relus
 from attacks.dense.image_check import check_images
 from attacks.dense.shortcut import is_homogeneous
-from attacks.facts import LOSSES, Fact
+from attacks.facts import LOSSES, Fact, NoiseMechanism, Quantized
 from attacks.lost.completed import completed
 from attacks.numerics.rms import row_rms
 from attacks.rounds.answer import images_of_rounds
+from attacks.rounds.known_noise import with_noise_known
 from attacks.types import GradientLeak, ImageAttack, NotApplicable
 from attacks.unrolled.answer import STRAYS, images_of_steps
 from attacks.unrolled.one_image import require_no_convolution
@@ -90,7 +91,7 @@ class AnalyticInversion(ImageAttack):
         "steps or epochs"
     )
     combines_rounds: ClassVar[bool] = True
-    uses: ClassVar[tuple[type[Fact], ...]] = LOSSES
+    uses: ClassVar[tuple[type[Fact], ...]] = (*LOSSES, NoiseMechanism, Quantized)
     tolerance: float = 10 ** (-50 / 20)
     route: Route = "auto"
 
@@ -105,8 +106,19 @@ class AnalyticInversion(ImageAttack):
     ) -> Reconstruction:
         """Recover the first layer's inputs and undo what stands before it."""
         require_values(leak)
-        if leak.earlier is not None:
+
+        def by_likelihood() -> Reconstruction:
             return images_of_rounds(leak, Network.of(leak), labels, tolerance=self.tolerance)
+
+        if leak.earlier is not None:
+            return by_likelihood()
+        return with_noise_known(
+            leak, lambda: self._of_one_round(leak, labels, generator), by_likelihood
+        )
+
+    def _of_one_round(
+        self, leak: GradientLeak, labels: LabelRecovery, generator: torch.Generator
+    ) -> Reconstruction:
         completion = completed(leak, generator)
         leak = completion.leak
         network = Network.of(leak)

@@ -28,8 +28,8 @@ import torch
 from attacks.answers import LabelRecovery, Status
 from attacks.batch.recover import split_batch
 from attacks.batch.second_example import one_example, without_second_example
-from attacks.facts import LABELS, LOSSES, SIZES, Fact
-from attacks.lost.completed import completed
+from attacks.facts import LABELS, LOSSES, SIZES, Fact, Quantized, SignsOnly
+from attacks.lost.completed import completed, with_doubt
 from attacks.masks.all_layers import with_all_layers
 from attacks.masks.common_factor import Solve
 from attacks.masks.recover import answer_by_masks
@@ -40,9 +40,11 @@ from attacks.one_example.label_model import LabelModel, label_models
 from attacks.one_example.noise import drift_limit, residual_limit
 from attacks.one_example.problem import Problem
 from attacks.one_example.scan import find_roots
+from attacks.one_example.signs import label_of_signs, shows_signs
 from attacks.one_example.verdict import Tried, decide
 from attacks.one_example.view import View, view_few
 from attacks.rounds.answer import labels_of_rounds
+from attacks.rounds.known_noise import with_noise_known
 from attacks.types import GradientLeak, LabelAttack, NotApplicable
 from attacks.unrolled.answer import labels_of_steps
 from attacks.unrolled.replay import replay
@@ -96,6 +98,8 @@ class SoftLabelRecovery(LabelAttack):
     So are several steps on one example through convolutions (`attacks.unrolled.one_image`).
     The feature is that at the weights the client started from.
 
+    Of an update of which signs alone were sent, and that is told, one example's class is shown.
+
     Of a leak with `earlier` rounds, all of them are taken together: see `attacks.rounds`. Labels
     are then free, sums of 1, and no augmentation is detected; the feature is the latest round's.
 
@@ -122,7 +126,7 @@ class SoftLabelRecovery(LabelAttack):
         "chain of convolutions"
     )
     combines_rounds: ClassVar[bool] = True
-    uses: ClassVar[tuple[type[Fact], ...]] = (*LABELS, *SIZES, *LOSSES)
+    uses: ClassVar[tuple[type[Fact], ...]] = (*LABELS, *SIZES, *LOSSES, Quantized, SignsOnly)
     tolerance: float = 1e-2
 
     def __post_init__(self) -> None:
@@ -134,7 +138,22 @@ class SoftLabelRecovery(LabelAttack):
         require_values(leak)
         if leak.earlier is not None:
             return labels_of_rounds(leak, tolerance=self.tolerance)
-        leak = completed(leak, generator).leak
+        return with_noise_known(
+            leak,
+            lambda: self._of_one_round(leak, generator),
+            lambda: labels_of_rounds(leak, tolerance=self.tolerance),
+        )
+
+    def _of_one_round(self, leak: GradientLeak, generator: torch.Generator) -> LabelRecovery:
+        if shows_signs(leak):
+            return label_of_signs(leak, Network.of(leak))
+        completion = completed(leak, generator)
+        if len(completion.errors):
+            found = self._of_whole(completion.leak, generator)
+            return with_doubt(found, float(completion.errors.max()))
+        return self._of_whole(completion.leak, generator)
+
+    def _of_whole(self, leak: GradientLeak, generator: torch.Generator) -> LabelRecovery:
         network, models, unknown = Network.of(leak), label_models(leak.told), unknowns(leak)
         if leak.local_steps > 1:
             return labels_of_steps(replay(leak, network), self.tolerance)

@@ -11,12 +11,15 @@ import numpy as np
 import torch
 
 from attacks.dense.network import FullyConnected, on_array
+from attacks.lost.black import with_black
 from attacks.lost.low_rank import SPARE_ENTRIES
 from attacks.lost.sent import Mask, misfit
 from attacks.lost.start import TOO_LITTLE, first_inputs_of
 from attacks.types import NotApplicable
 from attacks.victim.gradients import Array
 
+SUPPORTS = 0.7
+"""Misfit with pixels taken as black, in what it is without, from which that is so."""
 NEAR_ENOUGH_BATCH = 1e-3
 """Misfit on the entries that were sent, relative, from which nothing is put in."""
 
@@ -41,6 +44,29 @@ def complete_batch(
         NotApplicable: too little was sent, or what is found doesn't agree with it.
     """
     inputs, std = first_inputs_of(layers, sent, black, batch, generator)
+    found = _gradients(layers, sent, inputs)
+    off = misfit(layers.layers, sent, found)
+    darker = with_black(inputs, std, black)
+    closer = _gradients(layers, sent, darker)
+    fitting = misfit(layers.layers, sent, closer)
+    if fitting <= SUPPORTS * off:
+        std = np.where(darker == inputs, std, 0.0)
+        inputs, found, off = darker, closer, fitting
+    if not off <= NEAR_ENOUGH_BATCH:
+        raise NotApplicable(
+            f"what is found of {batch} examples misses the entries that were sent by {off:.1g}, "
+            "relative"
+        )
+    sizes = np.maximum(np.linalg.norm(inputs, axis=1), 1e-300)
+    return found, inputs, np.linalg.norm(std, axis=1) / sizes
+
+
+def _gradients(layers: FullyConnected, sent: list[Mask], inputs: Array) -> list[Array]:
+    """Return every layer's gradient by the first layer's inputs (B, n).
+
+    Raises:
+        NotApplicable: too little was sent of the last layer's.
+    """
     *values, _ = layers.forward(inputs)
     rows = [layer.augmented(a) for layer, a in zip(layers.layers, values, strict=True)]
     δ, told = _told(layers.layers[-1].gradient, sent[-1], rows[-1])
@@ -53,15 +79,7 @@ def complete_batch(
         if index:
             slopes = on_array(layers.activations[index - 1].slope, values[index])
             δ = (δ @ layers.layers[index].weights) * slopes
-    found = found[::-1]
-    off = misfit(layers.layers, sent, found)
-    if not off <= NEAR_ENOUGH_BATCH:
-        raise NotApplicable(
-            f"what is found of {batch} examples misses the entries that were sent by {off:.1g}, "
-            "relative"
-        )
-    sizes = np.maximum(np.linalg.norm(inputs, axis=1), 1e-300)
-    return found, inputs, np.linalg.norm(std, axis=1) / sizes
+    return found[::-1]
 
 
 def _told(gradient: Array, sent: Mask, rows: Array) -> tuple[Array, Mask]:

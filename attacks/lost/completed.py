@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from attacks.answers import LabelRecovery, Status
 from attacks.dense.network import FullyConnected
 from attacks.facts import LostColumns, Pruned
 from attacks.lost.batch import complete_batch
@@ -46,6 +47,29 @@ class Completion:
         own = self.inputs / self.inputs.norm(dim=1, keepdim=True)
         off, which = torch.cdist(unit, own).min(dim=1)
         return torch.where(off <= SAME_INPUT, self.errors[which], torch.inf)
+
+
+def with_doubt(answer: LabelRecovery, error: float) -> LabelRecovery:
+    """Return an answer on a completed leak that says so where it claims nothing.
+
+    Args:
+        answer: of an attack that takes the leak for whole.
+        error: of the inputs that it was completed by, relative; infinite where some are open.
+    """
+    if answer.status is Status.RECOVERED or not answer.examples:
+        return answer
+    known = f"that err by {error:.1g}, relative" if np.isfinite(error) else "that are open in part"
+    why = (
+        f"what was left out of the gradient is found again by inputs {known}, which may be more "
+        "than a test allows for"
+    )
+    examples = [
+        example
+        if example.status is Status.RECOVERED
+        else dataclasses.replace(example, reason=f"{why}: {example.reason}")
+        for example in answer.examples
+    ]
+    return LabelRecovery.of(examples, gradient_scale=answer.gradient_scale)
 
 
 SAME_INPUT = 0.05

@@ -21,8 +21,10 @@ from attacks.answers import (
     Status,
     known,
 )
+from attacks.facts import Told
 from attacks.numerics.least_squares import BAR
 from attacks.numerics.rms import row_rms
+from attacks.rounds.classes import fit_classes, smoothing_told
 from attacks.rounds.problem import Rounds
 from attacks.rounds.refine import Fitted, fit, free_labels
 from attacks.rounds.start import rough_examples
@@ -33,7 +35,11 @@ from attacks.victim.network import Network
 from attacks.victim.pixel_map import PixelMap, range_of
 
 MOST_MISFIT_OF_ROUNDS = 6.0
-"""Misfit of the right examples, at most; see `Fitted`."""
+"""Misfit of the right examples, at most; see `Rest`."""
+MOST_ERROR_OF_INPUTS = 0.35
+"""Error of an example's inputs, relative, at which it is believed to be one, at most."""
+SEARCHES = 2
+"""Of the search for examples, at most, as long as they leave more than noise."""
 LEAST_OF_DIRECTIONS = 1.0
 """What the examples leave in each direction that they span, at least, in what noise leaves there;
 in directions of noise alone it is far less."""
@@ -78,8 +84,11 @@ def found_in_rounds(leak: GradientLeak) -> Found:
 
 def _found(leak: GradientLeak) -> Found:
     rounds = Rounds.of([*(leak.earlier or ()), leak])
-    start = rough_examples(rounds, torch.Generator().manual_seed(0))
-    fitted = fit(rounds, start, label_ways=free_labels(*start.labels.shape))
+    fitted = _fitted(rounds, leak.told, 0)
+    for seed in range(1, SEARCHES):
+        if _hidden(rounds) or fitted.misfit <= MOST_MISFIT_OF_ROUNDS:
+            break
+        fitted = min(fitted, _fitted(rounds, leak.told, seed), key=lambda one: one.misfit)
     inputs = fitted.inputs[:, : fitted.inputs.shape[1] - rounds.has_bias]
     return Found(
         torch.from_numpy(np.ascontiguousarray(inputs)),
@@ -92,23 +101,42 @@ def _found(leak: GradientLeak) -> Found:
     )
 
 
-def _doubt(rounds: Rounds, fitted: Fitted) -> str | None:
-    """Return why nothing is claimed; None where nothing speaks against it.
+def _fitted(rounds: Rounds, told: Told, seed: int) -> Fitted:
+    start = rough_examples(rounds, torch.Generator().manual_seed(seed))
+    smoothing = smoothing_told(told)
+    if smoothing is None:
+        return fit(rounds, start, label_ways=free_labels(*start.labels.shape))
+    return fit_classes(rounds, start, smoothing)
 
-    An example that isn't there adds a direction of noise to the span, and fits it.
-    """
-    rows = sum(len(one.first) for one in rounds.each) * rounds.count / len(rounds.each)
-    clear = int((rounds.signal > LEAST_OF_DIRECTIONS * rows).sum())
-    if clear < rounds.examples:
+
+def _doubt(rounds: Rounds, fitted: Fitted) -> str | None:
+    """Return why nothing is claimed; None where nothing speaks against it."""
+    hidden = _hidden(rounds)
+    if hidden is not None:
+        return hidden
+    worst = float(fitted.errors.max())
+    if not worst <= MOST_ERROR_OF_INPUTS:
         return (
-            f"{rounds.count} rounds show {clear} of the {rounds.examples} directions that as many "
-            "examples span: noise hides the others, or there are fewer examples"
+            f"noise leaves inputs of an example uncertain by {worst:.0%}, more than "
+            f"{MOST_ERROR_OF_INPUTS:.0%}: it may not be there"
         )
     if fitted.misfit <= MOST_MISFIT_OF_ROUNDS:
         return None
     return (
         f"at these examples {rounds.count} rounds leave {fitted.misfit:.2g} times as much beyond "
         f"the noise as errors of their size explain, more than {MOST_MISFIT_OF_ROUNDS:g}"
+    )
+
+
+def _hidden(rounds: Rounds) -> str | None:
+    """Say where an example may not be there: it would add a direction of noise, and fit it."""
+    rows = sum(one.rows for one in rounds.each) * rounds.count / len(rounds.each)
+    clear = int((rounds.signal > LEAST_OF_DIRECTIONS * rows).sum())
+    if clear == rounds.examples:
+        return None
+    return (
+        f"{rounds.count} rounds show {clear} of the {rounds.examples} directions that as many "
+        "examples span: noise hides the others, or there are fewer examples"
     )
 
 

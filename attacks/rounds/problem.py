@@ -23,12 +23,15 @@ import torch
 
 from attacks.dense.network import FullyConnected
 from attacks.facts import Told
+from attacks.rounds.columns import Box
+from attacks.rounds.levels import spacings, variance_before
 from attacks.training import SGD
 from attacks.types import GradientLeak, NotApplicable
 from attacks.unrolled.problem import require_masks
 from attacks.unrolled.simulation import Simulation, Weights
 from attacks.victim.gradients import Array, Layer
 from attacks.victim.network import Network
+from attacks.victim.pixel_map import PixelMap
 from attacks.victim.require import require_known_layers
 
 LEAST_NOISE = 1e-5
@@ -46,18 +49,42 @@ class OneRound:
 
     Args:
         chain: the network at the round's weights, with its gradients.
-        sigma: standard deviation of the noise on the gradients' entries.
+        sigmas: standard deviations of the noise on each layer's gradient, of its rows (D, 1) of the
+            first one, (m, n) or (1, 1) of the others.
         norm: L2 bound that the gradients were clipped to before; None where none is told.
+        levels: Δ of each layer's gradient, which was rounded to its multiples; empty where none
+            was.
     """
 
     chain: FullyConnected
-    sigma: float
+    sigmas: tuple[Array, ...]
     norm: float | None
+    levels: tuple[Array, ...] = ()
 
     @property
     def first(self) -> Array:
         """The first layer's gradient, (D, d)."""
         return self.chain.layers[0].gradient
+
+    @property
+    def sigma(self) -> Array:
+        """Of the first layer's rows, (D, 1)."""
+        return self.sigmas[0]
+
+    @property
+    def rows(self) -> int:
+        """Of the first layer's gradient, those that show anything."""
+        return int(self.first.any(axis=1).sum())
+
+    @property
+    def moment(self) -> Array:
+        """What the first layer's gradient adds to M, (d, d), noise alike in all columns."""
+        moment = np.asarray((self.first / self.sigma**2).T @ self.first)
+        if self.levels:
+            noise = variance_before(self.levels[0], self.first) / self.sigma**2
+            own = noise.sum(axis=0)
+            moment[np.diag_indices_from(moment)] -= own - own.mean()
+        return moment
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +98,7 @@ class Rounds:
         signal: what of `Σ_r ‖G_r v‖² / σ_r²` the examples leave, (n,); 0 where noise hides it.
         is_scaled: whether each round may have a factor on its gradients that isn't told.
         last: the network of the latest round.
+        box: that inputs are in, with the bias's 1; None where nobody tells what pixels are.
     """
 
     each: tuple[OneRound, ...]
@@ -79,6 +107,7 @@ class Rounds:
     signal: Array
     is_scaled: bool
     last: FullyConnected
+    box: Box | None = None
 
     @classmethod
     def of(cls, leaks: Sequence[GradientLeak]) -> Rounds:
@@ -91,9 +120,9 @@ class Rounds:
         """
         each = tuple(_round_of(leak) for leak in leaks)
         told = _examples_of(leaks)
-        moment = sum(one.first.T @ one.first / one.sigma**2 for one in each)
+        moment = sum(one.moment for one in each)
         values, vectors = np.linalg.eigh(moment)
-        signal = _signal(values[::-1], sum(len(one.first) for one in each))
+        signal = _signal(values[::-1], sum(one.rows for one in each))
         size = int((signal > 0).sum()) if told is None else told
         if not 0 < size < len(values):
             raise NotApplicable(
@@ -104,7 +133,8 @@ class Rounds:
         groups = np.array_split(np.arange(len(each)), min(GROUPS, len(each)))
         some = tuple(_as_one([each[i] for i in group]) for group in groups)
         scaled = _is_scaled(leaks[-1].told)
-        return cls(some, len(each), span, signal[:size], scaled, each[-1].chain)
+        last = each[-1].chain
+        return cls(some, len(each), span, signal[:size], scaled, last, _box(leaks[-1], last))
 
     @property
     def examples(self) -> int:
@@ -137,7 +167,7 @@ def _as_one(rounds: Sequence[OneRound]) -> OneRound:
     """
     if len(rounds) == 1:
         return rounds[0]
-    shares = np.array([one.sigma**-2 for one in rounds])
+    shares = np.array([np.mean(one.sigma**2) ** -1 for one in rounds])
     layers = []
     for same in zip(*(one.chain.layers for one in rounds), strict=True):
         weight, gradient = (
@@ -146,7 +176,12 @@ def _as_one(rounds: Sequence[OneRound]) -> OneRound:
         )
         layers.append(dataclasses.replace(same[0], weight=weight, gradient=gradient))
     chain = dataclasses.replace(rounds[0].chain, layers=tuple(layers))
-    return OneRound(chain, float(shares.sum() ** -0.5), rounds[0].norm)
+    sigmas = tuple(
+        np.sqrt(sum((share * sigma) ** 2 for share, sigma in zip(shares, same, strict=True)))
+        / shares.sum()
+        for same in zip(*(one.sigmas for one in rounds), strict=True)
+    )
+    return OneRound(chain, sigmas, rounds[0].norm)
 
 
 def _round_of(leak: GradientLeak) -> OneRound:
@@ -167,8 +202,8 @@ def _round_of(leak: GradientLeak) -> OneRound:
     norms = [told.gradient_norm] if told.gradient_norm is not None else []
     if told.clipping_norm is not None and lr is not None:
         norms.append(told.clipping_norm / lr)
-    sigma = _sigma(leak, chain.layers[0])
-    return OneRound(_without_rounding(chain), sigma, min(norms, default=None))
+    sigmas, levels = _noise(leak, chain)
+    return OneRound(_without_rounding(chain), sigmas, min(norms, default=None), levels)
 
 
 def _without_rounding(chain: FullyConnected) -> FullyConnected:
@@ -179,6 +214,31 @@ def _without_rounding(chain: FullyConnected) -> FullyConnected:
         for layer in chain.layers
     )
     return dataclasses.replace(chain, layers=tuple(layers))
+
+
+def _noise(
+    leak: GradientLeak, chain: FullyConnected
+) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+    """Return the standard deviations of noise on each layer, and the levels if there are any."""
+    known = [spacings(leak, Network.of(leak), layer.name) for layer in chain.layers]
+    if None not in known:
+        levels = tuple(_by_column(layer, Δ) for layer, Δ in zip(chain.layers, known, strict=True))
+        variances = [
+            variance_before(Δ, layer.gradient) + layer.rounding**2
+            for layer, Δ in zip(chain.layers, levels, strict=True)
+        ]
+        variances[0] = variances[0].mean(axis=1, keepdims=True)
+        return tuple(np.sqrt(variance) for variance in variances), levels
+    sigma = np.full((1, 1), _sigma(leak, chain.layers[0]))
+    return (sigma,) * len(chain.layers), ()
+
+
+def _by_column(layer: Layer, Δ: tuple[float, ...] | None) -> Array:
+    """Return a weight's Δ, and the bias's behind it, as a row."""
+    assert Δ is not None
+    row = np.full((1, layer.gradient.shape[1]), Δ[0])
+    row[:, len(layer.weights[0]) :] = Δ[-1]
+    return row
 
 
 def _sigma(leak: GradientLeak, first: Layer) -> float:
@@ -211,7 +271,9 @@ def _examples_of(leaks: Sequence[GradientLeak]) -> int | None:
 
 def _is_scaled(told: Told) -> bool:
     """Say whether rounds may have a factor that nobody tells: who knows nothing has to try."""
-    return told.is_scaled or (told.clipping_norm is None and told.noise_std is None)
+    return told.is_scaled or (
+        told.clipping_norm is None and told.noise_std is None and not told.is_rounded
+    )
 
 
 def _signal(values: Array, rows: int) -> Array:
@@ -223,6 +285,23 @@ def _signal(values: Array, rows: int) -> Array:
     return np.where(is_seen, rows * spike * (1 - γ / spike**2) / (1 + γ / spike), 0.0)
 
 
+def _box(leak: GradientLeak, chain: FullyConnected) -> Box | None:
+    """Return the range of the first layer's inputs; None where pixels' isn't told."""
+    if leak.normalization is None:
+        return None
+    network = Network.of(leak)
+    try:
+        pixels = PixelMap.of(network, network.executed[0])
+    except NotApplicable:
+        return None
+    black, white = (
+        np.asarray(part.flatten().numpy()) for part in (pixels.offset, pixels.offset + pixels.slope)
+    )
+    one = np.ones(int(chain.layers[0].has_bias))
+    ends = (np.concatenate([end(black, white), one]) for end in (np.minimum, np.maximum))
+    return Box(*ends)
+
+
 def _require_shared(each: Sequence[OneRound], span: Array) -> None:
     """Raise where a round's gradient leaves the common space by more than noise.
 
@@ -230,9 +309,12 @@ def _require_shared(each: Sequence[OneRound], span: Array) -> None:
         NotApplicable: one does.
     """
     off = []
+    if len(each) == 1:
+        return  # whether the examples explain it is seen when they are found
     for one in each:
-        outside = float((one.first**2).sum() - ((one.first @ span.T) ** 2).sum()) / one.sigma**2
-        freedom = len(one.first) * (one.first.shape[1] - len(span))
+        first = one.first / one.sigma
+        outside = float((first**2).sum() - ((first @ span.T) ** 2).sum())
+        freedom = one.rows * (first.shape[1] - len(span))
         off.append((outside - freedom) / np.sqrt(2 * freedom))
     worst = int(np.argmax(off))
     if max(off[worst], sum(off) / np.sqrt(len(off))) > OTHERS_SIGMAS:

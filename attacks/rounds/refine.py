@@ -18,11 +18,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.special import ndtr
 from torch import Tensor
 
 from attacks.rounds.problem import Rounds
+from attacks.rounds.rest import rest_of
 from attacks.rounds.whole import whole_inputs
+from attacks.types import NotApplicable
 from attacks.unrolled.models import bias_at_one, of_each
 from attacks.unrolled.refine import (
     FIRST_DAMPING,
@@ -30,7 +31,6 @@ from attacks.unrolled.refine import (
     MOST_DAMPING,
     chosen,
     columns_taken,
-    merit_of,
 )
 from attacks.unrolled.schedule import of_sum_zero
 from attacks.unrolled.simulation import Simulation, Unknowns, Weights
@@ -58,8 +58,9 @@ class Fitted:
         labels: (n, K).
         input_std: standard deviation of the error of an input's entries, root mean square, (n,).
         label_std: of the labels' entries, (n, K); 0 where they are told.
-        misfit: how far the sum of squares is above that of noise, in units of what noise and wrong
-            masks make it vary by.
+        misfit: see `attacks.rounds.rest`.
+        excess: likewise.
+        errors: of each example's inputs by noise alone, relative, (n,).
     """
 
     inputs: Array
@@ -67,6 +68,8 @@ class Fitted:
     input_std: Array
     label_std: Array
     misfit: float
+    excess: float
+    errors: Array
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,18 +80,28 @@ class Likelihood:
         rounds: all.
         simulations: of each.
         sent: what each sent, flat.
+        sigmas: standard deviations of the noise on it.
+        reach: s, up to which noise alone goes: of rounding, as far as a level.
     """
 
     rounds: Rounds
     simulations: list[Simulation]
     sent: list[Tensor]
+    sigmas: list[Tensor]
+    reach: list[Tensor]
 
     @classmethod
     def of(cls, rounds: Rounds) -> Likelihood:
         """Put the rounds in coordinates."""
-        each = enumerate(rounds.each)
-        sent = [_flat(rounds.gradients(i)) / one.sigma for i, one in each]
-        return cls(rounds, rounds.simulations(), sent)
+        parts = [rounds.gradients(i) for i in range(len(rounds.each))]
+        sigmas = [_flat(_like(p, one.sigmas)) for p, one in zip(parts, rounds.each, strict=True)]
+        sent = [_flat(part) / sigma for part, sigma in zip(parts, sigmas, strict=True)]
+        reach = [torch.full_like(sigma, ROBUST_SIGMAS) for sigma in sigmas]
+        for i, one in enumerate(rounds.each):
+            if one.levels:
+                steps = (np.zeros((1, 1)), *one.levels[1:])
+                reach[i] = torch.maximum(reach[i], _flat(_like(parts[i], steps)) / sigmas[i])
+        return cls(rounds, rounds.simulations(), sent, sigmas, reach)
 
     @property
     def size(self) -> int:
@@ -99,40 +112,50 @@ class Likelihood:
         """Return each round's residuals."""
         return [self._rest(i, client)[0] for i in range(len(self.sent))]
 
+    def squares(self, client: Unknowns) -> float:
+        """Return the sum of squares."""
+        return sum(float(rest.square().sum()) for rest in self.rest(client))
+
+    def merit(self, client: Unknowns) -> float:
+        """Return the sum of all rounds' robust residuals."""
+        return sum(self._merit(i, rest) for i, rest in enumerate(self.rest(client)))
+
+    def _merit(self, index: int, rest: Tensor) -> float:
+        size = self.reach[index]
+        value = float((size**2 * torch.log1p((rest / size) ** 2)).sum())
+        return value if value == value else float("inf")
+
     def factors(self, client: Unknowns) -> Array:
         """Return c of each round."""
         return np.array([self._rest(i, client)[1] for i in range(len(self.sent))])
 
-    def normal(
-        self, client: Unknowns, directions: Directions
-    ) -> tuple[Tensor, Tensor, float, float]:
-        """Return the normal equations (P, P) and (P,), the merit, and the sum of squares."""
+    def normal(self, client: Unknowns, directions: Directions) -> tuple[Tensor, Tensor, float]:
+        """Return the normal equations (P, P) and (P,), and the merit."""
         count = directions.inputs.shape[2]
         matrix = torch.zeros(count, count, dtype=torch.float64)
-        vector, merit, squares = torch.zeros(count, dtype=torch.float64), 0.0, 0.0
+        vector, merit = torch.zeros(count, dtype=torch.float64), 0.0
         fine = directions.to(torch.float32)
         for i, simulation in enumerate(self.simulations):
             rest, factor, predicted = self._rest(i, client)
             columns = columns_taken(simulation.weights, MOST_COLUMNS_TAKEN)
             _, tangents = moves_and_tangents(simulation, client, fine, columns)
             slope = torch.cat([part.flatten(0, 1) for part in tangents])
-            slope = slope.mul_(factor / self.rounds.each[i].sigma)
+            slope = slope.mul_((factor / self.sigmas[i]).float()[:, None])
             if self.rounds.is_scaled or factor < 1:  # c falls as g grows
                 unit = (predicted / predicted.norm()).float()
                 slope = slope - torch.outer(unit, unit @ slope)
-            weight = 1 / (1 + (rest / ROBUST_SIGMAS) ** 2)
+            weight = 1 / (1 + (rest / self.reach[i]) ** 2)
             weighted = slope * weight.sqrt().float()[:, None]
             matrix += (weighted.T @ weighted).double()
             vector += (slope.T @ (weight * rest).float()).double()
-            merit += merit_of(rest, ROBUST_SIGMAS)
-            squares += float(rest.square().sum())
-        return matrix, vector, merit, squares
+            merit += self._merit(i, rest)
+        return matrix, vector, merit
 
     def _rest(self, index: int, client: Unknowns) -> tuple[Tensor, float, Tensor]:
         """Return residuals, c, and what is predicted without it."""
         one = self.rounds.each[index]
         moves = self.simulations[index].moves(client)
-        predicted, sent = _flat(moves) / one.sigma, self.sent[index]
+        predicted, sent = _flat(moves) / self.sigmas[index], self.sent[index]
         factor = 1.0
         if one.norm is not None:
             norm = float(torch.stack([part.square().sum() for part in moves]).sum().sqrt())
@@ -148,6 +171,12 @@ def _flat(parts: Weights) -> Tensor:
     return torch.cat([part.flatten() for part in some])
 
 
+def _like(parts: Weights, rows: tuple[Array, ...]) -> Weights:
+    """Return arrays in the shapes of tensors."""
+    pairs = zip(parts, rows, strict=True)
+    return tuple(torch.from_numpy(np.array(np.broadcast_to(r, p.shape))) for p, r in pairs)
+
+
 def fit(rounds: Rounds, start: Unknowns, *, label_ways: Tensor) -> Fitted:
     """Refine a start.
 
@@ -160,56 +189,56 @@ def fit(rounds: Rounds, start: Unknowns, *, label_ways: Tensor) -> Fitted:
     for turn in range(SPANS + 1):
         every = Likelihood.of(rounds)
         most = FINE_STEPS if turn else STEPS_AT_FIRST
-        client, spread, squares = _steps(every, client, label_ways, most)
+        client, spread = _steps(every, client, label_ways, most)
         factors = every.factors(client)
-        inputs, std = whole_inputs(rounds, every.simulations, client, factors)
+        error = float(spread.inputs.norm() / client.inputs.norm())
+        inputs = client.inputs.numpy() @ rounds.span
+        labels = client.labels.numpy()
+        whole = whole_inputs(rounds, inputs, labels, error, factors)
+        inputs, std = whole.inputs, whole.std
         if turn < SPANS:
             rounds = rounds.spanned_by(inputs)
             client = dataclasses.replace(client, inputs=torch.from_numpy(inputs @ rounds.span.T))
-    freedom = every.size - spread.inputs.numel() - int((spread.labels > 0).sum())
-    excess = max(squares / freedom, 1.0) ** 0.5  # what masks do that are still wrong
-    width = inputs.shape[1]
-    within = spread.inputs.square().sum(dim=1).numpy()
-    input_std = excess * np.sqrt((std**2 * (width - rounds.examples) + within) / width)
-    expected = _of_wrong_masks(rounds, every, client, factors, input_std)
-    misfit = (squares - freedom) / (expected + (2 * freedom) ** 0.5)
-    return Fitted(inputs, client.labels.numpy(), input_std, excess * spread.labels.numpy(), misfit)
-
-
-def _of_wrong_masks(
-    rounds: Rounds, likelihood: Likelihood, client: Unknowns, factors: Array, input_std: Array
-) -> float:
-    """Return the sum of squares that wrong masks are expected to leave, by the inputs' errors.
-
-    A unit whose output is z on an input that errs by s turns the other way with the probability
-    `Φ(−|z| / (s ‖w‖))`, and then a whole row of the gradient is off.
-    """
-    total = 0.0
-    for one, simulation, factor in zip(rounds.each, likelihood.simulations, factors, strict=True):
-        step, _ = next(iter(simulation.passes(client)))
-        z = (client.inputs @ simulation.weights[0].T).numpy()
-        sizes = np.linalg.norm(one.chain.layers[0].weight, axis=1)
-        chance = ndtr(-np.abs(z) / np.maximum(input_std[:, None] * sizes, 1e-300))
-        rows = (factor * step.arriving[0].numpy() / one.sigma) ** 2
-        total += float((chance * rows * client.inputs.square().sum(dim=1).numpy()[:, None]).sum())
-    return total
+    rest = min(
+        (rest_of(rounds, part, labels, whole.error, factors) for part in (inputs, whole.free)),
+        key=lambda one: one.misfit,
+    )
+    input_std, label_std = rest.excess * std, spread.labels.numpy()
+    if label_ways.shape[2]:  # labels, and scales with them, err as masks of the span do
+        doubt = max(every.squares(client) / every.size, 1.0) ** 0.5
+        width = inputs.shape[1]
+        within = spread.inputs.square().sum(dim=1).numpy() / width
+        input_std, label_std = np.hypot(input_std, doubt * np.sqrt(within)), doubt * label_std
+    return Fitted(
+        inputs,
+        labels,
+        input_std,
+        label_std,
+        rest.misfit,
+        rest.excess,
+        std / np.sqrt(np.mean(whole.free**2, axis=1)),
+    )
 
 
 def _steps(
     likelihood: Likelihood, client: Unknowns, label_ways: Tensor, most: int
-) -> tuple[Unknowns, Unknowns, float]:
-    """Take damped steps; return where they end, standard deviations, and the sum of squares."""
+) -> tuple[Unknowns, Unknowns]:
+    """Take damped steps; return where they end, and standard deviations."""
     rounds = likelihood.rounds
-    client, directions = _free(rounds, client, label_ways)
+    client, directions = with_free_labels(rounds, client, label_ways)
+    if directions.inputs.shape[2] == 0:  # one input beside a bias's spans itself alone
+        return client, Unknowns(
+            *(0 * part for part in (client.inputs, client.labels, client.shares))
+        )
     damping = FIRST_DAMPING
-    matrix, vector, before, squares = likelihood.normal(client, directions)
+    matrix, vector, before = likelihood.normal(client, directions)
     for _ in range(most):
         while True:
             diagonal = matrix.diagonal()
             damped = matrix + torch.diag(damping * diagonal + 1e-12 * diagonal.max() + 1e-300)
             step = torch.linalg.solve(damped, vector)
             moved = client.moved(directions.along(-step))
-            now = sum(merit_of(rest, ROBUST_SIGMAS) for rest in likelihood.rest(moved))
+            now = likelihood.merit(moved)
             if now < before or damping > MOST_DAMPING:
                 break
             damping = max(damping, LEAST_DAMPING) * 8
@@ -217,18 +246,31 @@ def _steps(
             break
         client, damping = moved, max(damping / 8, LEAST_DAMPING)
         is_last = now > before - LEAST_FALL_SIGMAS * (2 * likelihood.size) ** 0.5
-        matrix, vector, before, squares = likelihood.normal(client, directions)
+        matrix, vector, before = likelihood.normal(client, directions)
         if is_last:
             break
+    require_finite(matrix)
     size = matrix.diagonal().clamp(min=1e-300).sqrt()
     values, ways = torch.linalg.eigh(matrix / size / size[:, None])
     root = ways / values.clamp(min=1e-7).sqrt() / size[:, None]
     of_inputs, of_labels = (part @ root for part in (directions.inputs, directions.labels))
     spread = Unknowns(of_inputs.norm(dim=2), of_labels.norm(dim=2), client.shares * 0)
-    return client, spread, squares
+    return client, spread
 
 
-def _free(rounds: Rounds, client: Unknowns, label_ways: Tensor) -> tuple[Unknowns, Directions]:
+def require_finite(matrix: Tensor) -> None:
+    """Refuse normal equations that aren't.
+
+    Raises:
+        NotApplicable: they aren't finite.
+    """
+    if not bool(matrix.isfinite().all()):
+        raise NotApplicable("the steps towards the examples went astray")
+
+
+def with_free_labels(
+    rounds: Rounds, client: Unknowns, label_ways: Tensor
+) -> tuple[Unknowns, Directions]:
     """Return the unknowns with the bias's input at 1, and the directions that leave it there."""
     count, size = client.inputs.shape
     inputs, frame = bias_at_one(client.inputs, rounds.span if rounds.has_bias else None)

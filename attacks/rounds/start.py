@@ -192,8 +192,8 @@ def _handed_down(rounds: Rounds) -> Array:
     if len(layers) == 2:
         ones = np.ones((outputs, 1))
         return np.asarray(np.linalg.qr(np.hstack([ones, np.eye(outputs)[:, 1:]]))[0][:, 1:])
-    above = [(one.chain.layers[1].gradient, one.sigma) for one in rounds.each]
-    moment = sum(gradient @ gradient.T / sigma**2 for gradient, sigma in above)
+    above = [one.chain.layers[1].gradient / one.sigmas[1] for one in rounds.each]
+    moment = sum(gradient @ gradient.T for gradient in above)
     return np.asarray(np.linalg.eigh(moment)[1][:, -rounds.examples :])
 
 
@@ -258,7 +258,8 @@ def _labels(rounds: Rounds, inputs: Array) -> Array:
     for one in rounds.each:
         head = one.chain.layers[-1]
         x = head.augmented(one.chain.forward(full)[-2]) / count
-        normal = normal + x @ x.T / one.sigma**2
-        target = target + x @ head.gradient.T / one.sigma**2
+        precision = 1 / np.mean(one.sigmas[-1] ** 2)
+        normal = normal + precision * x @ x.T
+        target = target + precision * x @ head.gradient.T
     errors = np.linalg.solve(normal + 1e-9 * np.trace(normal) * np.eye(count), target)
     return class_shares(errors)
