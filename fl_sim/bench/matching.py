@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -189,6 +190,13 @@ def difference(scores: Sequence[float], base: Sequence[float]) -> str:
     """Return the mean paired difference with its 95 % interval."""
     mean, low, high = interval(scores, base)
     return f"{mean:+.2f}" + (f" ({low:+.2f} to {high:+.2f})" if len(scores) > 1 else "")
+
+
+def interval_of(shown: str) -> tuple[float, float, float]:
+    """Read the mean and the bounds that `difference` shows."""
+    mean, *bounds = (float(part) for part in re.findall(r"[-+]\d+\.\d+", shown))
+    low, high = bounds or (mean, mean)
+    return mean, low, high
 
 
 def interval(scores: Sequence[float], base: Sequence[float]) -> tuple[float, float, float]:

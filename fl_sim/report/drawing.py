@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 _TEXT, MUTED = "#1c2024", "#5a626c"
 # Colour-blind safe, and each dark enough for white paper; the page has lighter ones for dark mode.
 SERIES = ("#0067a5", "#c24e00", "#00765a", "#a03f82", "#7a6200", "#4d5359")
-_LINES, _MARKERS = ("-", "--", "-.", ":"), "osD^vP"
+_LINES, MARKERS = ("-", "--", "-.", ":"), "osD^vP"
 _CSS = {_TEXT: "currentColor", MUTED: "var(--muted)"} | {
     color: f"var(--series-{index})" for index, color in enumerate(SERIES)
 }
@@ -67,7 +67,7 @@ def plot(
         [y for _, y in known],
         color=SERIES[index % len(SERIES)],
         linestyle=_LINES[index % len(_LINES)],
-        marker=_MARKERS[index % len(_MARKERS)] if len(known) <= _MARKED_POINTS else None,
+        marker=MARKERS[index % len(MARKERS)] if len(known) <= _MARKED_POINTS else None,
         markersize=max(4.0, 7.0 - index),  # lines that coincide stay visible
         linewidth=1.8,
         label=label,

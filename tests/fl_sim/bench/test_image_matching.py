@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from attacks import ExampleImage, Reconstruction, Status
-from fl_sim.bench.image_matching import rows
-from fl_sim.bench.matching import difference, pair_images, psnrs, score_columns
+from fl_sim.bench.image_matching import figure, rows
+from fl_sim.bench.matching import difference, interval_of, pair_images, psnrs, score_columns
 
 
 def test_rows_are_flat_and_paired() -> None:
@@ -26,6 +26,26 @@ def test_rows_are_flat_and_paired() -> None:
 def test_intervals_are_students() -> None:
     text = difference([1.0, 2.0, 3.0], [1.0, 1.0, 1.0])
     assert text == "+1.00 (-1.48 to +3.48)"  # 1 ± 4.303 / √3
+    assert interval_of(text) == (1.0, -1.48, 3.48)
+    assert interval_of(difference([1.0], [2.0])) == (-1.0, -1.0, -1.0)
+
+
+def test_the_figure_has_a_line_for_each_network_and_noise() -> None:
+    rows = [
+        {
+            "question": "feature",
+            "network": network,
+            "setting": f"weight {weight}, noise {noise}",
+            "difference": f"+{10 * weight:.2f} (-1.00 to +20.00)" if weight else "",
+        }
+        for network in ("convnet", "lenet")
+        for noise in (0.01, 0.1)
+        for weight in (0, 0.1, 1)
+    ]
+    [axes] = figure(rows).axes
+    bars = {bar.get_label(): bar for bar in axes.containers}
+    assert list(bars) == [f"{n}, noise {v}" for n in ("convnet", "lenet") for v in (0.01, 0.1)]
+    assert bars["lenet, noise 0.1"].lines[0].get_xydata().tolist() == [[0.1, 1.0], [1.0, 10.0]]
 
 
 def answer(*images: torch.Tensor | None) -> Reconstruction:
