@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
@@ -74,6 +74,14 @@ class Federation:
             local_epochs=settings.local_epochs,
             mode=settings.mode,
         )
+
+    @cached_property
+    def claims_privacy(self) -> bool:
+        """Whether any client's defenses claim differential privacy, under any noise at all."""
+        plans = map(self.plan, range(len(self.shares)))
+        stages = self.defenses.stages
+        claims = (stage.privacy(plan) for plan in plans for stage in stages)
+        return any(claim is not None and claim.noise > 0 for claim in claims)
 
     def reported_examples(self, client: int) -> int:
         """Return what a client reports as its examples, the weight of its update.

@@ -19,7 +19,7 @@ from fl_sim.client_state import ClientState
 from fl_sim.errors import UserError
 from fl_sim.federation import Federation
 from fl_sim.flower.provenance import code_hash
-from fl_sim.flower.wire import load_tensors, wire_tensors
+from fl_sim.flower.wire import TRAIN_LOSS, load_tensors, wire_tensors
 from fl_sim.optimizers import build_optimizer
 from fl_sim.privacy.canaries import canary_update
 from fl_sim.scenario import Scenario
@@ -47,7 +47,10 @@ def identify(message: Message, context: Context) -> Message:
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """Train on this client's data and send the weights back."""
+    """Train on this client's data and send the weights back.
+
+    The training loss goes with them, unless defenses claim privacy, which it has no part in.
+    """
     scenario = configured_scenario(context.run_config)
     client = int(context.node_config["partition-id"])
     config = message.content.config_records["config"]
@@ -60,8 +63,10 @@ def train(message: Message, context: Context) -> Message:
         trained = train_locally(scenario, client, server_round, received, before)
     if trained.states is not before:
         kept.keep(server_round, trained.states)
-    examples = Federation.of(scenario).reported_examples(client)
-    metrics = MetricRecord({"num-examples": examples, "train-loss": trained.loss})
+    federation = Federation.of(scenario)
+    metrics = MetricRecord({"num-examples": federation.reported_examples(client)})
+    if not federation.claims_privacy:
+        metrics[TRAIN_LOSS] = trained.loss
     reply = RecordDict({"arrays": to_arrays(trained.weights), "metrics": metrics})
     return Message(reply, reply_to=message)
 
@@ -91,7 +96,7 @@ class Trained(NamedTuple):
 
     Args:
         weights: to send.
-        loss: the mean training loss, to send.
+        loss: the mean training loss, to send where no defense claims privacy.
         states: what the defenses keep; those given where they keep nothing new.
     """
 

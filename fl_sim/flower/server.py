@@ -32,6 +32,7 @@ from fl_sim.flower.evaluation import evaluate
 from fl_sim.flower.roll_call import identify_clients
 from fl_sim.flower.round_ledger import Measured, RoundLedger
 from fl_sim.flower.strategy import LeakageAudit, ReplyGuard, build_strategy
+from fl_sim.flower.strategy.build import require_loss_unread
 from fl_sim.flower.strategy.canary_watch import CanaryWatch
 from fl_sim.flower.strategy.reply_content import tensors_of
 from fl_sim.flower.strategy.state import pack_state, restore_state
@@ -103,6 +104,8 @@ class Server:
         )
         self.trackers = build_trackers([(one.name, one.options) for one in scenario.tracker])
         self.strategy = build_strategy(scenario.server.strategy, scenario.server.options)
+        if self.federation.claims_privacy:
+            require_loss_unread(scenario.server.strategy, self.strategy)
 
     @property
     def is_done(self) -> bool:

@@ -26,9 +26,18 @@ from attacks.types import Mode
 from fl_sim.flower.local_training import LocalTraining
 from fl_sim.optimizers import FIRST_STEP
 
-__all__ = ["MISFIT", "LocalTraining", "gradient_leak", "load_tensors", "wire_tensors"]
+__all__ = [
+    "MISFIT",
+    "TRAIN_LOSS",
+    "LocalTraining",
+    "gradient_leak",
+    "load_tensors",
+    "wire_tensors",
+]
 
 MISFIT = "doesn't fit the model"
+TRAIN_LOSS = "train-loss"
+"""The metric that holds a client's mean training loss."""
 
 
 def wire_tensors(model: nn.Module, mode: Mode) -> dict[str, Tensor]:

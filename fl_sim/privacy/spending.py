@@ -19,8 +19,8 @@ Claims = tuple[Privacy, ...]
 class PrivacySpending:
     """What every client's defenses claim, and who takes part when.
 
-    It covers the arrays that a client sends; the training loss that it reports beside them isn't
-    noised.
+    It covers all that a client sends: the arrays, and how many examples it is to be weighed by. Its
+    training loss it keeps to itself.
 
     Args:
         federation: clients and rounds.

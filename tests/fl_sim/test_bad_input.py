@@ -141,6 +141,10 @@ MISTAKES = [
     ("server.strategy=krum\nserver.options.weighted_by_key=train-loss",
      "server.options.weighted_by_key: must be left out with strategy 'krum', since Krum keeps a "
      "single reply, found 'train-loss'"),
+    ('server.options.weighted_by_key=train-loss\n'
+     'defense=[{name="dp-noise", clipping_norm=1.0, noise_multiplier=1.0}]',
+     "server: strategy 'fedavg' reads the clients' 'train-loss', which clients whose defenses "
+     "claim privacy don't report"),
     # Secure aggregation
     ("server.secure_aggregation=1", "server.secure_aggregation: must be a whole number of at"),
     ("server.secure_aggregation=4", "must be at most the clients of a round, 3, found 4"),

@@ -10,6 +10,7 @@ from typing import Any
 from flwr.serverapp.strategy import Strategy
 
 from fl_sim.errors import UserError
+from fl_sim.flower.wire import TRAIN_LOSS
 
 BUILT_IN = {
     "fedavg": "flwr.serverapp.strategy:FedAvg",
@@ -80,3 +81,17 @@ def _require_read(name: str, options: Mapping[str, Any]) -> None:
                 f"server.options.{option}: must be left out with strategy {name!r}, "
                 f"{left_out[option]}, found {value!r}"
             )
+
+
+def require_loss_unread(name: str, strategy: Strategy) -> None:
+    """Raise for a strategy that reads the clients' training loss.
+
+    Raises:
+        UserError: it does.
+    """
+    read = [getattr(strategy, key, None) for key in ("weighted_by_key", "train_loss_key")]
+    if TRAIN_LOSS in read:
+        raise UserError(
+            f"server: strategy {name!r} reads the clients' {TRAIN_LOSS!r}, which clients whose "
+            "defenses claim privacy don't report"
+        )

@@ -239,6 +239,22 @@ def test_the_app_trains_and_sends_weights_and_counts(tiny: Tiny) -> None:
     assert metrics == {"num-examples": 12, "train-loss": loss}
 
 
+@pytest.mark.parametrize(
+    ("options", "is_sent"),
+    [
+        ("clipping_norm=1.0, noise_multiplier=1.0", False),
+        ("clipping_norm=1.0, noise_multiplier=0.0", True),
+        ("noise_std=0.1", True),
+    ],
+    ids=["a claim", "no noise", "no sensitivity"],
+)
+def test_no_loss_goes_beside_a_claim_of_privacy(tiny: Tiny, options: str, is_sent: bool) -> None:
+    scenario = tiny(f'defense=[{{name="dp-noise", {options}}}]')
+    arrays, config = to_arrays(start_of(scenario)), ConfigRecord({"server-round": 1})
+    reply = ask(scenario, "train", RecordDict({"arrays": arrays, "config": config}))
+    assert ("train-loss" in reply.content.metric_records["metrics"]) == is_sent
+
+
 def test_an_epoch_is_what_a_loader_would_make_of_it(tiny: Tiny) -> None:
     """The last batch of an epoch is smaller, and its loss is a mean of its own."""
     scenario = tiny("client.batch_size=6", "client.local_epochs=1", "client.lr=0.5")
