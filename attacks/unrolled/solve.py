@@ -30,6 +30,8 @@ SCHEDULES_TRIED = 4
 NEAR_MISFIT, ORDERED_MISFIT = 0.1, 0.01
 """Residuals relative to the update, root mean square, from which on all is refined; and where the
 schedule isn't told: a wrong one leaves 0.02 and more."""
+ONCE_MORE = 2.5e10
+"""Effort beyond all that may be spent, on what is nearly right."""
 MET = 10.0
 """Median residual, in units of rounding, at which nothing more is tried."""
 
@@ -57,10 +59,12 @@ def solve(
                 found = search.whole(found.client if found else start, () if found else bends)
             if best is None or found.typical < best.typical:
                 best = found
-            if best.typical < MET or effort.is_spent:
+            if best.typical < MET:
                 return best
+            if effort.is_spent:
+                return search.again(best, is_placed=is_placed)
     assert best is not None
-    return best
+    return search.again(best, is_placed=is_placed)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -118,6 +122,14 @@ class _Search:
         """Refine all that is unknown."""
         client = self._bent(start, bends, is_placed=False)
         return refine(self.equations, self._model(client, is_placed=False), self.effort)
+
+    def again(self, found: Refined, *, is_placed: bool) -> Refined:
+        """Refine once more what is nearly right: damped anew, steps are long enough for a kink."""
+        if not found.misfit < ORDERED_MISFIT:
+            return found
+        model = self._model(found.client, is_placed=is_placed)
+        again = refine(self.equations, model, Effort(ONCE_MORE))
+        return min(found, again, key=lambda end: end.typical)
 
     def _bent(self, start: Unknowns, bends: Sequence[float], *, is_placed: bool) -> Unknowns:
         size = float((start.inputs @ self.update.simulation.weights[0].T).square().mean().sqrt())
