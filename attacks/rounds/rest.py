@@ -72,8 +72,7 @@ def _sums(one: OneRound, index: int, predicted: Array) -> Array:
     mean = float(np.mean(sigma**2))
     left = float(((sent - predicted) ** 2).sum()) / mean
     if not one.levels:
-        size = sent.size * float(np.mean(sigma**2)) / mean
-        return np.array([left, size, 2 * size])
+        return np.array([left, sent.size, 2 * sent.size])
     Δ = np.broadcast_to(one.levels[index], sent.shape)
     noise = variance_at(Δ, predicted)
     # (1 − 2 f)² = 1 − 4 f (1 − f)
