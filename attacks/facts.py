@@ -204,6 +204,13 @@ class Told:
     has_lost_entries: bool = False
     is_rounded: bool = False
 
+    @property
+    def smoothing_of_classes(self) -> float | None:
+        """ε where labels are known but for the class; None where more is open."""
+        if self.type == "hard":
+            return 0.0
+        return self.smoothing if self.type == "label-smoothing" else None
+
     @classmethod
     def by(cls, facts: Sequence[Fact]) -> Told:
         """Put facts together, in the order in which the client applies what they tell of.

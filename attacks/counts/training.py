@@ -103,7 +103,7 @@ class HeadTraining:
 
     def _train(self, mass: Array) -> Iterator[Array]:
         """Yield p of each step, (M, K)."""
-        stands = mass * self._stands_for(len(mass))
+        stands = mass * self._stands
         shares = stands.sum(axis=1, keepdims=True)
         weights: tuple[Tensor, ...] = tuple(map(torch.from_numpy, self.head.moving))
         buffers = None
@@ -118,9 +118,10 @@ class HeadTraining:
                     weights, tuple(map(torch.from_numpy, gradients)), buffers
                 )
 
-    def _stands_for(self, classes: int) -> Array:
-        """Return 1/n_k where an image is one of the n_k of class k, else 0, (M, K)."""
-        count = self.points.shape[1]
+    @cached_property
+    def _stands(self) -> Array:
+        """1/n_k where an image is one of the n_k of class k, else 0, (M, K)."""
+        count, classes = self.points.shape[1], len(self.head.gradient)
         stands = np.zeros((count, classes))
         for k, members in enumerate(members_of(self.labels, classes, count)):
             stands[members, k] = 1 / len(members)

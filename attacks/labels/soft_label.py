@@ -148,10 +148,10 @@ class SoftLabelRecovery(LabelAttack):
         if shows_signs(leak):
             return label_of_signs(leak, Network.of(leak))
         completion = completed(leak, generator)
-        if len(completion.errors):
-            found = self._of_whole(completion.leak, generator)
-            return with_doubt(found, float(completion.errors.max()))
-        return self._of_whole(completion.leak, generator)
+        found = self._of_whole(completion.leak, generator)
+        if not len(completion.errors):
+            return found
+        return with_doubt(found, float(completion.errors.max()))
 
     def _of_whole(self, leak: GradientLeak, generator: torch.Generator) -> LabelRecovery:
         network, models, unknown = Network.of(leak), label_models(leak.told), unknowns(leak)

@@ -45,9 +45,7 @@ def label_of_signs(leak: GradientLeak, network: Network) -> LabelRecovery:
             "would leave one"
         )
     told = leak.told
-    smoothing = told.smoothing if told.type == "label-smoothing" else 0.0
-    if smoothing is None or told.type not in (None, "hard", "label-smoothing"):
-        smoothing = 0.0
+    smoothing = told.smoothing_of_classes or 0.0
     label = torch.full((len(rows),), smoothing / len(rows), dtype=torch.float64)
     label[int(below[0])] += 1 - smoothing
     if told.type == "hard":

@@ -24,7 +24,7 @@ from attacks.answers import (
 from attacks.facts import Told
 from attacks.numerics.least_squares import BAR
 from attacks.numerics.rms import row_rms
-from attacks.rounds.classes import fit_classes, smoothing_told
+from attacks.rounds.classes import fit_classes
 from attacks.rounds.problem import Rounds
 from attacks.rounds.refine import Fitted, fit, free_labels
 from attacks.rounds.start import rough_examples
@@ -103,7 +103,7 @@ def _found(leak: GradientLeak) -> Found:
 
 def _fitted(rounds: Rounds, told: Told, seed: int) -> Fitted:
     start = rough_examples(rounds, torch.Generator().manual_seed(seed))
-    smoothing = smoothing_told(told)
+    smoothing = told.smoothing_of_classes
     if smoothing is None:
         return fit(rounds, start, label_ways=free_labels(*start.labels.shape))
     return fit_classes(rounds, start, smoothing)

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attacks.facts import Told
 from attacks.numerics.least_squares import BAR
 from attacks.rounds.problem import Rounds
 from attacks.rounds.refine import (
@@ -31,13 +30,6 @@ from attacks.unrolled.simulation import Unknowns
 
 CLASS_TURNS = 3
 """How often classes that others explain better are changed."""
-
-
-def smoothing_told(told: Told) -> float | None:
-    """Return ε where labels are known but for the class; None where more is open."""
-    if told.type == "hard":
-        return 0.0
-    return told.smoothing if told.type == "label-smoothing" else None
 
 
 def labels_of_classes(classes: Tensor, count: int, smoothing: float) -> Tensor:

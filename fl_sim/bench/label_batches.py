@@ -35,6 +35,7 @@ from fl_sim.bench.victims import (
     INITS,
     dataset,
     draw_batch,
+    inits,
     linear_chain,
     untrained,
 )
@@ -87,7 +88,7 @@ class Cell:
     is_trained: bool = False
 
 
-BOTH = ("default", "he")
+BOTH = inits("mlp")
 UNTRAINED = [
     *(
         Cell(s, "n-D-K", 512, 100, b, init)
