@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from attacks.answers import LabelRecovery, Reconstruction, Status
+from attacks.devices import device_named
 from attacks.matching.answer import spread_of_copies, verdict_on, write_answer
 from attacks.matching.determined import evidence_for
 from attacks.matching.evaluation import Given, Problem
@@ -75,6 +76,8 @@ class GradientMatching(ImageAttack):
         precision: of the search, "float32" or "float64".
         is_compiled: whether a C++ compiler makes machine code of the objective first, which takes
             about a minute and pays from some ten thousand iterations on.
+        device: what searches: "auto", a GPU where there is one, "cpu", "cuda", "cuda:N" or "mps".
+            On a GPU two runs may differ by its rounding.
 
     Raises:
         ValueError: a value is out of its range.
@@ -89,6 +92,7 @@ class GradientMatching(ImageAttack):
     seconds: float | None = None
     precision: Precision = "float32"
     is_compiled: bool = False
+    device: str = "auto"
 
     is_long: ClassVar[bool] = True
     """An attack that takes minutes."""
@@ -105,6 +109,8 @@ class GradientMatching(ImageAttack):
             raise ValueError(f"epoch_weight must be at least 0, found {self.epoch_weight}")
         if self.seconds is not None and not self.seconds > 0:
             raise ValueError(f"seconds must be above 0 or None, found {self.seconds}")
+        if device_named(self.device).type == "mps" and self.precision == "float64":
+            raise ValueError("precision must be float32 on the device mps, found float64")
 
     @abc.abstractmethod
     def setup(
@@ -128,7 +134,10 @@ class GradientMatching(ImageAttack):
     @property
     def _restarts(self) -> Restarts:
         stop = Stop(self.iterations, self.patience, seconds=self.seconds)
-        return Restarts(self.restarts, self.optimiser, self.schedule, stop, self.is_compiled)
+        device = device_named(self.device)
+        return Restarts(
+            self.restarts, self.optimiser, self.schedule, stop, self.is_compiled, device
+        )
 
     def reconstruct(
         self, leak: GradientLeak, labels: LabelRecovery, generator: torch.Generator
@@ -252,7 +261,7 @@ class GradientMatching(ImageAttack):
         setup = self.setup(leak, labels, victim)
         told = (known, setup.features, setup.has_length, setup.statistics)
         given = Given(victim.target, *tree_map_only(Tensor, lambda part: part.to(dtype), told))
-        model = model_of(leak, examples, self.local, victim)
+        model = model_of(leak, examples, self.local)
         priors = setup.priors
         if unknowns.epochs > 1:
             priors = (*priors, EpochAgreement(self.epoch_weight, unknowns.epochs))

@@ -1,17 +1,21 @@
-"""The objective and its slope at many starts at once, traced into one list of tensor operations."""
+"""The objective and its slope at many starts at once, as one list of tensor operations.
+
+The list is traced once and played back; a compiler makes machine code of it, or a GPU keeps it as
+one recording of its kernels, which then costs one launch instead of hundreds.
+"""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.func import grad_and_value, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from attacks.matching.models import Model
 from attacks.matching.objectives import Distance, Prior, Seen
@@ -24,6 +28,8 @@ TRACED = 100
 """Calls from which tracing, a second or two, pays."""
 AGREES = 1e-4
 """Largest relative difference of a traced function from what was traced, in float32."""
+WARM = 3
+"""Calls before a recording."""
 
 
 class Given(NamedTuple):
@@ -74,6 +80,11 @@ class Problem:
     watched: tuple[str, ...] = ()
     start: Tensor | None = None
 
+    def to(self, device: torch.device) -> Problem:
+        """Return the problem with its tensors on a device; what a search starts from stays."""
+        given = tree_map_only(Tensor, lambda part: part.to(device), self.given)
+        return replace(self, victim=self.victim.to(device), given=given)
+
     def draw(self, starts: int, generator: torch.Generator) -> Tensor:
         """Draw rows (R, size), the first one from what there is to set out from."""
         rows = self.unknowns.draw(starts, generator, self.victim.dtype)
@@ -92,7 +103,8 @@ class Problem:
             given: of the client.
         """
         candidate = self.unknowns.read(row, given.labels)
-        gradient, inputs = self.model(self.victim, candidate, self.watched)
+        victim = replace(self.victim, target=given.target)
+        gradient, inputs = self.model(victim, candidate, self.watched)
         loss = self.distance(gradient, given.target)
         seen = Seen(
             candidate,
@@ -130,7 +142,8 @@ def evaluation_of(
     """
     problem, clients = problems[0], len(problems)
     slope = grad_and_value(lambda row, centre, given: problem.loss(row, centre, Given(**given)))
-    example = torch.full((problem.unknowns.size,), 0.5, dtype=problem.victim.dtype)
+    victim = problem.victim
+    example = torch.full((problem.unknowns.size,), 0.5, dtype=victim.dtype, device=victim.device)
     given, axis = problem.given.known, None
     if clients * starts == 1:
         run = _prepared(slope, (example, example, given), calls, is_compiled)
@@ -164,7 +177,9 @@ def _prepared(
     function: Callable[..., Any], examples: tuple[Any, ...], calls: int, is_compiled: bool
 ) -> Callable[..., Any]:
     run = traced(function, *examples) if calls >= TRACED else function
-    return torch.compile(run) if is_compiled else run
+    if is_compiled:
+        return torch.compile(run)
+    return recorded(run, *examples) if examples[0].is_cuda and run is not function else run
 
 
 def traced(function: Callable[..., Any], *examples: Any) -> Callable[..., Any]:
@@ -181,7 +196,9 @@ def traced(function: Callable[..., Any], *examples: Any) -> Callable[..., Any]:
     examples = tree_map(torch.clone, examples)
     draws = torch.Generator().manual_seed(0)
     others = tree_map(
-        lambda part: part * (0.5 + torch.rand(part.shape, generator=draws, dtype=part.dtype)),
+        lambda part: (
+            part * (0.5 + torch.rand(part.shape, generator=draws, dtype=part.dtype)).to(part.device)
+        ),
         examples,
     )
     try:
@@ -205,3 +222,36 @@ def traced(function: Callable[..., Any], *examples: Any) -> Callable[..., Any]:
         for a, b in zip(tree_leaves(replayed), tree_leaves(expected), strict=True)
     )
     return replay if same else function
+
+
+def recorded(function: Callable[..., Any], *examples: Any) -> Callable[..., Any]:
+    """Return a function of tensors on a GPU as one recording of its kernels (a CUDA graph).
+
+    Where the GPU can't record it (it waits for a value), it is returned itself.
+
+    Args:
+        function: of rows, centres and what is given.
+        examples: of these; what is given is that of all calls.
+    """
+    *moving, given = examples
+    held = [torch.clone(part) for part in moving]
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(WARM):  # libraries choose their kernels, and ask for memory
+            function(*held, given)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            results = function(*held, given)
+    except RuntimeError:
+        return function
+
+    def replay(*parts: Any) -> Any:
+        for own, part in zip(held, parts[:-1], strict=True):
+            own.copy_(part)
+        graph.replay()
+        return tree_map(torch.clone, results)
+
+    return replay

@@ -61,17 +61,19 @@ class OneGradient:
         return gradient, inputs
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Surrogate:
     """The gradient of all images at a point between the weights before and after.
 
     Args:
         steps: S.
-        after: the weights after training, by name.
+        kept: what weight decay leaves of the weights over the steps, 1 without any.
+        divisor: what the weights' difference was divided by.
     """
 
     steps: int
-    after: Tensors
+    kept: float
+    divisor: float
     gradients: ClassVar[int] = 1
 
     def __call__(
@@ -81,7 +83,7 @@ class Surrogate:
         position = candidate.position
         assert position is not None
         between = {
-            name: position * before + (1 - position) * self.after[name]
+            name: position * before + (1 - position) * self._after(before, victim.target[name])
             for name, before in victim.parameters.items()
         }
         gradient, inputs = victim.gradient(
@@ -89,8 +91,11 @@ class Surrogate:
         )
         return {name: self.steps * part for name, part in gradient.items()}, inputs
 
+    def _after(self, before: Tensor, sent: Tensor) -> Tensor:
+        return self.kept * before - self.divisor * sent
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True)
 class Unrolled:
     """The client's steps, repeated.
 
@@ -145,9 +150,7 @@ class Unrolled:
         return gradient + self.sgd.weight_decay * weight + self.sgd.momentum * moment
 
 
-def model_of(
-    leak: GradientLeak, examples: int, local: Local, victim: DifferentiableVictim
-) -> Model:
+def model_of(leak: GradientLeak, examples: int, local: Local) -> Model:
     """Return the model of a leak's training.
 
     Batches that aren't told are taken to go through the examples in order: that is only a matter of
@@ -158,7 +161,6 @@ def model_of(
         leak: what the server sees.
         examples: N.
         local: the model of several steps.
-        victim: the leak's.
 
     Raises:
         NotApplicable: several steps, and what the model needs isn't told.
@@ -173,10 +175,8 @@ def model_of(
             "isn't told; local = 'naive' does without"
         )
     if local == "surrogate":
-        return Surrogate(
-            leak.local_steps,
-            {name: leak.returned(name).to(victim.dtype) for name in victim.parameters},
-        )
+        kept, _ = leak.optimizer.linear_map(leak.local_steps)
+        return Surrogate(leak.local_steps, kept, leak.lr)
     return Unrolled(leak.optimizer, leak.lr, _batches(leak.steps, epochs_apart(leak) * examples))
 
 

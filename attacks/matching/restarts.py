@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -14,6 +14,7 @@ from attacks.matching.schedules import Schedule
 from attacks.matching.search import Found, Stop, search
 from attacks.types import NotApplicable
 
+CPU = torch.device("cpu")
 COPIES = 12
 """Copies of the gradient, and of what layers take, that one start holds at once."""
 
@@ -39,6 +40,7 @@ class Restarts:
         schedule: how far.
         stop: until when.
         is_compiled: whether a C++ compiler makes machine code of the objective first.
+        device: what computes; starts and answers are on the CPU.
     """
 
     starts: int
@@ -46,6 +48,7 @@ class Restarts:
     schedule: Schedule
     stop: Stop
     is_compiled: bool = False
+    device: torch.device = CPU
 
     def search(
         self, problems: Sequence[Problem], generators: Sequence[torch.Generator]
@@ -59,7 +62,7 @@ class Restarts:
         Raises:
             NotApplicable: that takes more memory than is free.
         """
-        _require_memory(problems[0], self.starts * len(problems))
+        self._require_memory(problems[0], self.starts * len(problems))
         found = self._run(problems, generators, self.starts)
         each = [
             Starts(rows, losses, found.evaluations // len(problems), found.ended)
@@ -88,28 +91,36 @@ class Restarts:
     ) -> Found:
         pairs = zip(problems, generators, strict=True)
         rows = torch.cat([problem.draw(starts, generator) for problem, generator in pairs])
-        return search(
-            evaluation_of(problems, starts, self.stop.iterations, is_compiled=self.is_compiled),
-            rows,
+        there = [problem.to(self.device) for problem in problems]
+        calls = self.stop.iterations
+        found = search(
+            evaluation_of(there, starts, calls, is_compiled=self.is_compiled),
+            rows.to(self.device),
             optimiser=self.optimiser,
             schedule=self.schedule,
             stop=self.stop,
             project=problems[0].unknowns.project,
         )
+        return replace(found, rows=found.rows.cpu(), losses=found.losses.cpu())
+
+    def _require_memory(self, problem: Problem, starts: int) -> None:
+        """Raise unless a search fits into the memory that is free.
+
+        Raises:
+            NotApplicable: it doesn't.
+        """
+        itemsize = problem.victim.dtype.itemsize
+        entries = problem.model.gradients * problem.victim.size + problem.unknowns.size
+        needed, free = COPIES * starts * entries * itemsize, free_bytes(self.device)
+        if needed > free:
+            raise NotApplicable(
+                f"{starts} starts on a gradient of {problem.victim.size} entries need about "
+                f"{needed / 2**30:.1f} GiB of memory, and {free / 2**30:.1f} GiB are free"
+            )
 
 
-def _require_memory(problem: Problem, starts: int) -> None:
-    """Raise unless a search fits into the memory that is free.
-
-    Raises:
-        NotApplicable: it doesn't.
-    """
-    itemsize = problem.victim.dtype.itemsize
-    entries = problem.model.gradients * problem.victim.size + problem.unknowns.size
-    needed = COPIES * starts * entries * itemsize
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if needed > free:
-        raise NotApplicable(
-            f"{starts} starts on a gradient of {problem.victim.size} entries need about "
-            f"{needed / 2**30:.1f} GiB of memory, and {free / 2**30:.1f} GiB are free"
-        )
+def free_bytes(device: torch.device) -> int:
+    """Return how much of a device's memory is free; of a GPU that shares the machine's, of that."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

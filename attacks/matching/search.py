@@ -101,7 +101,7 @@ def search(
     """
     started = time.monotonic()
     state: Any = optimiser.start(rows)
-    best, mark = Best.none(rows), torch.full((len(rows),), torch.inf, dtype=rows.dtype)
+    best, mark = Best.none(rows), rows.new_full((len(rows),), torch.inf)
     settled = schedule.settles(stop.iterations)
     for step in range(stop.iterations):
         losses, gradient = evaluate(rows)

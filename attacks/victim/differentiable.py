@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_map_only
 
 from attacks.types import GradientLeak, NotApplicable
 from attacks.victim.gradients import read_gradient
@@ -80,10 +84,33 @@ class DifferentiableVictim:
             shift,
         )
 
+    def to(self, device: torch.device) -> DifferentiableVictim:
+        """Return it with its tensors on a device, the module a copy there; itself, if there."""
+        if device == self.device:
+            return self
+
+        def moved(parts: Any) -> Any:
+            return tree_map_only(Tensor, lambda part: part.to(device), parts)
+
+        return replace(
+            self,
+            module=copy.deepcopy(self.module).to(device),
+            parameters=moved(self.parameters),
+            constants=moved(self.constants),
+            target=moved(self.target),
+            scale=moved(self.scale),
+            shift=moved(self.shift),
+        )
+
     @property
     def dtype(self) -> torch.dtype:
         """The precision of the computation."""
         return next(iter(self.parameters.values())).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is computed."""
+        return next(iter(self.parameters.values())).device
 
     @property
     def size(self) -> int:
@@ -105,9 +132,10 @@ class DifferentiableVictim:
         found: list[Tensor] = []
         values = {**self.constants, **parameters}
         layers = {name: self.module.get_submodule(name) for name in watched}
-        inputs = inputs_of_layers(
-            layers, lambda: found.append(functional_call(self.module, values, (images,)))
-        )
+        with sdpa_kernel(SDPBackend.MATH):  # the fused kernels of attention differentiate once
+            inputs = inputs_of_layers(
+                layers, lambda: found.append(functional_call(self.module, values, (images,)))
+            )
         return found[0], inputs
 
     def gradient(

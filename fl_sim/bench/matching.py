@@ -133,6 +133,12 @@ def mean_psnrs(truths: Sequence[Tensor], source: str = "photos") -> list[float]:
     return [psnr_db(mean, image) for images in truths for image in images]
 
 
+def misfit(found: Reconstruction) -> float:
+    """Return how far the images' gradient is from what was sent, relative to its size."""
+    residual = found.examples[0].residual
+    return float("inf") if residual is None else residual
+
+
 def pair_images(found: Reconstruction, images: Tensor) -> Tensor | None:
     """Return what was found in the order of the true images (B, C, H, W) that suits it best."""
     if found.images is None:

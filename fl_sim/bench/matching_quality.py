@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from fl_sim.bench.matching import (
     Victim,
     difference,
     known,
+    misfit,
     psnrs,
     score_columns,
     seeded,
@@ -157,7 +157,7 @@ def dlg_in_turn(victims: Sequence[Victim], budget: Budget) -> list[Reconstructio
     spent = [0] * len(victims)
     generators = [seeded(number) for number in range(len(victims))]
     for _ in range(budget.starts):
-        left = [n for n, one in enumerate(best) if one is None or _misfit(one) > MISFIT]
+        left = [n for n, one in enumerate(best) if one is None or misfit(one) > MISFIT]
         if not left:
             break
         found = attack.together(
@@ -168,14 +168,9 @@ def dlg_in_turn(victims: Sequence[Victim], budget: Budget) -> list[Reconstructio
         for n, one in zip(left, found, strict=True):
             spent[n] += one.gradient_evaluations or 0
             kept = best[n]
-            best[n] = one if kept is None or _misfit(one) < _misfit(kept) else kept
+            best[n] = one if kept is None or misfit(one) < misfit(kept) else kept
     return [
         replace(one, gradient_evaluations=count)
         for one, count in zip(best, spent, strict=True)
         if one is not None
     ]
-
-
-def _misfit(found: Reconstruction) -> float:
-    residual = found.examples[0].residual
-    return math.inf if residual is None else residual

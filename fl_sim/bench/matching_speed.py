@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
@@ -18,8 +18,9 @@ from attacks.matching.evaluation import Given, Problem, evaluation_of
 from attacks.matching.models import OneGradient
 from attacks.matching.objectives import CosineDistance, TotalVariation
 from attacks.matching.optimisers import Adam
+from attacks.matching.restarts import CPU
 from attacks.matching.schedules import StepDecay
-from attacks.matching.search import Stop, search
+from attacks.matching.search import Found, Stop, search
 from attacks.matching.unknowns import Unknowns
 from attacks.victim.differentiable import DifferentiableVictim
 from fl_sim.bench.breaching_loop import breaching_search, has_breaching, loaded
@@ -148,47 +149,62 @@ def turn_of(way: str, victims: list[Victim]) -> Turn:
     return _search_turn(several, is_compiled=way == COMPILED)
 
 
-def _start(leak: GradientLeak) -> Tensor:
+def start_of(leak: GradientLeak) -> Tensor:
+    """Return a start for the plain loop."""
     return torch.rand(1, *leak.input_shape, generator=seeded(0))
 
 
 def _plain_turn(leak: GradientLeak, label: Tensor) -> tuple[int, float]:
-    image, optimizer = plain_start(_start(leak))
+    image, optimizer = plain_start(start_of(leak))
+    target = list(leak.gradients.values())
     started = time.process_time()
     for _ in range(TURN):
-        plain_step(leak, label, image, optimizer, SMOOTH)
+        plain_step(leak.model, target, label, image, optimizer, SMOOTH)
     return TURN, time.process_time() - started
 
 
 def _breaching_turn(leak: GradientLeak, label: Tensor) -> tuple[int, float]:
-    _, seconds = breaching_search(leak, label, TURN, SMOOTH, _start(leak))
+    _, seconds = breaching_search(leak, label, TURN, SMOOTH, start_of(leak))
     return TURN, seconds
 
 
 def _search_turn(victims: list[Victim], *, is_compiled: bool) -> Turn:
     """Return a turn of the search on victims at once."""
+    run_search = search_of(victims, TURN, is_compiled=is_compiled)
+
+    def run() -> tuple[int, float]:
+        started = time.process_time()
+        found = run_search()
+        return found.evaluations, time.process_time() - started
+
+    return run
+
+
+def search_of(
+    victims: Sequence[Victim],
+    iterations: int,
+    *,
+    is_compiled: bool = False,
+    device: torch.device = CPU,
+) -> Callable[[], Found]:
+    """Return a search by `inverting-gradients` on victims of one network at once, ready to run."""
     leak, _, label = victims[0]
     unknowns = Unknowns(1, leak.input_shape, label.shape[1])
     problems = []
     for one in victims:
         view = DifferentiableVictim.of(one.leak, torch.float32)
-        given = Given(view.target, one.labels)
-        smooth = (TotalVariation(SMOOTH),)
-        problems.append(Problem(view, given, OneGradient(), unknowns, CosineDistance(), smooth))
+        given, smooth = Given(view.target, one.labels), (TotalVariation(SMOOTH),)
+        problem = Problem(view, given, OneGradient(), unknowns, CosineDistance(), smooth)
+        problems.append(problem.to(device))
     evaluate = evaluation_of(problems, 1, 1000, is_compiled=is_compiled)
     draws = seeded(0)
-    rows = torch.cat([unknowns.draw(1, draws, torch.float32) for _ in problems])
-
-    def run() -> tuple[int, float]:
-        started = time.process_time()
-        found = search(
-            evaluate,
-            rows,
-            optimiser=Adam(),
-            schedule=StepDecay(LR),
-            stop=Stop(TURN, patience=TURN),
-            project=unknowns.project,
-        )
-        return found.evaluations, time.process_time() - started
-
-    return run
+    rows = torch.cat([unknowns.draw(1, draws, torch.float32) for _ in problems]).to(device)
+    return partial(
+        search,
+        evaluate,
+        rows,
+        optimiser=Adam(),
+        schedule=StepDecay(LR),
+        stop=Stop(iterations, patience=iterations),
+        project=unknowns.project,
+    )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import log_softmax
 
 from attacks import ExampleImage, GradientLeak, Reconstruction, Status
@@ -26,12 +28,13 @@ def plain_search(
         start: (1, C, H, W).
     """
     image, optimizer = plain_start(start)
+    target = list(leak.gradients.values())
     best, least = image.detach().clone(), torch.inf
     for step in range(iterations):
         for group in optimizer.param_groups:
             group["lr"] = StepDecay(LR).rate(step, iterations)
         before = image.detach().clone()
-        loss = plain_step(leak, label, image, optimizer, smooth)
+        loss = plain_step(leak.model, target, label, image, optimizer, smooth)
         if loss < least:
             best, least = before, loss
     example = ExampleImage(Status.NOT_CONVERGED, "a plain loop says nothing", best[0].double())
@@ -45,17 +48,27 @@ def plain_start(start: Tensor) -> tuple[Tensor, torch.optim.Optimizer]:
 
 
 def plain_step(
-    leak: GradientLeak,
+    model: nn.Module,
+    target: Sequence[Tensor],
     label: Tensor,
     image: Tensor,
     optimizer: torch.optim.Optimizer,
     smooth: float,
 ) -> float:
-    """Move an image (1, C, H, W) by a step, in place; return the loss before it."""
-    parameters = [p for p in leak.model.parameters() if p.requires_grad]
-    loss = -(log_softmax(leak.model(image), 1) * label).sum(1).mean()
+    """Move an image (1, C, H, W) by a step, in place; return the loss before it.
+
+    Args:
+        model: the victim's.
+        target: the gradient that was sent, in its parameters' order.
+        label: (1, K).
+        image: what is moved, on the model's device.
+        optimizer: what moves it.
+        smooth: weight of total variation.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    loss = -(log_softmax(model(image), 1) * label).sum(1).mean()
     gradients = torch.autograd.grad(loss, parameters, create_graph=True)
-    pairs = list(zip(gradients, leak.gradients.values(), strict=True))
+    pairs = list(zip(gradients, target, strict=True))
     dot = torch.stack([(a * b).sum() for a, b in pairs]).sum()
     own = torch.stack([a.square().sum() for a, _ in pairs]).sum().sqrt()
     sent = torch.stack([b.square().sum() for _, b in pairs]).sum().sqrt()

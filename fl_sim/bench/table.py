@@ -11,6 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 RESULTS = Path("docs") / "results"
 """Where tables go unless told otherwise: from a checkout, beside those it came with."""
 
@@ -22,8 +24,13 @@ def provenance(command: str, seed: int) -> str:
     )
     return (
         f"`{command}`, seed {seed}; {versions}, Python {platform.python_version()}; "
-        f"{os.cpu_count()} cores, {platform.machine()}, no GPU; {datetime.now(UTC):%Y-%m-%d}."
+        f"{os.cpu_count()} cores, {platform.machine()}, {gpu()}; {datetime.now(UTC):%Y-%m-%d}."
     )
+
+
+def gpu() -> str:
+    """Return the name of the GPU that attacks search on, or "no GPU"."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
 
 
 def write_table(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.functional import cross_entropy
 
+from attacks.devices import device_named
 from defenses import ClientStep, Place
 from defenses.base import NOTHING, States
 from fl_sim.client_state import ClientState
@@ -205,14 +206,10 @@ def resolve_device(device: str) -> torch.device:
     Raises:
         UserError: this machine hasn't got it.
     """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    named = torch.device(device)
-    mps = int(torch.backends.mps.is_available())
-    present = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": mps}[named.type]
-    if (named.index or 0) >= present:
-        raise UserError(f"device must be one that PyTorch finds on this machine, found {device!r}")
-    return named
+    try:
+        return device_named(device)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def _per_example_gradients(

@@ -25,8 +25,7 @@ def vit_tiny(
 
     A. Dosovitskiy et al., *An Image is Worth 16x16 Words*, ICLR 2021, arXiv 2010.11929; its size is
     that of H. Touvron et al., *DeiT*, ICML 2021, arXiv 2012.12877, table 1. A side has 8 patches or
-    a few more: 4×4 pixels each of 32×32. Attention is computed step by step, since the fused kernel
-    can't be differentiated twice.
+    a few more: 4×4 pixels each of 32×32.
 
     In a scenario: `name = "fl_sim.models.vit:vit_tiny"`.
 
@@ -62,7 +61,5 @@ def vit_tiny(
         depth=12,
         num_heads=3,
     )
-    for block in network.blocks:
-        block.attn.fused_attn = False
     network.head = nn.Linear(network.embed_dim, num_classes, bias=bias)
     return nn.Sequential(Normalize(mean, std), network)

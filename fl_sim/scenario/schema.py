@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
+from attacks.devices import DEVICES, KNOWN
 from defenses import DEFENSES
 from defenses.pairs import require_consistent
 from fl_sim import ENGINES
@@ -76,8 +77,8 @@ class Scenario(Section):
     engine: str = Field("local", description=_ENGINES)
     device: str = Field(
         "auto",
-        pattern=r"^(auto|cpu|cuda(:\d+)?|mps)\z",
-        description='"auto", "cpu", "cuda", "cuda:N" or "mps"',
+        pattern=rf"^({DEVICES})\z",
+        description=KNOWN,
     )
     images: Annotated[int, Field(ge=0)] = 20
     data: Data = Data()

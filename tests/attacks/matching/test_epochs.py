@@ -103,7 +103,7 @@ def test_the_clients_training_is_among_what_is_searched() -> None:
     images, labels = images_and_labels()
     order = [example for batch in ORDERS for example in batch]
     victim = DifferentiableVictim.of(leak)
-    model = model_of(leak, 4, "unrolled", victim)
+    model = model_of(leak, 4, "unrolled")
     sent, _ = model(victim, Candidate(images[order], labels[order], None), ())
     for name, part in sent.items():
         torch.testing.assert_close(part, leak.gradients[name], rtol=1e-9, atol=1e-11)
@@ -179,7 +179,7 @@ def test_the_truth_in_each_epochs_own_order_would_be_vouched_for_and_nothing_nea
     images, labels = images_and_labels(count=2)
     victim = DifferentiableVictim.of(leak)
     unknowns = Unknowns(2, SHAPE, CLASSES, has_labels=True, epochs=2)
-    model = model_of(leak, 2, "unrolled", victim)
+    model = model_of(leak, 2, "unrolled")
     problem = Problem(victim, Given(victim.target), model, unknowns, SquaredDistance())
     order = [example for batch in orders for example in batch]
     pixels, logits = images[order].reshape(-1), labels[order].log().reshape(-1)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention, unfold
 
 from attacks import ExampleLabel, GradientLeak, LabelRecovery, NotApplicable, Status
 from attacks.images.gradinversion import GradInversion
@@ -91,7 +92,7 @@ def test_unrolled_steps_are_the_clients(
 ) -> None:
     leak = trained(batches, **sgd)
     victim = DifferentiableVictim.of(leak)
-    sent, _ = model_of(leak, 3, "unrolled", victim)(victim, Candidate(*batch(3), None), ())
+    sent, _ = model_of(leak, 3, "unrolled")(victim, Candidate(*batch(3), None), ())
     for name, part in sent.items():
         torch.testing.assert_close(part, leak.gradients[name], rtol=1e-9, atol=1e-11)
 
@@ -101,22 +102,21 @@ def test_the_surrogate_at_the_start_is_the_naive_model() -> None:
     victim = DifferentiableVictim.of(leak)
     for position, is_equal in ((1.0, True), (0.0, False)):
         candidate = Candidate(*batch(3), torch.tensor(position).double())
-        near, _ = model_of(leak, 3, "surrogate", victim)(victim, candidate, ())
-        naive, _ = model_of(leak, 3, "naive", victim)(victim, candidate, ())
+        near, _ = model_of(leak, 3, "surrogate")(victim, candidate, ())
+        naive, _ = model_of(leak, 3, "naive")(victim, candidate, ())
         assert all(torch.allclose(near[n], naive[n], rtol=1e-12) for n in naive) == is_equal
 
 
 @pytest.mark.parametrize("local", ["unrolled", "surrogate"])
 def test_a_model_of_steps_says_what_it_needs(local: Local) -> None:
     leak = dataclasses.replace(trained(((0, 1, 2),) * 2), lr=None, update_dtype=None)
-    victim = DifferentiableVictim.of(leak)
     with pytest.raises(NotApplicable, match="needs the learning rate, which isn't told"):
-        model_of(leak, 3, local, victim)
+        model_of(leak, 3, local)
     blind = dataclasses.replace(
         trained(((0, 1, 2),) * 2), schedule=None, batch_size=None, examples=None
     )
     with pytest.raises(NotApplicable, match="needs the size of their batches"):
-        model_of(blind, 3, "unrolled", victim)
+        model_of(blind, 3, "unrolled")
 
 
 def problem(distance: Distance, *, seed: int = 0, is_free: bool = False) -> Problem:
@@ -185,3 +185,29 @@ def test_clients_attacked_together_get_what_each_gets_alone() -> None:
     with pytest.raises(ValueError, match="must have one model"):
         other = leak_of(build_seeded(model, seed=1), *pairs[0], sent_as="float64")
         attack.together([leaks[0], other], labels[:2], draws[:2])
+
+
+class Attention(nn.Module):
+    """Patches of 4×4 pixels that attend to each other, by PyTorch's fused kernel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix, self.head = nn.Linear(16, 48), nn.Linear(64, CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        parts = self.mix(unfold(images, 4, stride=4).transpose(1, 2)).chunk(3, dim=-1)
+        found = scaled_dot_product_attention(*(part[:, None] for part in parts))
+        logits: Tensor = self.head(found.flatten(1))
+        return logits
+
+
+@pytest.mark.parametrize("iterations", [5, 120])
+def test_attention_is_differentiated_twice(iterations: int) -> None:
+    images = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    labels = torch.eye(CLASSES)[:1]
+    leak = leak_of(build_seeded(Attention), images, labels)
+    known = LabelRecovery.of([ExampleLabel(Status.RECOVERED, label=labels[0].double())])
+    attack = InvertingGradients(iterations=iterations)
+    found = attack(leak, known, generator=torch.Generator().manual_seed(0))
+    assert found.gradient_evaluations == iterations
+    assert found.images is not None
