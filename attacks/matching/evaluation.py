@@ -28,8 +28,6 @@ TRACED = 100
 """Calls from which tracing, a second or two, pays."""
 AGREES = 1e-4
 """Largest relative difference of a traced function from what was traced, in float32."""
-WARM = 3
-"""Calls before a recording."""
 
 
 class Given(NamedTuple):
@@ -227,7 +225,8 @@ def traced(function: Callable[..., Any], *examples: Any) -> Callable[..., Any]:
 def recorded(function: Callable[..., Any], *examples: Any) -> Callable[..., Any]:
     """Return a function of tensors on a GPU as one recording of its kernels (a CUDA graph).
 
-    Where the GPU can't record it (it waits for a value), it is returned itself.
+    One that waits for the GPU on its way (for how many entries are nonzero, say) can't be recorded,
+    and is returned itself.
 
     Args:
         function: of rows, centres and what is given.
@@ -238,15 +237,13 @@ def recorded(function: Callable[..., Any], *examples: Any) -> Callable[..., Any]
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        for _ in range(WARM):  # libraries choose their kernels, and ask for memory
-            function(*held, given)
+        function(*held, given)  # libraries choose their kernels, and ask for memory
+        if _waits(lambda: function(*held, given)):
+            return function
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    try:
-        with torch.cuda.graph(graph):
-            results = function(*held, given)
-    except RuntimeError:
-        return function
+    with torch.cuda.graph(graph):
+        results = function(*held, given)
 
     def replay(*parts: Any) -> Any:
         for own, part in zip(held, parts[:-1], strict=True):
@@ -255,3 +252,16 @@ def recorded(function: Callable[..., Any], *examples: Any) -> Callable[..., Any]
         return tree_map(torch.clone, results)
 
     return replay
+
+
+def _waits(run: Callable[[], Any]) -> bool:
+    """Say whether a run waits for the GPU."""
+    mode = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        run()
+    except RuntimeError:
+        return True
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
+    return False

@@ -19,18 +19,18 @@ TITLE = "How many victims a GPU attacks in the time of one"
 NOTES = (
     "`inverting-gradients` on photographs of 32×32 pixels, ten classes, the last layer without a "
     "bias, one example each, the label given, float32: as in the table of speeds, but by the "
-    "clock, and on the device that the row names. The processor has one thread; what it would take "
-    "many minutes for is left out, and so are the rows of a GPU where there is none.",
+    "clock, and on the device that the row names, the processor with one thread and without "
+    "`resnet18`; without a GPU, its rows are left out.",
     "A rate is the median over turns of gradient evaluations a second, each victim's counted; the "
     "plain loop, written for one victim, runs on the device as it is. “start” is what comes before "
     "the first turn: tracing, and recording the kernels. “GiB” is the GPU's memory at its peak.",
     initial_weights("lenet", "convnet", "resnet18"),
 )
 TURNS = 5
-SIZES = {"cpu": (1, 16), "cuda": (1, 16, 256)}
-"""Victims at once, by device."""
+ON_GPU = {"lenet": (1, 16, 256), "convnet": (1, 16, 256), "resnet18": (1, 16)}
+"""Victims at once, by network."""
 LENGTHS = {"cpu": 20, "cuda": 100}
-"""Iterations of a turn, likewise."""
+"""Iterations of a turn, by device."""
 
 
 def rows(*, quick: bool, seed: int) -> Iterator[dict[str, object]]:
@@ -40,12 +40,11 @@ def rows(*, quick: bool, seed: int) -> Iterator[dict[str, object]]:
         quick: one turn, of `lenet` on the processor.
         seed: of weights and images.
     """
-    devices = ["cpu", "cuda"] if torch.cuda.is_available() and not quick else ["cpu"]
-    for network in ("lenet",) if quick else ("lenet", "convnet", "resnet18"):
-        for name in devices:
-            device = torch.device(name)
-            sizes = SIZES[name][:1] if network == "resnet18" and name == "cpu" else SIZES[name]
-            yield from _device_rows(network, device, sizes, 1 if quick else TURNS, seed)
+    for network in ("lenet",) if quick else ("lenet", "convnet"):
+        yield from _device_rows(network, torch.device("cpu"), (1, 16), 1 if quick else TURNS, seed)
+    if torch.cuda.is_available() and not quick:
+        for network, sizes in ON_GPU.items():
+            yield from _device_rows(network, torch.device("cuda"), sizes, TURNS, seed)
 
 
 def _device_rows(

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 
 import numpy as np
-import torch
 
 from attacks.images.dlg import DLG
 from fl_sim.bench.matching import (
@@ -29,7 +27,7 @@ NOTES = (
     "Of all starts that one counts whose gradient is nearest to what was sent, by the attack's own "
     "measure. `best 30 dB` is how many images any of the starts has above 30 dB, which needs the "
     "truth to pick: the choice costs the difference. `misfit` is the median of the gradient's "
-    "distance, relative to its size.",
+    "distance, relative to its size; `evaluations` are those of the gradient for an image.",
     FOUND_NOTE,
     initial_weights("lenet", "convnet"),
 )
@@ -53,29 +51,24 @@ def _rows(
     victims = victims_of(network, (augmentation,), 2 if quick else 20, seed)
     starts = [number for number in STARTS if number <= 2] if quick else STARTS
     attack = DLG(iterations=12, restarts=1) if quick else DLG(restarts=1)
-    clock = time.monotonic if torch.cuda.is_available() else time.process_time
-    started = clock()
     every = attack.together(
         [victim.leak for victim in victims] * starts[-1],
         [known(victim.labels) for victim in victims] * starts[-1],
         [seeded(number) for number in range(len(victims) * starts[-1])],
     )
-    seconds = (clock() - started) / len(every)
-    truths = [victim.images for victim in victims]
+    count, truths = len(victims), [victim.images for victim in victims]
     by_start = np.array(psnrs(every, truths * starts[-1])).reshape(starts[-1], -1)
     for number in starts:
-        found = [
-            min(every[at : number * len(victims) : len(victims)], key=misfit)
-            for at in range(len(victims))
-        ]
+        found = [min(every[at : number * count : count], key=misfit) for at in range(count)]
         above = (by_start[:number].max(axis=0) > 30).sum()
         yield {
             "network": network,
             "augmentation": augmentation,
             "starts": number,
-            "images": len(victims),
+            "images": count,
             **score_columns(found, truths),
-            "best 30 dB": f"{above} of {len(victims)}",
+            "best 30 dB": f"{above} of {count}",
             "misfit": f"{np.median([misfit(one) for one in found]):.1g}",
-            "seconds an image": round(number * seconds, 1),
+            "evaluations": sum(one.gradient_evaluations or 0 for one in every[: number * count])
+            // count,
         }
