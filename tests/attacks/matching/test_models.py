@@ -187,6 +187,36 @@ def test_clients_attacked_together_get_what_each_gets_alone() -> None:
         attack.together([leaks[0], other], labels[:2], draws[:2])
 
 
+@pytest.mark.parametrize("local", ["unrolled", "surrogate", "naive"])
+def test_clients_of_several_steps_are_each_taken_by_their_own_update(local: Local) -> None:
+    leaks = [dataclasses.replace(trained(((0, 1, 2),) * 2), model=model()) for _ in range(2)]
+    other = {name: 2 * part for name, part in leaks[1].gradients.items()}
+    leaks[1] = dataclasses.replace(leaks[1], gradients=other, model=leaks[0].model)
+    labels = [
+        LabelRecovery.of([ExampleLabel(Status.RECOVERED, label=one) for one in batch(3)[1]])
+    ] * 2
+    attack = InvertingGradients(iterations=6, precision="float64", local=local)
+    draws = [torch.Generator().manual_seed(seed) for seed in range(2)]
+    for seed, one in enumerate(attack.together(leaks, labels, draws)):
+        alone = attack(leaks[seed], labels[seed], generator=torch.Generator().manual_seed(seed))
+        assert one.images is not None
+        assert alone.images is not None
+        torch.testing.assert_close(one.images, alone.images, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"device": "gpu"}, "device must be .*, found 'gpu'"),
+        ({"device": "cuda:99"}, "that PyTorch finds on this machine, found 'cuda:99'"),
+    ],
+    ids=["no name", "not there"],
+)
+def test_a_device_is_one_that_is_there(options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        InvertingGradients(**options)
+
+
 class Attention(nn.Module):
     """Patches of 4×4 pixels that attend to each other, by PyTorch's fused kernel."""
 
