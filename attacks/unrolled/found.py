@@ -11,6 +11,9 @@ from attacks.unrolled.solve import MET
 
 REPLAY_MISFIT = 3e-5
 """Of the whole update, relative, root mean square: right examples leave 1e-7 to 5e-6."""
+MOST_ROUNDING = 1e-4
+"""Of the whole update, likewise: wrong examples leave 1e-2 and more, the right ones up to ten times
+what rounding does, and in between there must be room."""
 TIED_FROM = 5
 """Classes from which labels equal in all but two entries say less than free ones."""
 BAR_SIGMAS = 10.0
@@ -21,6 +24,10 @@ OTHER_TRAINING = (
     "the training of the examples found leaves an update that differs from what was sent by "
     "{:.1g}, where rounding leaves {:.1g}: steps, examples, optimizer or weights are others than "
     "was told, or masks change too much on the way"
+)
+BURIED = (
+    "rounding is {:.1g} of the update, more than {:g}: that other examples leave another update "
+    "wouldn't show"
 )
 NO_LABEL = "its label leaves [0, 1]: the loss, or the training, is another one"
 
@@ -61,6 +68,8 @@ def judged(found: Refined, misfit: float, usual: float) -> tuple[Tensor, tuple[s
     reason = None
     if not (found.typical < MET and misfit < max(REPLAY_MISFIT, MET * usual)):
         reason = OTHER_TRAINING.format(misfit, usual)
+    elif not usual <= MOST_ROUNDING:
+        reason = BURIED.format(usual, MOST_ROUNDING)
     inside = (labels >= -bars[:, None]) & (labels <= 1 + bars[:, None])
     return bars, tuple(
         reason or (None if fits else NO_LABEL) for fits in inside.all(dim=1).tolist()
