@@ -33,7 +33,8 @@ NOTES = (
     "“told” is an attacker who is told which example each step took, as no server is. "
     "“found” counts examples whose label is called RECOVERED, “false” those of them that are off "
     "by 1e-2 or more, and images that are claimed and below 50 dB. An image that wasn't found "
-    "counts as minus infinity.",
+    "counts as minus infinity. “masks that change” is the share of the pairs of an example and a "
+    "hidden unit whose mask isn't the same at all steps, measured on the client.",
     "“naive > 20 dB” counts images of more than 20 dB, claimed or not, that the same two attacks "
     "find in the update over lr times steps, taken for the gradient of one step of all examples. "
     "Published for several steps, with success from 20 dB: more than 45 % of the images at ten "
@@ -101,7 +102,7 @@ CELLS = (
     replace(BASE, bias=True),
     replace(BASE, lr=0.01),
     replace(BASE, source="photos"),
-    replace(BASE, source="photos", lr=0.01),
+    *(replace(BASE, source="photos", lr=lr) for lr in (0.05, 0.03, 0.01)),
     replace(BASE, source="photos", examples=8),
     replace(BASE, init="he"),
     replace(BASE, momentum=0.9),
@@ -127,12 +128,14 @@ class Outcome:
     Args:
         scores: of the attacks.
         naive: images above 20 dB that a single step of all examples explains.
+        masks: share of (example, unit) pairs whose mask changes on the way.
         seconds: of both attacks, on one thread.
         reason: of the label attack.
     """
 
     scores: Scores
     naive: int
+    masks: float
     seconds: float
     reason: str
 
@@ -159,7 +162,8 @@ def attack(cell: Cell, seed: int) -> Outcome:
     seconds = time.process_time() - started
     naive = score_batch(*answers(as_one_step(leak), seed), images, labels)
     scores = score_batch(*found, images, labels)
-    return Outcome(scores, int((naive.psnr > NAIVE_DB).sum()), seconds, found[0].reason or "")
+    above = int((naive.psnr > NAIVE_DB).sum())
+    return Outcome(scores, above, changed_masks(client), seconds, found[0].reason or "")
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,6 +226,23 @@ def _trained(
     return tuple(path)
 
 
+def changed_masks(client: Client) -> float:
+    """Return the share of (example, unit) pairs whose mask isn't the same at all steps."""
+    changed: list[Tensor] = []
+    masks: list[Tensor] | None = None
+    for at in (client.leak.model, *client.path):
+        now, value = [], client.images
+        with torch.no_grad():
+            for layer in at.children():
+                value = layer(value)
+                if isinstance(layer, nn.ReLU):
+                    now.append((value > 0).flatten())
+        if masks is None:
+            masks, changed = now, [torch.zeros_like(mask) for mask in now]
+        changed = [c | (m != n) for c, m, n in zip(changed, masks, now, strict=True)]
+    return float(torch.cat(changed).double().mean())
+
+
 def as_one_step(leak: GradientLeak) -> GradientLeak:
     """Return the mean of the steps' gradients, as if it were that of one step of all examples."""
     steps = leak.local_steps
@@ -257,6 +278,7 @@ def _row(cell: Cell, outcomes: Sequence[Outcome]) -> dict[str, object]:
         "labels < 1e-3": sum(s.strict for s in scores),
         "false": sum(s.false for s in scores),
         "naive > 20 dB": sum(outcome.naive for outcome in outcomes),
+        "masks that change": f"{sum(one.masks for one in outcomes) / len(outcomes):.1%}",
         "label_worst": f"{error.max():.1g}",
         "psnr_median_db": f"{shown_median(psnr):.1f}",
         "psnr_worst_db": f"{psnr.min():.1f}",

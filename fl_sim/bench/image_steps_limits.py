@@ -17,7 +17,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fl_sim.bench.image_steps import FIRST_SEED, Cell, Client, answers, trained_client
+from fl_sim.bench.image_steps import FIRST_SEED, Cell, answers, changed_masks, trained_client
 from fl_sim.bench.scores import score_batch, shown_median
 from fl_sim.report.drawing import MUTED, plot, share_axis
 
@@ -79,23 +79,6 @@ def rows(*, quick: bool, seed: int) -> Iterator[dict[str, Any]]:
     for line in LINES[:1] if quick else LINES:
         for value in line.values[:2] if quick else line.values:
             yield _row(line, value, seed, 1 if quick else SEEDS)
-
-
-def changed_masks(client: Client) -> float:
-    """Return the share of (example, unit) pairs whose mask isn't the same at all steps."""
-    changed: list[torch.Tensor] = []
-    masks: list[torch.Tensor] | None = None
-    for at in (client.leak.model, *client.path):
-        now, value = [], client.images
-        with torch.no_grad():
-            for layer in at.children():
-                value = layer(value)
-                if isinstance(layer, torch.nn.ReLU):
-                    now.append((value > 0).flatten())
-        if masks is None:
-            masks, changed = now, [torch.zeros_like(mask) for mask in now]
-        changed = [c | (m != n) for c, m, n in zip(changed, masks, now, strict=True)]
-    return float(torch.cat(changed).double().mean())
 
 
 def _row(line: Line, value: float, seed: int, seeds: int) -> dict[str, Any]:

@@ -97,7 +97,9 @@ def test_a_row_says_what_it_changes_and_counts_the_missing() -> None:
     lost = torch.tensor([-torch.inf, 130.0, 140.0], dtype=torch.float64)
     error = torch.tensor([torch.inf, 1e-6, 1e-7], dtype=torch.float64)
     scores = Scores(2, 2, 0, torch.zeros(3, 1, 2, 2), error, lost, lost)
-    row = _row(replace(BASE, examples=3, widths=(64, 32)), [Outcome(scores, 1, 1.5, "one less")])
+    row = _row(
+        replace(BASE, examples=3, widths=(64, 32)), [Outcome(scores, 1, 0.5, 1.5, "one less")]
+    )
     assert row["cell"] == "examples 3, widths 64-32"
     assert (row["examples"], row["found"], row["naive > 20 dB"]) == (3, 2, 1)
     assert (row["psnr_median_db"], row["psnr_worst_db"]) == ("130.0", "-inf")

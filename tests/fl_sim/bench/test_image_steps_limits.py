@@ -7,8 +7,8 @@ import dataclasses
 
 import torch
 
-from fl_sim.bench.image_steps import Cell, trained_client
-from fl_sim.bench.image_steps_limits import LINES, changed_masks, figure, rows
+from fl_sim.bench.image_steps import Cell, changed_masks, trained_client
+from fl_sim.bench.image_steps_limits import LINES, figure, rows
 
 
 def test_a_line_changes_one_number() -> None:
