@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -48,6 +48,7 @@ class Auto(ImageAttack):
     Args:
         iterations: of the search, at least 1.
         restarts: of the search, at least 1.
+        device: of the search: "auto", a GPU where there is one, "cpu", "cuda", "cuda:N" or "mps".
 
     Raises:
         ValueError: a value is out of its range.
@@ -59,6 +60,7 @@ class Auto(ImageAttack):
     reach: ClassVar[str] = "whatever one of the others works on"
     iterations: int = 4800
     restarts: int = 1
+    device: str = "auto"
 
     is_long: ClassVar[bool] = True
 
@@ -113,10 +115,14 @@ class Auto(ImageAttack):
         return start
 
     def _searches(self) -> dict[str, InvertingGradients]:
-        long, starts = self.iterations, self.restarts
+        shared: dict[str, Any] = {
+            "iterations": self.iterations,
+            "restarts": self.restarts,
+            "device": self.device,
+        }
         return {
-            "feature-matching": FeatureMatching(iterations=long, restarts=starts, labels="given"),
-            "inverting-gradients": InvertingGradients(iterations=long, restarts=starts),
+            "feature-matching": FeatureMatching(**shared, labels="given"),
+            "inverting-gradients": InvertingGradients(**shared),
         }
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention, unfold
 
 from attacks import ExampleLabel, GradientLeak, LabelRecovery, NotApplicable, Status
+from attacks.images.auto import Auto
 from attacks.images.gradinversion import GradInversion
 from attacks.images.inverting_gradients import InvertingGradients
 from attacks.matching.evaluation import Given, Problem, evaluation_of, traced
@@ -213,8 +214,9 @@ def test_clients_of_several_steps_are_each_taken_by_their_own_update(local: Loca
     ids=["no name", "not there"],
 )
 def test_a_device_is_one_that_is_there(options: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence):
-        InvertingGradients(**options)
+    for attack in (InvertingGradients, Auto):
+        with pytest.raises(ValueError, match=sentence):
+            attack(**options)
 
 
 class Attention(nn.Module):
