@@ -33,8 +33,8 @@ class DLG(GradientMatching):
     Further arguments, and what an answer says: those of `GradientMatching`.
 
     Args:
-        iterations: gradient evaluations of a start; the paper's 300 calls of PyTorch's L-BFGS are
-            up to 6,000 of them.
+        iterations: gradient evaluations of a start: the paper's 300 calls of PyTorch's L-BFGS are
+            up to as many.
         memory: pairs of steps that L-BFGS keeps, at least 1.
         lr: length of its steps, above 0.
 
@@ -44,7 +44,7 @@ class DLG(GradientMatching):
 
     reach: ClassVar[str] = "any network; small images, small batches"
     is_boxed: ClassVar[bool] = False
-    iterations: int = 1200
+    iterations: int = 6000
     restarts: int = 4
     precision: Precision = "float64"
     memory: int = 100

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -21,19 +21,17 @@ from fl_sim.bench.matching import (
     Victim,
     difference,
     known,
-    misfit,
     psnrs,
     score_columns,
     seeded,
     together,
     victims_of,
 )
+from fl_sim.bench.matching_restarts import MATCHED, best_by_start
 from fl_sim.bench.plain_loop import plain_search
 from fl_sim.bench.victims import initial_weights
 
 TITLE = "How good images by gradient matching are at equal iterations, beside other programs"
-MISFIT = 3e-3
-"""Of the gradient, relative to its size: DLG takes no further start where a start ends below it."""
 NOTES = (
     "Photographs of 32×32 pixels with smoothed labels, which are given; ten classes, the last "
     "layer without a bias, the float32 gradient of one example, no noise, untrained networks.",
@@ -42,7 +40,7 @@ NOTES = (
     "of iterations, far fewer than the papers' (4,800 and 24,000). `difference` is the mean of "
     "PSNR minus the plain loop's, paired by image, with its 95 % interval (Student's t).",
     "DLG, in float32, takes starts one after another, as many as the row says at most, until the "
-    f"gradient is matched to {MISFIT:g} of its size, which is the attack's own measure; of all "
+    f"gradient is matched to {MATCHED:g} of its size, which is the attack's own measure; of all "
     "starts the one that matches it best counts. `iterations` are of a start; `evaluations` those "
     "of gradients for an image, all starts together, in the mean.",
     "`r-gap` and `relu-fit` are the exact attacks on these networks; they start from the label and "
@@ -139,38 +137,17 @@ def _ways(
             for leak in leaks
         ]
 
+    def in_turn() -> list[Reconstruction]:
+        attack = DLG(iterations=budget.dlg, restarts=1, patience=100, precision="float32")
+        *_, found = best_by_start(attack, victims, budget.starts)
+        return found
+
     others = {"IG, breaching": (breaching, budget.ig)} if has_breaching() else {}
     name = "r-gap" if network == "lenet" else "relu-fit"
     return {
         "IG, plain loop": (plain, budget.ig),
         **others,
         "IG": (lambda: together(ig, leaks, labels), budget.ig),
-        f"DLG, up to {budget.starts} starts": (lambda: dlg_in_turn(victims, budget), budget.dlg),
+        f"DLG, up to {budget.starts} starts": (in_turn, budget.dlg),
         name: (exactly, "–"),
     }
-
-
-def dlg_in_turn(victims: Sequence[Victim], budget: Budget) -> list[Reconstruction]:
-    """Attack by DLG, and once more whom a start didn't match; the best match of each counts."""
-    attack = DLG(iterations=budget.dlg, restarts=1, patience=100, precision="float32")
-    best: list[Reconstruction | None] = [None] * len(victims)
-    spent = [0] * len(victims)
-    generators = [seeded(number) for number in range(len(victims))]
-    for _ in range(budget.starts):
-        left = [n for n, one in enumerate(best) if one is None or misfit(one) > MISFIT]
-        if not left:
-            break
-        found = attack.together(
-            [victims[n].leak for n in left],
-            [known(victims[n].labels) for n in left],
-            [generators[n] for n in left],
-        )
-        for n, one in zip(left, found, strict=True):
-            spent[n] += one.gradient_evaluations or 0
-            kept = best[n]
-            best[n] = one if kept is None or misfit(one) < misfit(kept) else kept
-    return [
-        replace(one, gradient_evaluations=count)
-        for one, count in zip(best, spent, strict=True)
-        if one is not None
-    ]
