@@ -28,7 +28,7 @@ import torch
 from attacks.answers import LabelRecovery, Status
 from attacks.batch.recover import split_batch
 from attacks.batch.second_example import one_example, without_second_example
-from attacks.facts import LABELS, LOSSES, SIZES, Fact, Quantized, SignsOnly
+from attacks.facts import LABELS, LOSSES, SIZES, Decaying, Fact, Quantized, SignsOnly
 from attacks.lost.completed import completed, with_doubt
 from attacks.masks.all_layers import with_all_layers
 from attacks.masks.common_factor import Solve
@@ -45,6 +45,7 @@ from attacks.one_example.verdict import Tried, decide
 from attacks.one_example.view import View, view_few
 from attacks.rounds.answer import labels_of_rounds
 from attacks.rounds.known_noise import with_noise_known
+from attacks.rounds.unperturbed import without_perturbed
 from attacks.types import GradientLeak, LabelAttack, NotApplicable
 from attacks.unrolled.answer import labels_of_steps
 from attacks.unrolled.replay import replay
@@ -126,7 +127,10 @@ class SoftLabelRecovery(LabelAttack):
         "chain of convolutions"
     )
     combines_rounds: ClassVar[bool] = True
-    uses: ClassVar[tuple[type[Fact], ...]] = (*LABELS, *SIZES, *LOSSES, Quantized, SignsOnly)
+    uses: ClassVar[tuple[type[Fact], ...]] = (
+        *(*LABELS, *SIZES, *LOSSES),
+        *(Quantized, SignsOnly, Decaying),
+    )
     tolerance: float = 1e-2
 
     def __post_init__(self) -> None:
@@ -136,6 +140,7 @@ class SoftLabelRecovery(LabelAttack):
     def recover(self, leak: GradientLeak, generator: torch.Generator) -> LabelRecovery:
         """Split the gradient into its examples' problems, and solve each."""
         require_values(leak)
+        leak = without_perturbed(leak)
         if leak.earlier is not None:
             return labels_of_rounds(leak, tolerance=self.tolerance)
         return with_noise_known(
