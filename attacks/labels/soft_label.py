@@ -28,7 +28,8 @@ import torch
 from attacks.answers import LabelRecovery, Status
 from attacks.batch.recover import split_batch
 from attacks.batch.second_example import one_example, without_second_example
-from attacks.facts import LABELS, LOSSES, SIZES, Decaying, Fact, Quantized, SignsOnly
+from attacks.bottleneck.answer import has_bottleneck, labels_behind_bottleneck
+from attacks.facts import LABELS, LOSSES, SIZES, Bottleneck, Decaying, Fact, Quantized, SignsOnly
 from attacks.lost.completed import completed, with_doubt
 from attacks.masks.all_layers import with_all_layers
 from attacks.masks.common_factor import Solve
@@ -52,6 +53,7 @@ from attacks.unrolled.replay import replay
 from attacks.victim.gradients import Array
 from attacks.victim.network import Network
 from attacks.victim.require import require_values
+from attacks.ways import best_of
 
 WIDEST_BAR = 0.2
 """Error bar of a label by the last layer alone beyond which other layers don't settle it: they tell
@@ -99,6 +101,9 @@ class SoftLabelRecovery(LabelAttack):
     So are several steps on one example through convolutions (`attacks.unrolled.one_image`).
     The feature is that at the weights the client started from.
 
+    Behind a variational bottleneck that is told, the layers before it show the examples, and what
+    was drawn for each: see `attacks.bottleneck`. No augmentation is detected then.
+
     Of an update of which signs alone were sent, and that is told, one example's class is shown.
 
     Of a leak with `earlier` rounds, all of them are taken together: see `attacks.rounds`. Labels
@@ -129,7 +134,7 @@ class SoftLabelRecovery(LabelAttack):
     combines_rounds: ClassVar[bool] = True
     uses: ClassVar[tuple[type[Fact], ...]] = (
         *(*LABELS, *SIZES, *LOSSES),
-        *(Quantized, SignsOnly, Decaying),
+        *(Quantized, SignsOnly, Decaying, Bottleneck),
     )
     tolerance: float = 1e-2
 
@@ -152,6 +157,11 @@ class SoftLabelRecovery(LabelAttack):
     def _of_one_round(self, leak: GradientLeak, generator: torch.Generator) -> LabelRecovery:
         if shows_signs(leak):
             return label_of_signs(leak, Network.of(leak))
+        if has_bottleneck(leak):
+            return best_of(
+                lambda: labels_behind_bottleneck(leak, tolerance=self.tolerance),
+                lambda: self._of_whole(leak, generator),
+            )
         completion = completed(leak, generator)
         found = self._of_whole(completion.leak, generator)
         if not len(completion.errors):

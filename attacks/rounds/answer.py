@@ -29,10 +29,10 @@ from attacks.rounds.problem import Rounds
 from attacks.rounds.refine import MOST_ERROR_OF_INPUTS, Fitted, fit, free_labels
 from attacks.rounds.start import rough_examples
 from attacks.types import GradientLeak
-from attacks.unrolled.answer import STRAYS, order_of
+from attacks.unrolled.answer import order_of
 from attacks.victim.kept import kept_with
 from attacks.victim.network import Network
-from attacks.victim.pixel_map import PixelMap, range_of
+from attacks.victim.pixel_map import STRAYS, PixelMap, range_of
 
 MOST_MISFIT_OF_ROUNDS = 6.0
 """Misfit of the right examples, at most; see `Rest`."""
