@@ -29,6 +29,7 @@ from attacks.answers import LabelRecovery, Status
 from attacks.batch.recover import split_batch
 from attacks.batch.second_example import one_example, without_second_example
 from attacks.bottleneck.answer import has_bottleneck, labels_behind_bottleneck
+from attacks.counts.signs import labels_by_sign_counts
 from attacks.facts import LABELS, LOSSES, SIZES, Bottleneck, Decaying, Fact, Quantized, SignsOnly
 from attacks.lost.completed import completed, with_doubt
 from attacks.masks.all_layers import with_all_layers
@@ -104,7 +105,8 @@ class SoftLabelRecovery(LabelAttack):
     Behind a variational bottleneck that is told, the layers before it show the examples, and what
     was drawn for each: see `attacks.bottleneck`. No augmentation is detected then.
 
-    Of an update of which signs alone were sent, and that is told, one example's class is shown.
+    Of an update of which signs alone were sent, and that is told, one example's class is shown, and
+    of a batch how many there are of each, before training (`attacks.counts.signs`).
 
     Of a leak with `earlier` rounds, all of them are taken together: see `attacks.rounds`. Labels
     are then free, sums of 1, and no augmentation is detected; the feature is the latest round's.
@@ -156,7 +158,8 @@ class SoftLabelRecovery(LabelAttack):
 
     def _of_one_round(self, leak: GradientLeak, generator: torch.Generator) -> LabelRecovery:
         if shows_signs(leak):
-            return label_of_signs(leak, Network.of(leak))
+            of_signs = label_of_signs if leak.batch_size == 1 else labels_by_sign_counts
+            return of_signs(leak, Network.of(leak))
         if has_bottleneck(leak):
             return best_of(
                 lambda: labels_behind_bottleneck(leak, tolerance=self.tolerance),
