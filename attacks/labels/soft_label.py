@@ -103,7 +103,7 @@ class SoftLabelRecovery(LabelAttack):
     The feature is that at the weights the client started from.
 
     Behind a variational bottleneck that is told, the layers before it show the examples, and what
-    was drawn for each: see `attacks.bottleneck`. No augmentation is detected then.
+    was drawn for each: see `attacks.bottleneck`. No augmentation is detected of a batch then.
 
     Of an update of which signs alone were sent, and that is told, one example's class is shown, and
     of a batch how many there are of each, before training (`attacks.counts.signs`).
@@ -161,10 +161,11 @@ class SoftLabelRecovery(LabelAttack):
             of_signs = label_of_signs if leak.batch_size == 1 else labels_by_sign_counts
             return of_signs(leak, Network.of(leak))
         if has_bottleneck(leak):
-            return best_of(
+            ways = (
                 lambda: labels_behind_bottleneck(leak, tolerance=self.tolerance),
                 lambda: self._of_whole(leak, generator),
             )
+            return best_of(*(ways if leak.batch_size != 1 else ways[::-1]))
         completion = completed(leak, generator)
         found = self._of_whole(completion.leak, generator)
         if not len(completion.errors):

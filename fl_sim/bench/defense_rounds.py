@@ -26,9 +26,9 @@ from fl_sim.leakage.image_scores import is_identified
 from fl_sim.privacy import epsilon
 from fl_sim.seeds import numpy_generator, seed_for, seeded_layers, torch_generator
 
-ROUNDS, NOISES = (1, 4, 16), (0.3, 1.0, 3.0)
+ROUNDS, NOISES = (1, 4, 16, 64), (0.3, 1.0, 3.0, 10.0)
 """R, and the noise's standard deviation in root mean squares of an update of the norm C."""
-SEEDS, CLIENTS, EXAMPLES, LR, CLIPPING_NORM = 3, 4, 8, 0.01, 0.05
+SEEDS, CLIENTS, EXAMPLES, LR, CLIPPING_NORM = 6, 4, 8, 0.01, 0.05
 WIDTHS = (784, 512, 10)
 LEVELS_DB = (20, 30, 50)
 ATTACKERS = ("one round", "all rounds")

@@ -46,10 +46,9 @@ DEFENSES: dict[str, tuple[Stage, ...]] = {
     "gradient-clipping": tuple({"clipping_norm": c} for c in (4.0, 1.0, 0.1)),
     "learning-rate-noise": tuple({"low": 1 / f, "high": f} for f in (1.25, 2.0, 8.0)),
     "soteria": tuple({"pruning_rate": r} for r in (0.1, 0.4, 0.8)),
-    "outpost": tuple(
-        {"sparsity": s, "noise": n} | more
-        for more in ({}, {"rounds": ROUNDS})
-        for s, n in ((0.5, 0.1), (0.8, 0.8), (0.9, 4.0))
+    "outpost": (
+        *({"sparsity": s, "noise": n} for s, n in ((0.5, 0.1), (0.8, 0.8), (0.9, 4.0))),
+        {"sparsity": 0.8, "noise": 0.8, "rounds": ROUNDS},
     ),
     "pruning": tuple({"sparsity": s} for s in (0.5, 0.8, 0.95)),
     "quantization": tuple({"levels": s} for s in (4096, 256, 16)),
