@@ -34,6 +34,10 @@ NOTES = (
     f"other in round {ROUNDS}; who knows that takes a round that went unperturbed, which the rank "
     "of its gradients shows, and leaves out the others. So does, unaware, who attacks each round "
     "by itself: an answer vouches for itself.",
+    "Behind `precode` it decides that hidden layers with a ReLU stand before its encoder, and that "
+    "this has a bias: they show inputs and their scale, whatever is drawn behind. Labels of `sign` "
+    f"at B = {max(CLIENTS)} count each class, unclaimed and in no order, before training; they are "
+    "paired with the examples that they fit.",
 )
 DEFENSES: dict[str, tuple[Stage, ...]] = {
     "none": ({},),
