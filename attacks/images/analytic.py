@@ -17,7 +17,7 @@ Several steps that `attacks.unrolled` repeats have their own test, and ask no la
 several rounds that `attacks.rounds` takes together; of rounds of which a defense is told to perturb
 some alone, one that it didn't is taken by itself.
 
-Behind a variational bottleneck the layers before it show the images: `attacks.bottleneck`.
+Behind a variational bottleneck the layers before it show the images: `attacks.variational`.
 
 An image that went through `attacks.dense.image_check` is claimed, whatever label attack came
 before.
@@ -33,7 +33,6 @@ from torch import Tensor
 
 from attacks.answers import ExampleImage, LabelRecovery, Reconstruction, Status, known
 from attacks.batch.second_example import second_example
-from attacks.bottleneck.answer import has_bottleneck, images_behind_bottleneck
 from attacks.dense.descent import by_chain, by_shortcut, statuses_of, through_dropout
 from attacks.dense.dropout import is_behind_relus
 from attacks.dense.image_check import check_images
@@ -47,6 +46,7 @@ from attacks.rounds.unperturbed import without_perturbed
 from attacks.types import GradientLeak, ImageAttack, NotApplicable
 from attacks.unrolled.answer import images_of_steps
 from attacks.unrolled.one_image import require_no_convolution
+from attacks.variational.answer import has_bottleneck, images_behind_bottleneck
 from attacks.victim.network import Network
 from attacks.victim.pixel_map import STRAYS, PixelMap, range_of
 from attacks.victim.require import require_known_layers, require_values

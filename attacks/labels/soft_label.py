@@ -28,7 +28,6 @@ import torch
 from attacks.answers import LabelRecovery, Status
 from attacks.batch.recover import split_batch
 from attacks.batch.second_example import one_example, without_second_example
-from attacks.bottleneck.answer import has_bottleneck, labels_behind_bottleneck
 from attacks.counts.signs import labels_by_sign_counts
 from attacks.facts import LABELS, LOSSES, SIZES, Bottleneck, Decaying, Fact, Quantized, SignsOnly
 from attacks.lost.completed import completed, with_doubt
@@ -51,6 +50,7 @@ from attacks.rounds.unperturbed import without_perturbed
 from attacks.types import GradientLeak, LabelAttack, NotApplicable
 from attacks.unrolled.answer import labels_of_steps
 from attacks.unrolled.replay import replay
+from attacks.variational.answer import has_bottleneck, labels_behind_bottleneck
 from attacks.victim.gradients import Array
 from attacks.victim.network import Network
 from attacks.victim.require import require_values
@@ -103,7 +103,7 @@ class SoftLabelRecovery(LabelAttack):
     The feature is that at the weights the client started from.
 
     Behind a variational bottleneck that is told, the layers before it show the examples, and what
-    was drawn for each: see `attacks.bottleneck`. No augmentation is detected of a batch then.
+    was drawn for each: see `attacks.variational`. No augmentation is detected of a batch then.
 
     Of an update of which signs alone were sent, and that is told, one example's class is shown, and
     of a batch how many there are of each, before training (`attacks.counts.signs`).

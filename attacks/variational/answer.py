@@ -13,13 +13,13 @@ from dataclasses import dataclass
 import torch
 
 from attacks.answers import ExampleImage, ExampleLabel, LabelRecovery, Reconstruction, Status, known
-from attacks.bottleneck.draws import Drawn, drawn_of
-from attacks.bottleneck.examples import Bottlenecked, examples_below
 from attacks.facts import Bottleneck
 from attacks.masks.examples import WRONG_SHARE, Examples, Parts
 from attacks.numerics.least_squares import BAR
 from attacks.numerics.rms import row_rms
 from attacks.types import GradientLeak, NotApplicable
+from attacks.variational.draws import Drawn, drawn_of
+from attacks.variational.examples import Bottlenecked, examples_below
 from attacks.victim.kept import kept_with
 from attacks.victim.network import Network
 from attacks.victim.pixel_map import STRAYS, PixelMap, range_of

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from attacks.bottleneck.examples import Bottlenecked
 from attacks.masks.equation import sums_of_zero
 from attacks.masks.examples import Examples
 from attacks.numerics.softmax import softmax
 from attacks.types import NotApplicable
+from attacks.variational.examples import Bottlenecked
 from attacks.victim.gradients import Array
 
 SPARE_VARIABLES = 3
