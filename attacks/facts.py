@@ -151,13 +151,15 @@ class DroppedUnits(Fact):
 
 @dataclass(frozen=True)
 class Bottleneck(Fact):
-    """A layer that draws stands in front of the last one.
+    """A variational bottleneck, which draws, stands in front of the last layer.
 
     Args:
-        size: its variables.
+        size: k, its variables.
+        beta: weight of the Kullback-Leibler divergence in the loss.
     """
 
     size: int
+    beta: float
 
 
 @dataclass(frozen=True)

@@ -105,5 +105,5 @@ class Precode(Defense):
         return changed
 
     def facts(self) -> tuple[Fact, ...]:
-        """Tell that there is a bottleneck; the network shows it anyway."""
-        return (Bottleneck(self.size),)
+        """Tell that there is a bottleneck, which the network shows anyway, and its loss."""
+        return (Bottleneck(self.size, self.beta),)

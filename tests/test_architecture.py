@@ -90,6 +90,7 @@ ROOMS = {
     "dense": {"", "numerics", "victim"},
     "convolution": {"", "numerics", "victim", "dense"},
     "masks": {"", "numerics", "victim", "one_example", "batch", "dense"},
+    "variational": {"", "numerics", "victim", "dense", "masks"},
     "lost": {"", "numerics", "victim", "dense", "masks"},
     "matching": {"", "numerics", "victim"},
     "unrolled": {
@@ -98,11 +99,11 @@ ROOMS = {
     "rounds": {"", "numerics", "victim", "dense", "masks", "unrolled"},
     "labels": {
         *("", "numerics", "victim", "one_example", "batch", "counts", "dense", "masks", "unrolled"),
-        *("lost", "rounds"),
+        *("lost", "rounds", "variational"),
     },
     "images": {
         *("", "numerics", "victim", "batch", "dense", "convolution", "unrolled", "matching"),
-        *("lost", "rounds"),
+        *("lost", "rounds", "variational"),
     },
 }
 """What each room of `attacks` may import from, beside itself; "" is the package's own files."""

@@ -18,14 +18,13 @@ from attacks.one_example.problem import Problem
 from attacks.types import GradientLeak, NotApplicable
 from attacks.victim.gradients import has_layer_gradient
 from attacks.victim.network import Network, parameter_name
+from attacks.victim.rank import CLEARLY, largest_of_rounding
 
 ROWS = 64
 """Rows of a layer's gradient that are looked at, the largest."""
 ALIKE, BEYOND_NOISE = 0.5, 1.5
 """Share of what is left that a second example's own direction holds: at least, and in units of what
 noise gives its largest direction."""
-CLEARLY = 3.0
-"""By how much it is larger than noise and rounding explain: the latter is known roughly."""
 
 
 def one_example(leak: GradientLeak, network: Network) -> Problem | None:
@@ -100,8 +99,7 @@ def _has_rank_two(leak: GradientLeak, name: str) -> bool:
     if len(values) < 3:
         return False
     variance = leak.rounding(name, chosen).square().numpy()
-    by_row, by_column = variance.sum(axis=1).max(), variance.sum(axis=0).max()
-    largest = np.sqrt(by_row) + np.sqrt(by_column) + 5 * np.sqrt(variance.max())
+    largest = largest_of_rounding(variance)
     height, width = len(values) - 1, rows.shape[1] - 1
     share = (np.sqrt(height) + np.sqrt(width)) ** 2 / (height * width)
     alike = max(ALIKE, BEYOND_NOISE * share) * float(np.square(values[1:]).sum())

@@ -27,11 +27,13 @@ class FullyConnected:
         layers: from the image to the logits, at least one.
         activations: behind each layer but the last.
         kept: share of their outputs that the client's dropout left; empty where there was none.
+        ends_in_logits: whether the last layer's outputs are logits, whose errors sum to 0.
     """
 
     layers: tuple[Layer, ...]
     activations: tuple[Activation, ...]
     kept: tuple[float, ...] = ()
+    ends_in_logits: bool = True
 
     @classmethod
     def of(
@@ -65,14 +67,21 @@ class FullyConnected:
 
     @classmethod
     def above(
-        cls, leak: GradientLeak, network: Network, first: str, *, may_vanish: bool = False
+        cls,
+        leak: GradientLeak,
+        network: Network,
+        first: str,
+        last: str | None = None,
+        *,
+        may_vanish: bool = False,
     ) -> FullyConnected:
-        """Take the part of a network from one linear layer to the logits.
+        """Take the part of a network from one linear layer to the logits, or to another layer.
 
         Args:
             leak: whose gradients the layers get.
             network: a view of its model.
             first: the layer's name.
+            last: the other one's; None: the one whose outputs are the logits.
             may_vanish: whether a layer's gradient may be zero.
 
         Raises:
@@ -80,14 +89,16 @@ class FullyConnected:
                 gradient is missing, not finite, or zero.
         """
         calls = network.trace
-        calls = calls[next(i for i, call in enumerate(calls) if call.name == first) :]
+        names = [call.name for call in calls]
+        end = len(calls) if last is None else names.index(last) + 1
+        calls = calls[names.index(first) : end]
         odd = next((c.name for c in calls if c.name not in network.flat), None)
         if odd is not None or any(network.runs[call.name] > 1 for call in calls):
             raise NotApplicable(f"above {first!r} the network isn't a chain of linear layers")
         activations = tuple(_activation(one, after) for one, after in pairwise(calls))
         kept = tuple(call.kept for call in calls[1:]) if leak.mode == "train" else ()
         layers = tuple(Layer.of(leak, network, c.name, may_vanish=may_vanish) for c in calls)
-        chain = cls(layers, activations, kept)
+        chain = cls(layers, activations, kept, ends_in_logits=last is None)
         logits = chain.forward(as_double(calls[0].given))[-1]
         if not np.allclose(logits, as_double(calls[-1].output), 1e-9, 1e-9):
             raise NotApplicable("the network isn't a chain of its linear layers")
@@ -129,7 +140,12 @@ class FullyConnected:
 
     def above_layer(self, index: int) -> FullyConnected:
         """Return the part from the layer with that index on."""
-        return FullyConnected(self.layers[index:], self.activations[index:], self.kept[index:])
+        return dataclasses.replace(
+            self,
+            layers=self.layers[index:],
+            activations=self.activations[index:],
+            kept=self.kept[index:],
+        )
 
 
 def _activation(one: Call, after: Call) -> Activation:

@@ -14,7 +14,10 @@ A batch's images fix the labels' scales again, `attacks.dense.refit`: those of a
 thousandfold more exact than what the last layer alone gives, and so are the images.
 
 Several steps that `attacks.unrolled` repeats have their own test, and ask no label attack; nor do
-several rounds that `attacks.rounds` takes together.
+several rounds that `attacks.rounds` takes together; of rounds of which a defense is told to perturb
+some alone, one that it didn't is taken by itself.
+
+Behind a variational bottleneck the layers before it show the images: `attacks.variational`.
 
 An image that went through `attacks.dense.image_check` is claimed, whatever label attack came
 before.
@@ -34,17 +37,20 @@ from attacks.dense.descent import by_chain, by_shortcut, statuses_of, through_dr
 from attacks.dense.dropout import is_behind_relus
 from attacks.dense.image_check import check_images
 from attacks.dense.shortcut import is_homogeneous
-from attacks.facts import LOSSES, Fact, NoiseMechanism, Quantized
+from attacks.facts import LOSSES, Bottleneck, Decaying, Fact, NoiseMechanism, Quantized
 from attacks.lost.completed import completed
 from attacks.numerics.rms import row_rms
 from attacks.rounds.answer import images_of_rounds
 from attacks.rounds.known_noise import with_noise_known
+from attacks.rounds.unperturbed import without_perturbed
 from attacks.types import GradientLeak, ImageAttack, NotApplicable
-from attacks.unrolled.answer import STRAYS, images_of_steps
+from attacks.unrolled.answer import images_of_steps
 from attacks.unrolled.one_image import require_no_convolution
+from attacks.variational.answer import has_bottleneck, images_behind_bottleneck
 from attacks.victim.network import Network
-from attacks.victim.pixel_map import PixelMap, range_of
+from attacks.victim.pixel_map import STRAYS, PixelMap, range_of
 from attacks.victim.require import require_known_layers, require_values
+from attacks.ways import best_of
 
 Route = Literal["auto", "shortcut", "chain"]
 HOPELESS = 0.5
@@ -91,7 +97,10 @@ class AnalyticInversion(ImageAttack):
         "steps or epochs"
     )
     combines_rounds: ClassVar[bool] = True
-    uses: ClassVar[tuple[type[Fact], ...]] = (*LOSSES, NoiseMechanism, Quantized)
+    uses: ClassVar[tuple[type[Fact], ...]] = (
+        *LOSSES,
+        *(NoiseMechanism, Quantized, Decaying, Bottleneck),
+    )
     tolerance: float = 10 ** (-50 / 20)
     route: Route = "auto"
 
@@ -106,6 +115,7 @@ class AnalyticInversion(ImageAttack):
     ) -> Reconstruction:
         """Recover the first layer's inputs and undo what stands before it."""
         require_values(leak)
+        leak = without_perturbed(leak)
 
         def by_likelihood() -> Reconstruction:
             return images_of_rounds(leak, Network.of(leak), labels, tolerance=self.tolerance)
@@ -117,6 +127,16 @@ class AnalyticInversion(ImageAttack):
         )
 
     def _of_one_round(
+        self, leak: GradientLeak, labels: LabelRecovery, generator: torch.Generator
+    ) -> Reconstruction:
+        if not has_bottleneck(leak):
+            return self._of_layers(leak, labels, generator)
+        return best_of(
+            lambda: images_behind_bottleneck(leak, tolerance=self.tolerance),
+            lambda: self._of_layers(leak, labels, generator),
+        )
+
+    def _of_layers(
         self, leak: GradientLeak, labels: LabelRecovery, generator: torch.Generator
     ) -> Reconstruction:
         completion = completed(leak, generator)

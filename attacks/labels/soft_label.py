@@ -28,7 +28,8 @@ import torch
 from attacks.answers import LabelRecovery, Status
 from attacks.batch.recover import split_batch
 from attacks.batch.second_example import one_example, without_second_example
-from attacks.facts import LABELS, LOSSES, SIZES, Fact, Quantized, SignsOnly
+from attacks.counts.signs import labels_by_sign_counts
+from attacks.facts import LABELS, LOSSES, SIZES, Bottleneck, Decaying, Fact, Quantized, SignsOnly
 from attacks.lost.completed import completed, with_doubt
 from attacks.masks.all_layers import with_all_layers
 from attacks.masks.common_factor import Solve
@@ -45,12 +46,15 @@ from attacks.one_example.verdict import Tried, decide
 from attacks.one_example.view import View, view_few
 from attacks.rounds.answer import labels_of_rounds
 from attacks.rounds.known_noise import with_noise_known
+from attacks.rounds.unperturbed import without_perturbed
 from attacks.types import GradientLeak, LabelAttack, NotApplicable
 from attacks.unrolled.answer import labels_of_steps
 from attacks.unrolled.replay import replay
+from attacks.variational.answer import has_bottleneck, labels_behind_bottleneck
 from attacks.victim.gradients import Array
 from attacks.victim.network import Network
 from attacks.victim.require import require_values
+from attacks.ways import best_of
 
 WIDEST_BAR = 0.2
 """Error bar of a label by the last layer alone beyond which other layers don't settle it: they tell
@@ -98,7 +102,11 @@ class SoftLabelRecovery(LabelAttack):
     So are several steps on one example through convolutions (`attacks.unrolled.one_image`).
     The feature is that at the weights the client started from.
 
-    Of an update of which signs alone were sent, and that is told, one example's class is shown.
+    Behind a variational bottleneck that is told, the layers before it show the examples, and what
+    was drawn for each: see `attacks.variational`. No augmentation is detected of a batch then.
+
+    Of an update of which signs alone were sent, and that is told, one example's class is shown, and
+    of a batch how many there are of each, before training (`attacks.counts.signs`).
 
     Of a leak with `earlier` rounds, all of them are taken together: see `attacks.rounds`. Labels
     are then free, sums of 1, and no augmentation is detected; the feature is the latest round's.
@@ -126,7 +134,10 @@ class SoftLabelRecovery(LabelAttack):
         "chain of convolutions"
     )
     combines_rounds: ClassVar[bool] = True
-    uses: ClassVar[tuple[type[Fact], ...]] = (*LABELS, *SIZES, *LOSSES, Quantized, SignsOnly)
+    uses: ClassVar[tuple[type[Fact], ...]] = (
+        *(*LABELS, *SIZES, *LOSSES),
+        *(Quantized, SignsOnly, Decaying, Bottleneck),
+    )
     tolerance: float = 1e-2
 
     def __post_init__(self) -> None:
@@ -136,6 +147,7 @@ class SoftLabelRecovery(LabelAttack):
     def recover(self, leak: GradientLeak, generator: torch.Generator) -> LabelRecovery:
         """Split the gradient into its examples' problems, and solve each."""
         require_values(leak)
+        leak = without_perturbed(leak)
         if leak.earlier is not None:
             return labels_of_rounds(leak, tolerance=self.tolerance)
         return with_noise_known(
@@ -146,7 +158,14 @@ class SoftLabelRecovery(LabelAttack):
 
     def _of_one_round(self, leak: GradientLeak, generator: torch.Generator) -> LabelRecovery:
         if shows_signs(leak):
-            return label_of_signs(leak, Network.of(leak))
+            of_signs = label_of_signs if leak.batch_size == 1 else labels_by_sign_counts
+            return of_signs(leak, Network.of(leak))
+        if has_bottleneck(leak):
+            ways = (
+                lambda: labels_behind_bottleneck(leak, tolerance=self.tolerance),
+                lambda: self._of_whole(leak, generator),
+            )
+            return best_of(*(ways if leak.batch_size != 1 else ways[::-1]))
         completion = completed(leak, generator)
         found = self._of_whole(completion.leak, generator)
         if not len(completion.errors):

@@ -101,7 +101,7 @@ class MaskEquation:
         size = signal_size(values, whitened.shape, told, f"layer {source.name!r}")
         freedom = (len(rows) - size) * (len(columns) - size)
         sigma = float(np.sqrt((values[size:] ** 2).sum() / freedom)) if freedom > 0 else 1.0
-        is_last = index + 2 == len(network.layers)
+        is_last = network.ends_in_logits and index + 2 == len(network.layers)
         is_free = is_last and not is_above_whole
         targets, target_error = handed_down(above, size, live, rows, is_last, is_free)
         found = cls(
@@ -238,7 +238,7 @@ def handed_down(
         is_free: whether its gradient isn't asked: of the last layer's e, sums of 0 are known.
     """
     if is_free:
-        basis, error = _sums_of_zero(len(above.gradient)), 0.0
+        basis, error = sums_of_zero(len(above.gradient)), 0.0
     else:
         basis, error = _space_of(above, size, len(rows), is_last=is_last)
     weighted = (above.weights.T @ basis)[live] / rows[:, None]
@@ -258,11 +258,11 @@ def _space_of(above: Layer, size: int, units: int, *, is_last: bool) -> tuple[Ar
     error = rounding / max(float(values[kept - 1]), 1e-300)
     is_affordable = units >= 2 * SPARE_UNITS * (size + outputs)
     if is_last and (size >= outputs - 1 or (error > CLEAR_RANK and is_affordable)):
-        return _sums_of_zero(outputs), 0.0
+        return sums_of_zero(outputs), 0.0
     return np.asarray(left[:, :kept]), error
 
 
-def _sums_of_zero(count: int) -> Array:
+def sums_of_zero(count: int) -> Array:
     """Return an orthonormal basis (count, count − 1) of the vectors that sum to 0."""
     ones = np.ones((count, 1))
     return np.asarray(np.linalg.qr(np.hstack([ones, np.eye(count)[:, 1:]]))[0][:, 1:])

@@ -29,14 +29,9 @@ def label_of_signs(leak: GradientLeak, network: Network) -> LabelRecovery:
     """Return the label of one example whose gradient's signs were sent.
 
     Raises:
-        NotApplicable: several steps or examples, two classes, or signs that aren't one example's.
+        NotApplicable: several steps, two classes, or signs that aren't one example's.
     """
     require_one_step(leak)
-    if leak.batch_size != 1:
-        raise NotApplicable(
-            "signs of the last layer's gradient show the class of one example, not of "
-            f"{leak.batch_size or 'an unknown number'}: a sum's are no product of signs"
-        )
     rows = _signs_of_rows(leak, network)
     below = np.flatnonzero(rows < 0)
     if len(below) != 1 or not (rows != 0).all():

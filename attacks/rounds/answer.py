@@ -26,18 +26,16 @@ from attacks.numerics.least_squares import BAR
 from attacks.numerics.rms import row_rms
 from attacks.rounds.classes import fit_classes
 from attacks.rounds.problem import Rounds
-from attacks.rounds.refine import Fitted, fit, free_labels
+from attacks.rounds.refine import MOST_ERROR_OF_INPUTS, Fitted, fit, free_labels
 from attacks.rounds.start import rough_examples
 from attacks.types import GradientLeak
-from attacks.unrolled.answer import STRAYS, order_of
+from attacks.unrolled.answer import order_of
 from attacks.victim.kept import kept_with
 from attacks.victim.network import Network
-from attacks.victim.pixel_map import PixelMap, range_of
+from attacks.victim.pixel_map import STRAYS, PixelMap, range_of
 
 MOST_MISFIT_OF_ROUNDS = 6.0
 """Misfit of the right examples, at most; see `Rest`."""
-MOST_ERROR_OF_INPUTS = 0.35
-"""Error of an example's inputs, relative, at which it is believed to be one, at most."""
 SEARCHES = 2
 """Of the search for examples, at most, as long as they leave more than noise."""
 LEAST_OF_DIRECTIONS = 1.0

@@ -7,12 +7,9 @@ what was sent. Other ways, which take a gradient for exact, are asked first: the
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
 
-from attacks.answers import Certainty, LabelRecovery, Reconstruction, Status
-from attacks.types import GradientLeak, NotApplicable
-
-Answer = TypeVar("Answer", LabelRecovery, Reconstruction)
+from attacks.types import GradientLeak
+from attacks.ways import Answer, best_of
 
 
 def is_noise_known(leak: GradientLeak) -> bool:
@@ -34,24 +31,4 @@ def with_noise_known(
     Raises:
         NotApplicable: neither way finds anything.
     """
-    if not is_noise_known(leak):
-        return plain()
-    found, refusals = [], []
-    for way in (plain, by_likelihood):
-        try:
-            answer = way()
-        except NotApplicable as reason:
-            refusals.append(str(reason))
-            continue
-        if answer.status is Status.RECOVERED:
-            return answer
-        found.append(answer)
-    if not found:
-        raise NotApplicable("; ".join(refusals))
-    return max(reversed(found), key=_worth)
-
-
-def _worth(answer: LabelRecovery | Reconstruction) -> tuple[int, ...]:
-    certain = [example.certainty for example in answer.examples]
-    kinds = (Certainty.VOUCHED, Certainty.LIKELY, Certainty.GUESS)
-    return tuple(certain.count(kind) for kind in kinds)
+    return best_of(plain, by_likelihood) if is_noise_known(leak) else plain()

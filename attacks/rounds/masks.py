@@ -97,14 +97,14 @@ class Ways:
         values: each layer's inputs, with the bias's 1 behind them, (R, n, …); the first's, (n, d).
         downs: the loss's derivative by each layer's outputs, (R, n, …), over n.
         first: of the first layer's units.
-        slopes: of these, as they are taken, (R, n, D).
+        slopes: of each layer's activations, as they are taken, (R, n, …).
         sigma: standard deviation of the noise on the first layer's rows, (R, D).
     """
 
     values: list[Array]
     downs: list[Array]
     first: Side
-    slopes: Array
+    slopes: list[Array]
     sigma: Array
 
 
@@ -122,7 +122,7 @@ def ways_of(rounds: Rounds, inputs: Array, labels: Array, error: float, factors:
     chains = [one.chain for one in rounds.each]
     p = softmax(outputs[-1])
     downs = [np.asarray(factors)[:, None, None] * (p - labels) / len(inputs)]
-    side, slopes, sigma = None, np.empty(0), np.empty(0)
+    side, sigma, every = None, np.empty(0), list[Array]()
     for index in reversed(range(len(outputs) - 1)):
         layers = [chain.layers[index] for chain in chains]
         arriving = downs[0] @ np.stack([chain.layers[index + 1].weights for chain in chains])
@@ -143,8 +143,9 @@ def ways_of(rounds: Rounds, inputs: Array, labels: Array, error: float, factors:
         for _ in range(MASK_TURNS):
             slopes = side.turned(slopes, values[index])
         downs.insert(0, arriving * slopes)
+        every.insert(0, slopes)
     assert side is not None
-    return Ways(values, downs, side, slopes, sigma)
+    return Ways(values, downs, side, every, sigma)
 
 
 def _forward(rounds: Rounds, inputs: Array) -> tuple[list[Array], list[Array]]:

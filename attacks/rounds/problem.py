@@ -35,7 +35,7 @@ from attacks.victim.network import Network
 from attacks.victim.pixel_map import PixelMap
 from attacks.victim.require import require_known_layers
 
-GROUPS = 16
+GROUPS = 64
 """Of rounds in a row, at most, each of which is taken as one round."""
 OTHERS_SIGMAS = 6.0
 """By how many standard deviations noise makes a round leave the common space, at most."""

@@ -8,18 +8,22 @@ or, where nobody tells, the c_r that fits best. Damped Gauss-Newton steps (Leven
 the coordinates α of the span and in the labels, with the weights `1 / (1 + (r/s)²)` of a robust fit
 that noise alone hardly touches, s = 3: masks that change on the way are no noise.
 
-The images are fitted outside of the span, too (`whole`), and span the next one.
+The images are fitted outside of the span, too (`whole`), and span the next one, in which masks are
+those that the gradients' rows speak for (`masks`): by outputs alone the same ones are wrong in
+round after round, and with them what labels and scales are drawn to.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from attacks.rounds.masks import ways_of
 from attacks.rounds.problem import Rounds
 from attacks.rounds.rest import rest_of
 from attacks.rounds.whole import whole_inputs
@@ -45,6 +49,9 @@ STEPS_AT_FIRST, FINE_STEPS = 20, 4
 """Steps in the first span, at most, and in those that follow."""
 LEAST_FALL_SIGMAS = 0.1
 """Fall of the merit below which a step counts as the last, in its standard deviation by noise."""
+MOST_ERROR_OF_INPUTS = 0.35
+"""Error of an example's inputs, relative, at which it is believed to be one, and its masks to be
+those that the gradients' rows speak for, at most."""
 SPANS = 1
 """How often the span is taken anew from the images."""
 
@@ -91,8 +98,14 @@ class Likelihood:
     reach: list[Tensor]
 
     @classmethod
-    def of(cls, rounds: Rounds) -> Likelihood:
-        """Put the rounds in coordinates."""
+    def of(cls, rounds: Rounds, masks: Sequence[Array] = ()) -> Likelihood:
+        """Put the rounds in coordinates.
+
+        Args:
+            rounds: of a client.
+            masks: of each layer's activations, the slopes (R, n, m) that its gradients speak for;
+                none: outputs tell.
+        """
         parts = [rounds.gradients(i) for i in range(len(rounds.each))]
         sigmas = [_flat(_like(p, one.sigmas)) for p, one in zip(parts, rounds.each, strict=True)]
         sent = [_flat(part) / sigma for part, sigma in zip(parts, sigmas, strict=True)]
@@ -101,7 +114,13 @@ class Likelihood:
             if one.levels:
                 steps = (np.zeros((1, 1)), *one.levels[1:])
                 reach[i] = torch.maximum(reach[i], _flat(_like(parts[i], steps)) / sigmas[i])
-        return cls(rounds, rounds.simulations(), sent, sigmas, reach)
+        simulations = rounds.simulations()
+        if masks:
+            simulations = [
+                dataclasses.replace(one, masks=tuple(torch.from_numpy(own[i]) for own in masks))
+                for i, one in enumerate(simulations)
+            ]
+        return cls(rounds, simulations, sent, sigmas, reach)
 
     @property
     def size(self) -> int:
@@ -185,9 +204,9 @@ def fit(rounds: Rounds, start: Unknowns, *, label_ways: Tensor) -> Fitted:
         start: to begin with.
         label_ways: directions (n, K, P) of labels; none where they are told.
     """
-    client = start
+    client, masks = start, list[Array]()
     for turn in range(SPANS + 1):
-        every = Likelihood.of(rounds)
+        every = Likelihood.of(rounds, masks)
         most = FINE_STEPS if turn else STEPS_AT_FIRST
         client, spread = _steps(every, client, label_ways, most)
         factors = every.factors(client)
@@ -197,6 +216,8 @@ def fit(rounds: Rounds, start: Unknowns, *, label_ways: Tensor) -> Fitted:
         whole = whole_inputs(rounds, inputs, labels, error, factors)
         inputs, std = whole.inputs, whole.std
         if turn < SPANS:
+            if whole.error <= MOST_ERROR_OF_INPUTS:
+                masks = ways_of(rounds, inputs, labels, whole.error, factors).slopes
             rounds = rounds.spanned_by(inputs)
             client = dataclasses.replace(client, inputs=torch.from_numpy(inputs @ rounds.span.T))
     rest = min(

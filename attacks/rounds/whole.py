@@ -61,7 +61,7 @@ def whole_inputs(
     gradients = np.stack([one.first for one in rounds.each])
     for _ in range(WHOLE_TURNS):
         ways = ways_of(rounds, inputs, labels, error, factors)
-        side, slopes = ways.first, ways.slopes
+        side, slopes = ways.first, ways.slopes[0]
         rows = np.concatenate(gradients / ways.sigma[..., None])
         before = inputs
         precision = _precision(rounds, ways.sigma, _stacked(side.arriving * slopes).T @ inputs)

@@ -19,9 +19,7 @@ from attacks.types import GradientLeak
 from attacks.unrolled.found import Replay
 from attacks.unrolled.replay import replay
 from attacks.victim.network import Network
-from attacks.victim.pixel_map import PixelMap, range_of
-
-STRAYS = "its pixels leave [0, 1]: the client's loader normalises otherwise than was told"
+from attacks.victim.pixel_map import STRAYS, PixelMap, range_of
 
 
 def labels_of_steps(found: Replay, tolerance: float) -> LabelRecovery:

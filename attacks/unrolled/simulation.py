@@ -99,6 +99,8 @@ class Simulation:
         kept: A, what weight decay leaves of the start.
         bend: width at either side of 0 over which an activation's slope grows linearly, so that
             masks change with the unknowns; 0 is what clients have.
+        masks: of the activation behind each layer but the last, the slopes (n, m) that examples are
+            known to have there, whatever their outputs; None: outputs tell.
     """
 
     weights: Weights
@@ -107,6 +109,7 @@ class Simulation:
     optimizer: SGD
     kept: float
     bend: float = 0.0
+    masks: Weights | None = None
 
     @classmethod
     def of(cls, chain: FullyConnected, span: Array, optimizer: SGD, steps: int) -> Simulation:
@@ -183,7 +186,8 @@ class Simulation:
             values.append(value)
             value = value @ w.T
             if index < len(self.slopes):
-                value, slope, curve = self._activate(value, self.slopes[index])
+                known = None if self.masks is None else self.masks[index][used]
+                value, slope, curve = self._activate(value, self.slopes[index], known)
                 slopes.append(slope)
                 curves.append(curve)
         p = value.softmax(dim=1)
@@ -210,8 +214,12 @@ class Simulation:
             tuple(arriving[::-1]),
         )
 
-    def _activate(self, z: Tensor, low: float) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _activate(
+        self, z: Tensor, low: float, known: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return an activation's output, its slope, and where it is bent, the slope's."""
+        if known is not None:
+            return known * z, known, None
         if not self.bend:
             slope = torch.where(z > 0, 1.0, low).to(z)
             return slope * z, slope, None

@@ -10,6 +10,8 @@ from torch import Tensor
 from attacks.types import NotApplicable
 from attacks.victim.network import Network
 
+STRAYS = "its pixels leave [0, 1]: the client's loader normalises otherwise than was told"
+
 
 @dataclass(frozen=True, eq=False)
 class PixelMap:

@@ -68,7 +68,8 @@ def _card(name: str, mine: Sequence[Row], at_once: Sequence[Row], grid: Sequence
             parts += [f"{setting}:", _table([*_named_none(bare), *own], _GRID)]
     if at_once:
         parts += [
-            "One update, one step, an attacker who doesn't know it / who does:",
+            "One update, one step, or as many rounds as are told, an attacker who doesn't know it "
+            "/ who does:",
             _table(at_once, _ONE),
         ]
     if not (mine or at_once):

@@ -26,9 +26,9 @@ from fl_sim.leakage.image_scores import is_identified
 from fl_sim.privacy import epsilon
 from fl_sim.seeds import numpy_generator, seed_for, seeded_layers, torch_generator
 
-ROUNDS, NOISES = (1, 4, 16), (0.3, 1.0, 3.0)
+ROUNDS, NOISES = (1, 4, 16, 64), (0.3, 1.0, 3.0, 10.0)
 """R, and the noise's standard deviation in root mean squares of an update of the norm C."""
-SEEDS, CLIENTS, EXAMPLES, LR, CLIPPING_NORM = 3, 4, 8, 0.01, 0.05
+SEEDS, CLIENTS, EXAMPLES, LR, CLIPPING_NORM = 6, 4, 8, 0.01, 0.05
 WIDTHS = (784, 512, 10)
 LEVELS_DB = (20, 30, 50)
 ATTACKERS = ("one round", "all rounds")
@@ -39,8 +39,9 @@ TITLE = (
 NOTES = (
     f"784-512-10 without biases on `mnist-5k`, PyTorch's own initialisation; {CLIENTS} clients "
     f"with {EXAMPLES} examples each, hard labels, one full-batch step a round, lr {LR}: a rate at "
-    "which the network learns slowly, and gradients stay as large as at first. At lr 0.1 they "
-    f"fade, and later rounds add less. Updates are clipped to the norm {CLIPPING_NORM}, which "
+    "which the network learns slowly, and gradients stay about as large as at first for 16 rounds; "
+    "in 64 they fade, so that the latest alone shows less than the first. At lr 0.1 they do so "
+    f"earlier, and later rounds add less. Updates are clipped to the norm {CLIPPING_NORM}, which "
     "binds in the first rounds. *Noise* is its standard deviation in root mean squares of an "
     f"update of that norm; {SEEDS} seeds, one client of each attacked. More than {max(ROUNDS)} "
     f"rounds and more noise than {max(NOISES):g} weren't measured.",
@@ -163,7 +164,7 @@ def _row(noise: float, count: int, attacker: str, several: Sequence[Attacked]) -
 
 def figure(rows: Sequence[dict[str, Any]]) -> Figure:
     """Draw images and labels over rounds, a colour for each noise."""
-    drawn = Figure(figsize=(13, 4), layout="constrained")
+    drawn = Figure(figsize=(13, 4.4), layout="constrained")
     axes = drawn.subplots(1, 3)
     noises = sorted({row["noise"] for row in rows})
     for index, noise in enumerate(noises):
@@ -190,8 +191,12 @@ def figure(rows: Sequence[dict[str, Any]]) -> Figure:
         axis.grid(alpha=0.3)
     for axis in axes[1:]:
         axis.set_ylim(-0.03, 1.03)
-    axes[2].legend(
-        loc="lower right",
+    handles, labels = axes[0].get_legend_handles_labels()
+    drawn.legend(
+        handles,
+        labels,
+        loc="outside lower center",
+        ncols=len(noises),
         fontsize=8,
         title="all rounds; dotted: the latest alone",
         title_fontsize=8,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from attacks import GradientLeak, Normalization, Status
 from attacks.facts import Fact
+from attacks.rounds.unperturbed import taken_rounds, without_perturbed
 from fl_sim.flower.local_training import LocalTraining
 from fl_sim.flower.wire import gradient_leak
 from fl_sim.leakage.audit import audit_leak
@@ -128,19 +129,24 @@ class Auditor:
         findings: list[Finding] = []
         for index in sorted(chosen):
             place = self._place(server_round, client, index, members)
-            if rounds is not None:
-                place = dataclasses.replace(place, rounds=in_short(rounds))
-            if isinstance(leak, str):
-                findings.append(_without_answer(place, Status.NOT_APPLICABLE, leak))
-                continue
             plan = self.plans[index]
+            seen = leak if isinstance(leak, str) else _knowing(leak, plan.knowledge)
+            if rounds is not None:
+                used = rounds
+                if not isinstance(seen, str):
+                    used = [rounds[index] for index in taken_rounds(seen)]
+                    seen = without_perturbed(seen)
+                place = dataclasses.replace(place, rounds=in_short(used))
+            if isinstance(seen, str):
+                findings.append(_without_answer(place, Status.NOT_APPLICABLE, seen))
+                continue
             findings += audit_leak(
-                _knowing(leak, plan.knowledge),
+                seen,
                 plan,
                 place,
                 seed=self.seed,
                 judge=self.judge,
-                true_features=self._features_of(leak),
+                true_features=self._features_of(seen),
             )
         return findings
 

@@ -119,7 +119,7 @@ def test_precode_stands_in_front_of_the_last_layer_and_trains() -> None:
         optimizer.step()
         losses.append(float(loss.detach()))
     assert sum(losses[-20:]) < 0.8 * sum(losses[:20])
-    assert defense.facts() == (Bottleneck(16),)
+    assert defense.facts() == (Bottleneck(16, 1e-3),)
 
 
 def test_precode_needs_a_linear_layer_within() -> None:

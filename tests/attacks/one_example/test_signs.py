@@ -53,7 +53,9 @@ def test_a_smoothed_label_is_shown_and_not_claimed(
     assert torch.allclose(answer.labels, label if fact else hard)
 
 
-def test_a_mixed_label_and_a_batch_are_not_claimed(make_model: Make, make_victim: Make) -> None:
+def test_a_mixed_label_and_two_that_are_said_to_be_one_are_not_claimed(
+    make_model: Make, make_victim: Make
+) -> None:
     mixed = torch.zeros(1, 10, dtype=torch.float64)
     mixed[0, 2], mixed[0, 5] = 0.7, 0.3
     answer = answer_of(signs_of(make_victim(make_model(10), mixed).leak, Mixup()))
@@ -61,6 +63,5 @@ def test_a_mixed_label_and_a_batch_are_not_claimed(make_model: Make, make_victim
     assert "2 of 10 rows" in str(answer.reason)
     two = torch.eye(10, dtype=torch.float64)[[1, 7]]
     batch = signs_of(make_victim(make_model(10), two).leak, HardLabels())
-    assert "not of 2" in str(answer_of(batch).reason)
     alone = dataclasses.replace(batch, batch_size=1, examples=1)
     assert Status.RECOVERED not in answer_of(alone).statuses

@@ -140,6 +140,18 @@ def test_little_noise_is_told_and_images_are_within_their_bars() -> None:
     assert error_of(leak, images) < max(e.error or 0.0 for e in found.examples)
 
 
+@pytest.mark.parametrize("seed", [1, 3])
+def test_labels_of_many_rounds_are_within_their_bars(seed: int) -> None:
+    """By outputs alone the same masks are wrong in all rounds, and labels by up to 1.3 bars."""
+    leak, _, labels = rounds_of(64, noise=0.3, examples=4, seed=seed)
+    found = SoftLabelRecovery()(leak, generator=torch.Generator())
+    bars = torch.tensor([example.label_bar for example in found.examples])
+    assert found.labels is not None, found.reason
+    apart = (found.labels[:, None] - labels).abs().amax(dim=2)
+    row, column = linear_sum_assignment(apart.numpy())
+    assert (apart[row, column] < bars).all()
+
+
 @pytest.mark.parametrize(
     ("seed", "count", "noise", "bias"), [(35, 3, 0.0157, True), (137, 6, 2e-4, False)]
 )

@@ -62,6 +62,21 @@ def test_a_client_has_one_record_that_names_its_rounds_and_replays(
     assert without_seconds(tmp_path / "again") == records
 
 
+@pytest.mark.usefixtures("here")
+def test_a_record_names_the_round_that_went_unperturbed(tmp_path: Path) -> None:
+    outpost = {"name": "outpost", "beta": 1e9}  # perturbs the first round alone
+    attack = {"image": "analytic", "combine": "rounds"}
+    both = [attack | {"attacker": who} for who in ("unaware", "aware")]
+    run(scenario_of(defense=[outpost], attack=both), tmp_path / "run")
+    records = without_seconds(tmp_path / "run")
+    assert {r["rounds"] for r in records if r["attacker"] == "unaware"} == {"1-3"}
+    aware = [r for r in records if r["attacker"] == "aware"]
+    assert {r["rounds"] for r in aware} <= {"2", "3"}
+    assert {r["image_status"] for r in aware} == {"RECOVERED"}
+    assert all(r["feature_error"] < 1e-3 for r in aware)
+    assert {r["unused_facts"] for r in aware} == {None}
+
+
 class Killed(BaseException):
     """Ends a run where it stands; nobody catches it."""
 
