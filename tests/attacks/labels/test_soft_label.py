@@ -290,8 +290,9 @@ def test_a_saturated_network_leaves_the_label_uncertain(
             assert std is not None
             assert std.isfinite().all()
     recovered = sum(recovery.status is Status.RECOVERED for recovery in recoveries)
-    # At 300 one of ten has two labels that fit.
-    assert recovered == {30: 7, 300: 0, 3000: 0}[factor]
+    # At 30 one of ten is at the border, on either side of it by the processor's rounding; at 300 one
+    # has two labels that fit.
+    assert recovered in {30: (7, 8), 300: (0,), 3000: (0,)}[factor]
 
 
 @pytest.mark.parametrize("tolerance", [0.0, 1.0, -1.0])
