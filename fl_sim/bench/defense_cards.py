@@ -14,6 +14,7 @@ from fl_sim.results.flags import MEANINGS
 
 Row = Mapping[str, str]
 CARDS = Path("docs") / "defenses"
+BARE = "no defense"
 _GRID = ("strength", "attacker", "labels", "images > 20 dB", "identified", "class counts off by")
 _COSTS = ("strength", "accuracy", "ε", "signal to noise", "bytes", "non-zero", "seconds")
 _ONE = ("strength", "B", "labels", "images > 20 dB", "images > 50 dB", "flag")
@@ -61,8 +62,8 @@ def _card(name: str, mine: Sequence[Row], at_once: Sequence[Row], grid: Sequence
     }
     if mine:
         parts.append(
-            "Over a whole run, the best of several attacks for each column; `none` is the same run "
-            "without a defense."
+            f"Over a whole run, the best of several attacks for each column; “{BARE}” is the same "
+            "run without one."
         )
         for setting, (bare, own) in settings.items():
             parts += [f"{setting}:", _table([*_named_none(bare), *own], _GRID)]
@@ -130,7 +131,7 @@ def _within(rows: Sequence[Row], setting: str) -> list[Row]:
 
 
 def _named_none(bare: Sequence[Row]) -> list[Row]:
-    return [{**row, "strength": "none"} for row in bare]
+    return [{**row, "strength": BARE} for row in bare]
 
 
 def _of(rows: Sequence[Row], name: str) -> list[Row]:

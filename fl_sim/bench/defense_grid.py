@@ -161,12 +161,12 @@ def _row(
 
     bound = comparison.number(cell, None, "epsilon")
     accuracy = comparison.number(cell, None, "accuracy")
-    label = shown([{**stage, "name": ""} for stage in stages]).strip(" ()") if stages else "–"
+    options = [{**stage, "name": ""} for stage in stages if len(stage) > 1]
     guess = plain("mass_tv_chance", worst(comparison, cell, "mass_tv_chance", attacker=attacker))
     row = {
         "setting": told["setting"],
         "defense": stages[0]["name"] if stages else "none",
-        "strength": label or "–",
+        "strength": shown(options).strip(" ()") if options else "–",
         "attacker": attacker,
         "labels": attacked("labels_right"),
         "classes": attacked("classes_right"),
