@@ -290,8 +290,8 @@ def test_a_saturated_network_leaves_the_label_uncertain(
             assert std is not None
             assert std.isfinite().all()
     recovered = sum(recovery.status is Status.RECOVERED for recovery in recoveries)
-    # At 30 one of ten is at the border, on either side of it by the processor's rounding; at 300 one
-    # has two labels that fit.
+    # At 30 one of ten is at the border, on either side of it by the processor's rounding; at 300
+    # one has two labels that fit.
     assert recovered in {30: (7, 8), 300: (0,), 3000: (0,)}[factor]
 
 

@@ -112,7 +112,7 @@ def test_a_card_names_claim_worst_case_cost_and_flags(tmp_path: Path) -> None:
     pruning = found["pruning"]
     assert "Sparse Communication for Distributed Gradient Descent" in pruning
     assert "It claims no ε: no guarantee." in pruning
-    assert "| none | aware | 100 % (97–100) |" in pruning
+    assert "| no defense | aware | 100 % (97–100) |" in pruning
     assert "| sparsity 0.95 | 85.5 % (84–87) |" in pruning
     assert "* **aware is worse** (" in pruning
     assert "Not measured here." in found["mixup"]
