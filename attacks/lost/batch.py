@@ -20,6 +20,9 @@ from attacks.victim.gradients import Array
 
 SUPPORTS = 0.7
 """Misfit with pixels taken as black, in what it is without, from which that is so."""
+SPARE_IN_CORE = 2.5
+"""Entries of a core's rows and columns for each unknown, at least, in a first try: those that have
+few err by more, but without them a core may be too small."""
 NEAR_ENOUGH_BATCH = 1e-3
 """Misfit on the entries that were sent, relative, from which nothing is put in."""
 
@@ -43,11 +46,29 @@ def complete_batch(
     Raises:
         NotApplicable: too little was sent, or what is found doesn't agree with it.
     """
-    inputs, std = first_inputs_of(layers, sent, black, batch, generator)
-    found = _gradients(layers, sent, inputs)
+    why = NotApplicable("no core was tried")
+    for spare in (SPARE_IN_CORE, SPARE_ENTRIES):
+        try:
+            return _complete_batch(layers, sent, black, batch, spare, generator)
+        except NotApplicable as reason:
+            why = reason
+    raise why
+
+
+def _complete_batch(
+    layers: FullyConnected,
+    sent: list[Mask],
+    black: Array,
+    batch: int,
+    spare: float,
+    generator: torch.Generator,
+) -> tuple[list[Array], Array, Array]:
+    """Do so by cores whose rows and columns have that many entries for each example, at least."""
+    inputs, std = first_inputs_of(layers, sent, black, batch, generator, spare=spare)
+    found = _gradients(layers, sent, inputs, spare)
     off = misfit(layers.layers, sent, found)
     darker = with_black(inputs, std, black)
-    closer = _gradients(layers, sent, darker)
+    closer = _gradients(layers, sent, darker, spare)
     fitting = misfit(layers.layers, sent, closer)
     if fitting <= SUPPORTS * off:
         std = np.where(darker == inputs, std, 0.0)
@@ -61,7 +82,9 @@ def complete_batch(
     return found, inputs, np.linalg.norm(std, axis=1) / sizes
 
 
-def _gradients(layers: FullyConnected, sent: list[Mask], inputs: Array) -> list[Array]:
+def _gradients(
+    layers: FullyConnected, sent: list[Mask], inputs: Array, spare: float
+) -> list[Array]:
     """Return every layer's gradient by the first layer's inputs (B, n).
 
     Raises:
@@ -69,12 +92,12 @@ def _gradients(layers: FullyConnected, sent: list[Mask], inputs: Array) -> list[
     """
     *values, _ = layers.forward(inputs)
     rows = [layer.augmented(a) for layer, a in zip(layers.layers, values, strict=True)]
-    δ, told = _told(layers.layers[-1].gradient, sent[-1], rows[-1])
+    δ, told = _told(layers.layers[-1].gradient, sent[-1], rows[-1], spare)
     if not told.all():
         raise NotApplicable(TOO_LITTLE.format(layers.layers[-1].name))
     found = []
     for index in reversed(range(len(rows))):
-        own, told = _told(layers.layers[index].gradient, sent[index], rows[index])
+        own, told = _told(layers.layers[index].gradient, sent[index], rows[index], spare)
         found.append(np.where(told, own, δ).T @ rows[index])
         if index:
             slopes = on_array(layers.activations[index - 1].slope, values[index])
@@ -82,9 +105,9 @@ def _gradients(layers: FullyConnected, sent: list[Mask], inputs: Array) -> list[
     return found[::-1]
 
 
-def _told(gradient: Array, sent: Mask, rows: Array) -> tuple[Array, Mask]:
+def _told(gradient: Array, sent: Mask, rows: Array, spare: float) -> tuple[Array, Mask]:
     """Return δ / B, (B, m), by a layer's inputs (B, n), and of which units entries tell it."""
-    δ, told = np.zeros((len(rows), len(gradient))), sent.sum(axis=1) >= SPARE_ENTRIES * len(rows)
+    δ, told = np.zeros((len(rows), len(gradient))), sent.sum(axis=1) >= spare * len(rows)
     for unit in np.flatnonzero(told):
         there = sent[unit]
         δ[:, unit] = np.linalg.lstsq(rows[:, there].T, gradient[unit, there], rcond=None)[0]

@@ -30,14 +30,14 @@ def with_black(inputs: Array, std: Array, black: Array) -> Array:
     found = inputs.copy()
     for row, error, own in zip(found, std, inputs, strict=True):
         known = error == 0
-        t = _scale_of_black(own[known], black[known])
+        t = scale_of_black(own[known], black[known])
         if t is not None:
             dark = ~known & np.isfinite(error) & (np.abs(own - t * black) <= BAR * error)
             row[dark] = t * black[dark]
     return found
 
 
-def _scale_of_black(known: Array, black: Array) -> float | None:
+def scale_of_black(known: Array, black: Array) -> float | None:
     """Return t; None where few pixels are black, or nothing tells."""
     if not black.all() or not len(black):
         return None if black.any() else 0.0

@@ -18,8 +18,10 @@ import numpy as np
 import torch
 
 from attacks.dense.network import FullyConnected
+from attacks.lost.black import scale_of_black
 from attacks.lost.columns import by_entries, by_outputs, level_of
-from attacks.lost.low_rank import SPARE_ENTRIES, complete_low_rank, core_of
+from attacks.lost.lit import Rows, is_on, with_lit
+from attacks.lost.low_rank import complete_low_rank, core_of
 from attacks.lost.sent import Mask
 from attacks.masks.equation import MaskEquation
 from attacks.masks.examples import first_inputs, signs
@@ -55,24 +57,29 @@ class Core:
     columns: Mask
 
     @classmethod
-    def of(cls, layer: Layer, sent: Mask, rank: int) -> Core:
+    def of(cls, layer: Layer, sent: Mask, rank: int, spare: float) -> Core:
         """Complete a layer's gradient as far as rows and columns have entries enough.
 
         Args:
             layer: with its gradient.
             sent: which of its entries there are.
             rank: B.
+            spare: entries of a row or a column for each unknown that are enough.
 
         Raises:
             NotApplicable: there are too few, or a bias isn't among them.
         """
-        rows, columns = core_of(sent, SPARE_ENTRIES * rank)
+        rows, columns = core_of(sent, spare * rank)
         if min(rows.sum(), columns.sum()) <= rank or (layer.has_bias and not columns[-1]):
             raise NotApplicable(TOO_LITTLE.format(layer.name))
         part = np.ix_(rows, columns)
         whole = np.zeros((len(rows), int(columns.sum())))
         whole[rows] = complete_low_rank(layer.gradient[part], sent[part], rank)
         return cls(dataclasses.replace(layer.only(columns), gradient=whole), rows, columns)
+
+    def known_rows(self, layer: Layer, sent: Mask, inputs: Array) -> Rows:
+        """Return its rows with their δ, in all columns of the layer as it came."""
+        return Rows.of(layer, sent, self.rows, _delta(self, inputs))
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +106,8 @@ def first_inputs_of(
     black: Array,
     batch: int,
     generator: torch.Generator,
+    *,
+    spare: float,
 ) -> tuple[Array, Array]:
     """Return the first layer's inputs (B, n), and standard deviations of what was lost of them.
 
@@ -110,6 +119,7 @@ def first_inputs_of(
         black: the first layer's input (n,) on a black image, for what nothing tells.
         batch: B.
         generator: draws starts.
+        spare: see `Core.of`.
 
     Raises:
         NotApplicable: too little was sent, or masks don't show all examples.
@@ -117,7 +127,7 @@ def first_inputs_of(
     if len(chain.layers) < 2 or any(activation.low != 0 for activation in chain.activations):
         raise NotApplicable("a batch is completed by the ReLUs of hidden layers, which are missing")
     hidden, head = list(zip(chain.layers[:-1], sent, strict=False)), chain.layers[-1]
-    cores = [Core.of(layer, there, batch) for layer, there in hidden]
+    cores = [Core.of(layer, there, batch, spare) for layer, there in hidden]
     last = cores[-1]
     top = FullyConnected((last.layer, head), chain.activations[-1:], chain.kept[-1:])
     equation = MaskEquation.of(top, 0, batch, is_above_whole=False)
@@ -132,14 +142,16 @@ def first_inputs_of(
         equation.live,
         np.array([pair.is_on for pair in pairs]),
     )
-    for core, above, (layer, there) in zip(cores[-2::-1], cores[:0:-1], hidden[:0:-1], strict=True):
-        outputs, units = _outputs(above, layer, there, shown.inputs)
+    above = Rows.of_head(head, sent[-1], last.rows, _delta(last, shown.inputs))
+    for core, over, (layer, there) in zip(cores[-2::-1], cores[:0:-1], hidden[:0:-1], strict=True):
+        outputs, units = _outputs(over, layer, there, shown.inputs)
+        above = over.known_rows(layer, there, shown.inputs)
         shown = _inputs_below(core, outputs, units, batch)
-    return _with_columns(cores[0], *hidden[0], shown, black)
+    return _with_columns(cores[0], *hidden[0], shown, black, above)
 
 
 def _with_columns(
-    core: Core, layer: Layer, sent: Mask, shown: Shown, black: Array
+    core: Core, layer: Layer, sent: Mask, shown: Shown, black: Array, above: Rows
 ) -> tuple[Array, Array]:
     """Return the first layer's inputs (B, n), and standard deviations of what isn't in its core.
 
@@ -149,6 +161,7 @@ def _with_columns(
         sent: which of its entries there are.
         shown: its inputs on the core's columns.
         black: (n,), the layer's input on a black image.
+        above: rows of the layer above.
     """
     width = len(core.columns) - layer.has_bias
     pixels, lost = core.columns[:width], ~core.columns[:width]
@@ -169,6 +182,9 @@ def _with_columns(
         delta, layer.gradient[part], sent[part], whole[:, lost], rounding, size
     )
     if any(basis.size for basis in bases):
+        lit = _with_lit(core, layer, sent, shown.inputs, black, above)
+        if lit is not None:
+            return lit
         if shown.outputs is None:
             variance[:] = np.inf
         else:
@@ -179,6 +195,21 @@ def _with_columns(
             variance += open_variance
     std[:, lost] = np.sqrt(variance)
     return whole, std
+
+
+def _with_lit(
+    core: Core, layer: Layer, sent: Mask, inputs: Array, black: Array, above: Rows
+) -> tuple[Array, Array] | None:
+    """Return what `with_lit` does, where the scale of black shows."""
+    pixels = core.columns[: len(black)]
+    scales = [scale_of_black(row, black[pixels]) for row in inputs]
+    known = [scale for scale in scales if scale is not None]
+    if len(known) < len(scales):
+        return None
+    start = np.array(known)[:, None] * black
+    start[:, pixels] = inputs
+    own = core.known_rows(layer, sent, inputs)
+    return with_lit(layer, own, above.only(core.rows), core.rows, is_on(own.delta), start, pixels)
 
 
 def _delta(core: Core, inputs: Array) -> Array:
