@@ -59,7 +59,9 @@ def test_the_ways_of_a_quick_run_need_no_compiler() -> None:
 
 
 def test_added_memory_is_what_was_taken() -> None:
-    added = added_bytes(lambda: torch.ones(25 * 2**20))  # 100 MiB, which are given back at once
-    if added is None:
+    """The most of three times: what the kernel reclaims of others' meanwhile lowers it."""
+    found = [added_bytes(lambda: torch.ones(25 * 2**20)) for _ in range(3)]  # 100 MiB, given back
+    added = [one for one in found if one is not None]
+    if not added:
         pytest.skip("there is no /proc that says")
-    assert added == pytest.approx(100 * 2**20, rel=0.1)
+    assert max(added) == pytest.approx(100 * 2**20, rel=0.1)
