@@ -78,11 +78,6 @@ class Problem:
     watched: tuple[str, ...] = ()
     start: Tensor | None = None
 
-    def to(self, device: torch.device) -> Problem:
-        """Return the problem with its tensors on a device; what a search starts from stays."""
-        given = tree_map_only(Tensor, lambda part: part.to(device), self.given)
-        return replace(self, victim=self.victim.to(device), given=given)
-
     def draw(self, starts: int, generator: torch.Generator) -> Tensor:
         """Draw rows (R, size), the first one from what there is to set out from."""
         rows = self.unknowns.draw(starts, generator, self.victim.dtype)
@@ -125,6 +120,22 @@ class Problem:
     def target(self) -> Tensor:
         """What was sent, as one vector (P,)."""
         return torch.cat([part.reshape(-1) for part in self.given.target.values()])
+
+
+def on_device(problems: Sequence[Problem], device: torch.device) -> list[Problem]:
+    """Return problems of one model with their tensors on a device, where they share its victim.
+
+    What a search starts from stays where it is.
+    """
+    victim = problems[0].victim.to(device)
+    return [
+        replace(
+            problem,
+            victim=victim,
+            given=tree_map_only(Tensor, lambda part: part.to(device), problem.given),
+        )
+        for problem in problems
+    ]
 
 
 def evaluation_of(

@@ -8,13 +8,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from attacks.matching.evaluation import Problem, evaluation_of
+from attacks.matching.evaluation import Problem, evaluation_of, on_device
 from attacks.matching.optimisers import Optimiser
 from attacks.matching.schedules import Schedule
 from attacks.matching.search import Found, Stop, search
 from attacks.types import NotApplicable
 
-CPU = torch.device("cpu")
 COPIES = 12
 """Copies of the gradient, and of what layers take, that one start holds at once."""
 
@@ -47,8 +46,8 @@ class Restarts:
     optimiser: Optimiser
     schedule: Schedule
     stop: Stop
-    is_compiled: bool = False
-    device: torch.device = CPU
+    is_compiled: bool
+    device: torch.device
 
     def search(
         self, problems: Sequence[Problem], generators: Sequence[torch.Generator]
@@ -91,7 +90,7 @@ class Restarts:
     ) -> Found:
         pairs = zip(problems, generators, strict=True)
         rows = torch.cat([problem.draw(starts, generator) for problem, generator in pairs])
-        there = [problem.to(self.device) for problem in problems]
+        there = on_device(problems, self.device)
         calls = self.stop.iterations
         found = search(
             evaluation_of(there, starts, calls, is_compiled=self.is_compiled),

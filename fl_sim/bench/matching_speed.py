@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 
 from attacks import GradientLeak
-from attacks.matching.evaluation import Given, Problem, evaluation_of
+from attacks.matching.evaluation import Given, Problem, evaluation_of, on_device
 from attacks.matching.models import OneGradient
 from attacks.matching.objectives import CosineDistance, TotalVariation
 from attacks.matching.optimisers import Adam
-from attacks.matching.restarts import CPU
 from attacks.matching.schedules import StepDecay
 from attacks.matching.search import Found, Stop, search
 from attacks.matching.unknowns import Unknowns
@@ -28,6 +27,7 @@ from fl_sim.bench.matching import SMOOTH, Victim, seeded, victims_of
 from fl_sim.bench.memory import added_bytes
 from fl_sim.bench.plain_loop import LR, plain_start, plain_step
 from fl_sim.bench.victims import initial_weights
+from fl_sim.seeds import CPU
 from fl_sim.threads import one_thread
 
 TITLE = "How fast gradient matching is: `inverting-gradients` beside a plain loop and breaching"
@@ -194,9 +194,8 @@ def search_of(
     for one in victims:
         view = DifferentiableVictim.of(one.leak, torch.float32)
         given, smooth = Given(view.target, one.labels), (TotalVariation(SMOOTH),)
-        problem = Problem(view, given, OneGradient(), unknowns, CosineDistance(), smooth)
-        problems.append(problem.to(device))
-    evaluate = evaluation_of(problems, 1, 1000, is_compiled=is_compiled)
+        problems.append(Problem(view, given, OneGradient(), unknowns, CosineDistance(), smooth))
+    evaluate = evaluation_of(on_device(problems, device), 1, 1000, is_compiled=is_compiled)
     draws = seeded(0)
     rows = torch.cat([unknowns.draw(1, draws, torch.float32) for _ in problems]).to(device)
     return partial(

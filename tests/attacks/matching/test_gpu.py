@@ -12,7 +12,7 @@ from attacks import ExampleLabel, LabelRecovery, Status
 from attacks.images.dlg import DLG
 from attacks.images.gradinversion import GradInversion
 from attacks.images.inverting_gradients import InvertingGradients
-from attacks.matching.evaluation import Given, Problem, recorded, traced
+from attacks.matching.evaluation import Given, Problem, on_device, recorded, traced
 from attacks.matching.models import OneGradient
 from attacks.matching.objectives import SquaredDistance
 from attacks.matching.restarts import free_bytes
@@ -47,7 +47,9 @@ def test_a_problem_takes_all_its_tensors_along() -> None:
     given = Given(victim.target, labels.labels)
     unknowns = Unknowns(1, SHAPE, 5)
     there = torch.device("meta")
-    moved = Problem(victim, given, OneGradient(), unknowns, SquaredDistance()).to(there)
+    problem = Problem(victim, given, OneGradient(), unknowns, SquaredDistance())
+    moved, other = on_device([problem, problem], there)
+    assert other.victim is moved.victim
     seen = moved.victim
     tensors = [*seen.parameters.values(), *seen.constants.values(), *seen.target.values()]
     tensors += [*moved.given.target.values(), moved.given.labels]
