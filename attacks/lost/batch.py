@@ -46,13 +46,10 @@ def complete_batch(
     Raises:
         NotApplicable: too little was sent, or what is found doesn't agree with it.
     """
-    why = NotApplicable("no core was tried")
-    for spare in (SPARE_IN_CORE, SPARE_ENTRIES):
-        try:
-            return _complete_batch(layers, sent, black, batch, spare, generator)
-        except NotApplicable as reason:
-            why = reason
-    raise why
+    try:
+        return _complete_batch(layers, sent, black, batch, SPARE_IN_CORE, generator)
+    except NotApplicable:
+        return _complete_batch(layers, sent, black, batch, SPARE_ENTRIES, generator)
 
 
 def _complete_batch(

@@ -21,9 +21,9 @@ from attacks.answers import (
     Status,
     known,
 )
+from attacks.dense.pixel_range import in_range
 from attacks.facts import Told
 from attacks.numerics.least_squares import BAR
-from attacks.numerics.rms import row_rms
 from attacks.rounds.classes import fit_classes
 from attacks.rounds.problem import Rounds
 from attacks.rounds.refine import MOST_ERROR_OF_INPUTS, Fitted, fit, free_labels
@@ -32,7 +32,7 @@ from attacks.types import GradientLeak
 from attacks.unrolled.answer import order_of
 from attacks.victim.kept import kept_with
 from attacks.victim.network import Network
-from attacks.victim.pixel_map import STRAYS, PixelMap, range_of
+from attacks.victim.pixel_map import STRAYS, PixelMap
 
 MOST_MISFIT_OF_ROUNDS = 6.0
 """Misfit of the right examples, at most; see `Rest`."""
@@ -192,14 +192,10 @@ def images_of_rounds(
     found = found_in_rounds(leak)
     images = inverse.pixels(found.inputs)
     errors = found.input_bars * inverse.worth
-    low, high = 0.0, 1.0
-    overshoot = row_rms(images - images.clamp(0, 1))
-    strays = overshoot > torch.maximum(STRAY_BARS * errors, torch.tensor(tolerance))
-    if leak.normalization is None and strays.any() and images.isfinite().all():
-        low, high = range_of(images)
-        strays = torch.zeros_like(strays)
+    slack = torch.maximum(STRAY_BARS * errors, torch.tensor(tolerance))
+    images, strays, (low, high) = in_range(images, slack, is_told=leak.normalization is not None)
     rows = [
-        _image(image.clamp(low, high), error, is_stray, found, tolerance)
+        _image(image, error, is_stray, found, tolerance)
         for image, error, is_stray in zip(
             images, (errors / (high - low)).tolist(), strays.tolist(), strict=True
         )

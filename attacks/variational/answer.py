@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from attacks.answers import ExampleImage, ExampleLabel, LabelRecovery, Reconstruction, Status, known
+from attacks.dense.pixel_range import in_range
 from attacks.facts import Bottleneck
 from attacks.masks.examples import WRONG_SHARE, Examples, Parts
 from attacks.numerics.least_squares import BAR
@@ -22,7 +23,7 @@ from attacks.variational.draws import Drawn, drawn_of
 from attacks.variational.examples import Bottlenecked, examples_below
 from attacks.victim.kept import kept_with
 from attacks.victim.network import Network
-from attacks.victim.pixel_map import STRAYS, PixelMap, range_of
+from attacks.victim.pixel_map import STRAYS, PixelMap
 
 MOST_MISFIT_OF_DRAWS = 10.0
 """Misfit of right labels, at most; see `Drawn`. Of a wrong draw it is thousands."""
@@ -145,17 +146,14 @@ def images_behind_bottleneck(leak: GradientLeak, *, tolerance: float) -> Reconst
     a = torch.from_numpy(found.examples.inputs)
     images = inverse.pixels(a)
     errors = BAR * torch.from_numpy(found.examples.errors) * row_rms(a) * inverse.worth
-    low, high = 0.0, 1.0
-    strays = row_rms(images - images.clamp(0, 1)) > torch.maximum(errors, torch.tensor(tolerance))
-    if leak.normalization is None and strays.any() and images.isfinite().all():
-        low, high = range_of(images)
-        strays = torch.zeros_like(strays)
+    slack = torch.maximum(errors, torch.tensor(tolerance))
+    images, strays, (low, high) = in_range(images, slack, is_told=leak.normalization is not None)
     rows = []
     for row, (image, error) in enumerate(
         zip(images, (errors / (high - low)).tolist(), strict=True)
     ):
         reason = found.doubt(row) or (STRAYS if strays[row] else None)
-        rows.append(_image(image.clamp(low, high), error, reason, tolerance))
+        rows.append(_image(image, error, reason, tolerance))
     return Reconstruction.of(rows, pixel_range=(low, high))
 
 

@@ -91,7 +91,7 @@ def rows(*, quick: bool, seed: int) -> Iterator[dict[str, object]]:
         yield _row(cell, seed)
 
 
-def cells(*, has_gpu: bool = torch.cuda.is_available()) -> list[Cell]:
+def cells() -> list[Cell]:
     """Return all cells that this machine can measure, with the iterations that it has time for."""
     has_timm = importlib.util.find_spec("timm") is not None
     bases = [
@@ -106,7 +106,7 @@ def cells(*, has_gpu: bool = torch.cuda.is_available()) -> list[Cell]:
             for mode in MODES
         ),
     ]
-    if has_gpu:
+    if torch.cuda.is_available():
         return [
             replace(base, iterations=ON_GPU, batch=batch, clients=clients)
             for base in bases

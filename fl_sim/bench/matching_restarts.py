@@ -27,7 +27,7 @@ STARTS = (1, 2, 5, 10)
 NOTES = (
     "Photographs of 32×32 pixels, ten classes, the last layer without a bias, the label given, the "
     "float32 gradient of one example, no noise, untrained networks; DLG as it is by default: "
-    "L-BFGS in float64, at most 6,000 iterations a start.",
+    f"L-BFGS in float64, at most {DLG.iterations:,} iterations a start.",
     "Starts are taken one after another, at most as many as the row says, until the gradient is "
     f"matched to {MATCHED:g} of its size, which is the attack's own measure; of all the one counts "
     "that matches it best. `misfit` is the median of what is left; `evaluations` are those of the "
